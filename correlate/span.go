@@ -1,0 +1,48 @@
+package correlate
+
+import (
+	"github.com/xenserver/dtagent/probes/event"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Link says by which key a span found its parent: the value of its attribute
+// dt.link.method.
+type Link string
+
+// Link methods, strongest first. A span without a parent has LinkNone.
+const (
+	LinkTraceparent Link = "traceparent" // trace id and span id that the caller sent
+	LinkSocket      Link = "socket"      // request and reply on one connection
+	LinkThread      Link = "thread"      // work of the thread that holds the parent
+	LinkTask        Link = "task"        // XAPI or xenopsd task id
+	LinkClone       Link = "clone"       // thread made by the parent's thread
+	LinkFork        Link = "fork"        // process made by the parent's thread
+	LinkQueue       Link = "queue"       // message-switch queue and message number
+	LinkNone        Link = "none"
+)
+
+// Span is one finished operation. It is immutable once emitted and is shared
+// by all receivers.
+type Span struct {
+	TraceID    trace.TraceID
+	SpanID     trace.SpanID
+	ParentID   trace.SpanID // zero for a root
+	TraceState string       // as the caller sent it, for the spans of its trace
+
+	Component event.Component // decides which Observers get it
+	Service   string          // service.name
+	Name      string
+	Kind      trace.SpanKind
+	Start     int64 // ns since 1970
+	End       int64 // ns since 1970, not before Start
+
+	Error      string // XAPI failure code or another short reason; "" when it did not fail
+	Link       Link
+	Incomplete string // cause, "" when every event of it was seen
+
+	// Attributes in the order in which they became known, without those that
+	// belong to an Observer and without dt.link.method, dt.incomplete and error,
+	// which exporters add from the fields above.
+	Attributes []attribute.KeyValue
+}
