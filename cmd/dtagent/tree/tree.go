@@ -1,0 +1,197 @@
+// Package tree puts the spans of a trace into their tree and prints it for
+// people: who called whom, how long it took, how the agent knows, and where
+// the time went.
+package tree
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/xenserver/dtagent/cmd/dtagent/zipkin"
+)
+
+// Node is a span with the spans below it, in the order in which they began.
+type Node struct {
+	zipkin.Span
+	Children []*Node
+
+	outlives bool // ends after its parent
+}
+
+// Trace is what is known of one trace.
+type Trace struct {
+	ID        string
+	Roots     []*Node // spans whose parent is not among those of the trace, in order of time
+	Spans     int
+	Start     int64 // µs since 1970, of the first span
+	End       int64 // µs since 1970, of the last span to end
+	Continued bool  // other spans of the trace were shown before
+}
+
+// Build makes the trees of all traces in spans, in order of their beginnings.
+// A span that is there more than once, as two Observers write it, counts once.
+func Build(spans []zipkin.Span) []*Trace {
+	type key struct{ trace, id string }
+	nodes := make(map[key]*Node, len(spans))
+	traces := map[string]*Trace{}
+	var order []*Trace
+	var all []*Node
+	for _, s := range spans {
+		k := key{s.TraceID, s.ID}
+		if nodes[k] != nil {
+			continue
+		}
+		n := &Node{Span: s}
+		nodes[k] = n
+		all = append(all, n)
+		t := traces[s.TraceID]
+		if t == nil {
+			t = &Trace{ID: s.TraceID, Start: s.Timestamp, End: s.End()}
+			traces[s.TraceID] = t
+			order = append(order, t)
+		}
+		t.Spans++
+		t.Start = min(t.Start, s.Timestamp)
+		t.End = max(t.End, s.End())
+	}
+	slices.SortStableFunc(all, func(a, b *Node) int { return cmp.Compare(a.Timestamp, b.Timestamp) })
+	for _, n := range all {
+		parent := nodes[key{n.TraceID, n.ParentID}]
+		if n.ParentID == "" || parent == nil || parent == n {
+			t := traces[n.TraceID]
+			t.Roots = append(t.Roots, n)
+		} else {
+			parent.Children = append(parent.Children, n)
+			n.outlives = n.End() > parent.End()
+		}
+	}
+	// A file can claim that spans are each other's parents. Such a ring hangs
+	// below no root: it is opened at its first span.
+	reached := make(map[*Node]bool, len(all))
+	for _, t := range order {
+		reach(t.Roots, reached)
+	}
+	for _, n := range all {
+		if reached[n] {
+			continue
+		}
+		parent, t := nodes[key{n.TraceID, n.ParentID}], traces[n.TraceID]
+		parent.Children = slices.DeleteFunc(parent.Children, func(c *Node) bool { return c == n })
+		t.Roots = append(t.Roots, n)
+		reach([]*Node{n}, reached)
+	}
+	slices.SortStableFunc(order, func(a, b *Trace) int { return cmp.Compare(a.Start, b.Start) })
+	return order
+}
+
+// reach marks the nodes and all below them.
+func reach(nodes []*Node, reached map[*Node]bool) {
+	for stack := slices.Clone(nodes); len(stack) > 0; {
+		n := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		reached[n] = true
+		for _, c := range n.Children {
+			if !reached[c] {
+				stack = append(stack, c)
+			}
+		}
+	}
+}
+
+// Total is the time from the start of the trace's first span to the end of
+// its last.
+func (t *Trace) Total() time.Duration { return time.Duration(t.End-t.Start) * time.Microsecond }
+
+// All calls fn for every span of the trace, parents first.
+func (t *Trace) All(fn func(n *Node)) {
+	stack := slices.Clone(t.Roots)
+	slices.Reverse(stack)
+	for len(stack) > 0 {
+		n := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		fn(n)
+		for _, c := range slices.Backward(n.Children) {
+			stack = append(stack, c)
+		}
+	}
+}
+
+// Where is the part of a span that took most of its time.
+type Where struct {
+	What  string  `json:"what"`  // "self", the name of a child, or the class of wait
+	Share float64 `json:"share"` // of the span's duration, 0 to 1
+}
+
+// Self is what Where calls time of a span in which no child of it ran.
+const Self = "self"
+
+// Where says where the time of the span went: to the class of wait with the
+// largest dt.time.<class>_us when the span has such attributes, else to the
+// work below it that took longest, or to itself. Work below it is its children
+// and what they left to run after their own end, as xenopsd's workers do. Time
+// outside the span does not count.
+func (n *Node) Where() Where {
+	if n.Duration <= 0 {
+		return Where{}
+	}
+	if w := n.longestWait(); w.What != "" {
+		return w
+	}
+	var work []*Node
+	seen := 0
+	for stack := slices.Clone(n.Children); len(stack) > 0 && seen < maxBelow; seen++ {
+		c := stack[len(stack)-1]
+		stack = append(stack[:len(stack)-1], c.Children...)
+		if c.within(n) <= 0 {
+			continue
+		}
+		if c.ParentID == n.ID || c.outlives {
+			work = append(work, c)
+		}
+	}
+	slices.SortStableFunc(work, func(a, b *Node) int { return cmp.Compare(a.Timestamp, b.Timestamp) })
+	var longest *Node
+	var covered int64
+	until := n.Timestamp
+	for _, c := range work {
+		if longest == nil || c.within(n) > longest.within(n) {
+			longest = c
+		}
+		if to := min(c.End(), n.End()); to > until {
+			covered += to - max(c.Timestamp, until)
+			until = to
+		}
+	}
+	if self := n.Duration - covered; longest == nil || self >= longest.within(n) {
+		return Where{What: Self, Share: float64(self) / float64(n.Duration)}
+	}
+	return Where{What: longest.Name, Share: float64(longest.within(n)) / float64(n.Duration)}
+}
+
+// maxBelow bounds how far Where looks down.
+const maxBelow = 10_000
+
+// within is how long c ran while n did, in µs, not more than 0 if it did not.
+func (c *Node) within(n *Node) int64 {
+	return min(c.End(), n.End()) - max(c.Timestamp, n.Timestamp)
+}
+
+func (n *Node) longestWait() Where {
+	var w Where
+	var most int64
+	for k, v := range n.Tags {
+		class, ok := strings.CutPrefix(k, "dt.time.")
+		if !ok {
+			continue
+		}
+		class, ok = strings.CutSuffix(class, "_us")
+		us, err := strconv.ParseInt(v, 10, 64)
+		if ok && err == nil && us > 0 && (us > most || us == most && class < w.What) {
+			most, w = us, Where{What: class, Share: min(float64(us)/float64(n.Duration), 1)}
+		}
+	}
+	return w
+}
