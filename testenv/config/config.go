@@ -1,0 +1,103 @@
+// Package config holds what a simulated dom0 can be told: Options when it
+// starts, Knobs at any time.
+package config
+
+import (
+	"log/slog"
+	"time"
+)
+
+// Native is the state of the toolstack's own tracing, that is, whether an
+// Observer is enabled in it.
+type Native uint8
+
+// States of the toolstack's tracing.
+const (
+	NativeOff  Native = iota // no Observer enabled: no context is passed on, log field two is empty
+	NativeOn                 // xen-api 25.8 and later: debug_info ends in a JSON object with traceparent and baggage
+	NativeBare               // before 25.8: debug_info ends in a bare traceparent
+)
+
+// Layer is a place where a delay can be put.
+type Layer string
+
+// Layers. Each delay is spent asleep by the thread or process named.
+const (
+	LayerSM       Layer = "sm"       // the SM script, in each vdi_attach and vdi_activate
+	LayerXenguest Layer = "xenguest" // xenguest, while it builds the domain
+	LayerFsync    Layer = "fsync"    // xenopsd's metadata store, in each of its writes, beside the fsync
+	LayerLock     Layer = "lock"     // xenopsd's domain lock is held so long by another thread when VM_build wants it
+	LayerSwitch   Layer = "switch"   // message-switch, before it hands a request over
+	LayerAPI      Layer = "api"      // xapi, in the thread of every API call, before its work
+)
+
+// Knobs can be turned while the dom0 runs. The zero value is a toolstack with
+// no Observer and its usual log settings, where atoms take no time beyond
+// their system calls.
+type Knobs struct {
+	Native   Native `json:"native,omitempty"`
+	LogTrace bool   `json:"log_trace,omitempty"` // with native tracing: the traceparent stands in log field two (26.8 and later)
+	Verbose  bool   `json:"verbose,omitempty"`   // log the modules too that a dom0 mutes (http, db_write, redo_log, api_readonly)
+
+	AtomTime map[string]time.Duration `json:"atom_time,omitempty"` // by atom name (VM_build), slept in the worker; "*" for those not named
+	Fail     map[string]string        `json:"fail,omitempty"`      // atom name → error code it fails with; SM method (vdi_attach) → the same
+	Delay    map[Layer]time.Duration  `json:"delay,omitempty"`
+}
+
+// Options of a dom0. The zero value starts one VM, with one disk and one
+// network interface, and no background work.
+type Options struct {
+	Binary string // the built testenv/cmd/dom0; "": built into Dir by the go command
+	Dir    string // files of this dom0: truth, devlog, logs; "": a temporary one, removed by Close
+
+	Port    uint16 // of xapi's TCP listeners on 127.0.0.1 and [::1] (80 in a dom0); 0: any free one
+	TLSPort uint16 // of stunnel on 127.0.0.1 (443 in a dom0); 0: any free one
+
+	VMs     int // named vm-1, vm-2, …; 0: one
+	Disks   int // per VM; 0: one; < 0: none
+	NICs    int // per VM; 0: one; < 0: none
+	Workers int // per pool of xenopsd; 0: 4, as it is
+
+	Background bool // xapi's own threads that log and poll all the time, calls or not
+	NoTruth    bool // write no truth; for measurements
+
+	Knobs Knobs
+	Log   *slog.Logger `json:"-"` // of the launcher; nil: discarded
+}
+
+// WithDefaults returns o with the defaults of its zero values filled in.
+func (o Options) WithDefaults() Options {
+	count := func(n *int, def int) {
+		switch {
+		case *n == 0:
+			*n = def
+		case *n < 0:
+			*n = 0
+		}
+	}
+	count(&o.VMs, 1)
+	count(&o.Disks, 1)
+	count(&o.NICs, 1)
+	count(&o.Workers, 4)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// VM is one guest of the simulated pool.
+type VM struct {
+	Ref  string `json:"ref"` // OpaqueRef:…
+	UUID string `json:"uuid"`
+	Name string `json:"name"`
+}
+
+// Setup is what the launcher tells each process, and the processes' common
+// knowledge: the pool database, so to say.
+type Setup struct {
+	Options Options
+	HostRef string
+	Host    string // uuid
+	VMs     []VM
+	Root    string // directory for truth, devlog and logs
+}
