@@ -1,0 +1,99 @@
+// Package control is the agent's unix socket: what it tells about itself, and
+// the stream of finished spans. Only root gets to it.
+package control
+
+import "time"
+
+// Status is what the agent tells about itself. Counters begin with its start.
+type Status struct {
+	Version       string    `json:"version"`
+	PID           int       `json:"pid"`
+	Started       time.Time `json:"started"`
+	UptimeSeconds float64   `json:"uptime_seconds"`
+
+	Tier       string   `json:"tier"`       // which programs are loaded: "modern" or "legacy"
+	Components []string `json:"components"` // wanted by some enabled Observer
+	Targets    []Target `json:"targets"`    // processes watched
+	Probes     []Probe  `json:"probes"`     // programs attached
+
+	Events   map[string]uint64 `json:"events"` // by kind
+	Losses   []Loss            `json:"losses"` // events that did not get through, by probe and cause
+	Handover Handover          `json:"handover"`
+	Engine   map[string]uint64 `json:"engine"` // counters and sizes of the correlation
+
+	Observers []Observer `json:"observers"`
+	Mistakes  []Mistake  `json:"mistakes"` // in the Observers directory
+
+	Process Process `json:"process"`
+}
+
+// Target is a process that the agent watches.
+type Target struct {
+	TGID      uint32 `json:"tgid"`
+	Component string `json:"component"`
+	Program   string `json:"program,omitempty"`
+}
+
+// Probe is one program attached to one hook of the kernel.
+type Probe struct {
+	Probe   string `json:"probe"`
+	Program string `json:"program"` // as bpftool prog shows it
+	Hook    string `json:"hook"`
+	Way     string `json:"way"`
+}
+
+// Loss counts events of one probe that got lost for one cause.
+type Loss struct {
+	Probe string `json:"probe"`
+	Cause string `json:"cause"`
+	Count uint64 `json:"count"`
+}
+
+// Handover is the queue between the reader of the probes and the correlation.
+type Handover struct {
+	Capacity int    `json:"capacity"` // events
+	Queued   int    `json:"queued"`
+	Dropped  uint64 `json:"dropped"` // because it was full
+}
+
+// Observer is one Observer and what became of its spans.
+type Observer struct {
+	UUID       string     `json:"uuid"`
+	NameLabel  string     `json:"name_label"`
+	Enabled    bool       `json:"enabled"`
+	Components []string   `json:"components"`
+	Endpoints  []Endpoint `json:"endpoints"`
+	Mistakes   []string   `json:"mistakes,omitempty"`
+}
+
+// Endpoint counts spans of one endpoint of an Observer:
+// Produced = Sent + the sum of Dropped + Queued.
+type Endpoint struct {
+	Endpoint  string            `json:"endpoint"`
+	Produced  uint64            `json:"produced"`
+	Sent      uint64            `json:"sent"`
+	Dropped   map[string]uint64 `json:"dropped"` // by cause
+	Queued    uint64            `json:"queued"`
+	LastError string            `json:"last_error,omitempty"`
+}
+
+// Mistake is something wrong in a file of the Observers directory.
+type Mistake struct {
+	File  string `json:"file"`
+	Error string `json:"error"`
+}
+
+// Process is what the agent itself costs.
+type Process struct {
+	RSSBytes   uint64  `json:"rss_bytes"`
+	CPUSeconds float64 `json:"cpu_seconds"` // user and system
+	HeapBytes  uint64  `json:"heap_bytes"`
+	Goroutines int     `json:"goroutines"`
+}
+
+// Notice is a line of the trace stream that is no span: the reason for its
+// end.
+type Notice struct {
+	Notice  string `json:"notice"`
+	Dropped uint64 `json:"dropped,omitempty"` // spans that this reader missed
+}
