@@ -1,0 +1,98 @@
+# dtagent. `make` builds bin/dtagent; `make help` lists what else there is.
+
+SHELL      := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+# A home that is missing or not ours must not stop a build.
+ifeq ($(shell test -n "$$HOME" && test -w "$$HOME" && echo yes),)
+export HOME := $(or $(TMPDIR),/tmp)/dtagent-home-$(shell id -u)
+$(shell mkdir -p $(HOME))
+endif
+
+GO          ?= go
+GOTESTSUM   := $(GO) run gotest.tools/gotestsum@v1.13.0
+STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+BINDIR      := bin
+PREFIX      ?= /usr/local
+FUZZTIME    ?= 10s
+BENCHTIME   ?= 1s
+TESTFLAGS   ?=
+RESULTS     ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the agent, one static binary; needs Go only
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BINDIR)/dtagent ./cmd/dtagent
+
+.PHONY: generate
+generate: ## rebuild the BPF objects from their C sources; needs clang
+	$(GO) generate ./bpf/...
+
+.PHONY: check-generated
+check-generated: ## prove that the BPF objects equal their sources; needs clang
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	cp -r go.mod go.sum bpf "$$dir"; \
+	(cd "$$dir" && $(GO) generate ./bpf/...); \
+	diff -rq bpf "$$dir/bpf" || { echo 'The objects in bpf/ are not what their sources make: run make generate.' >&2; exit 1; }; \
+	echo 'The BPF objects equal their sources.'
+
+.PHONY: deps
+deps: ## get what the tests need beyond Go (a C compiler); installs it as root on Debian
+	@if ! command -v gcc >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends gcc libc6-dev; \
+		else \
+			echo 'The tests need a C compiler (the race detector, the simulated dom0): install gcc and libc6-dev.' >&2; exit 1; \
+		fi; \
+	fi
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@out=$$(gofmt -l bpf cmd correlate observer probes testenv); \
+	[ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+
+# Tests that need the kernel skip themselves, by name, where it or the
+# privileges do not allow them; gotestsum counts and lists them at the end.
+.PHONY: test
+test: deps lint ## all tests: unit, race, fuzz seeds, and as root those with real eBPF
+	$(GOTESTSUM) --format pkgname --hide-summary output $(if $(RESULTS),--jsonfile $(RESULTS)) -- -race -count=1 -timeout 20m $(TESTFLAGS) ./...
+
+.PHONY: test-receiver
+test-receiver: deps ## read the bugtool files back with the OpenTelemetry Collector's zipkin receiver
+	cd testenv/zipkinreceiver && $(GO) vet ./... && $(GOTESTSUM) --format testname $(if $(RESULTS),--jsonfile $(RESULTS)) -- -count=1 -timeout 20m ./...
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (10s)
+	@for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+			echo "== $$pkg $$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+		done; \
+	done
+
+.PHONY: bench
+bench: deps ## print the price list; as root with real eBPF and the simulated dom0
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 -timeout 60m ./...
+
+.PHONY: demo
+demo: deps build ## trace a simulated dom0 with real eBPF and print the trees; ZIPKIN=URL sends them there too
+	$(GO) run ./testenv/cmd/demo --dtagent $(BINDIR)/dtagent --zipkin '$(ZIPKIN)'
+
+.PHONY: install
+install: build ## install the binary and the systemd unit; DESTDIR and PREFIX as usual
+	install -D -m 0755 $(BINDIR)/dtagent $(DESTDIR)$(PREFIX)/sbin/dtagent
+	install -D -m 0644 packaging/dtagent.service $(DESTDIR)/usr/lib/systemd/system/dtagent.service
+	sed -i 's|/usr/local|$(PREFIX)|' $(DESTDIR)/usr/lib/systemd/system/dtagent.service
+	install -d -m 0755 $(DESTDIR)/etc/dtagent/observers.d
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(BINDIR)
