@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -85,4 +87,25 @@ func ParseProcesses(b []byte) (*Processes, error) {
 		p.Sockets[uint32(tgid)] = append(p.Sockets[uint32(tgid)], s)
 	}
 	return p, in.Err()
+}
+
+// Targets writes a .fds file with the processes that dtagent watches.
+func (p *Processes) Targets() []byte {
+	var heads []string
+	var rest bytes.Buffer
+	for _, tgid := range slices.Sorted(maps.Keys(p.Names)) {
+		if component(p.Names[tgid]) == event.NoComponent {
+			continue
+		}
+		heads = append(heads, fmt.Sprintf("%s=%d", p.Names[tgid], tgid))
+		for _, s := range p.Sockets[tgid] {
+			fmt.Fprintf(&rest, "%d %d -> socket:[%d]\n", tgid, s.FD, s.Ino)
+		}
+		for _, tid := range slices.Sorted(maps.Keys(p.Threads)) {
+			if p.Threads[tid] == tgid {
+				fmt.Fprintf(&rest, "%d tid %d\n", tgid, tid)
+			}
+		}
+	}
+	return append([]byte(strings.Join(heads, " ")+"\n"), rest.Bytes()...)
 }

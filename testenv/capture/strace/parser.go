@@ -12,6 +12,8 @@ import (
 	"io"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // MaxLine is the longest line that is read whole. The rest of a longer one is
@@ -190,30 +192,9 @@ func status(s string) (int32, bool) {
 	}
 	if v, ok := strings.CutPrefix(s, "+++ killed by "); ok {
 		name, _, _ := strings.Cut(v, " ")
-		return signal(name), true
+		return int32(unix.SignalNum(name)), true
 	}
 	return 0, strings.HasPrefix(s, "+++ superseded by execve")
-}
-
-// signal returns the number of a signal that ends daemons, 0 for others.
-func signal(name string) int32 {
-	switch name {
-	case "SIGHUP":
-		return 1
-	case "SIGINT":
-		return 2
-	case "SIGABRT":
-		return 6
-	case "SIGKILL":
-		return 9
-	case "SIGSEGV":
-		return 11
-	case "SIGPIPE":
-		return 13
-	case "SIGTERM":
-		return 15
-	}
-	return 0
 }
 
 const unfinished = " <unfinished ...>"
