@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The two tiers. Everything in which they differ is in this header (and in the
+ * CO-RE structs of dt_vmlinux.h): programs know nothing of tiers.
+ *
+ * Legacy, Linux 4.19: perf buffers, bpf_probe_read for user and kernel memory,
+ * nothing known of the kernel's structs. No globals, no string literals, no
+ * loops, at most 4,096 instructions a program.
+ * Modern, Linux 5.8 with BTF: one ring buffer, CO-RE.
+ */
+#ifndef DT_COMPAT_H
+#define DT_COMPAT_H
+
+#include "dt_vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include "dt_event.h"
+#include "dt_loss.h"
+
+struct dt_config {
+	__u32 fork_child;    /* offset of child_pid in sched:sched_process_fork */
+	__u32 exec_filename; /* offset of filename in sched:sched_process_exec */
+	__u32 wake;          /* bytes in the ring buffer at which the reader is woken */
+	__u32 pad;
+};
+
+#ifdef DT_LEGACY
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} dt_events SEC(".maps");
+
+static __always_inline long dt_output(void *ctx, void *rec, __u64 size, const struct dt_config *c)
+{
+	(void)c;
+	return bpf_perf_event_output(ctx, &dt_events, BPF_F_CURRENT_CPU, rec, size);
+}
+
+/*
+ * A full perf buffer gives -ENOSPC, before 5.1 nothing at all. The reader sees
+ * it as a gap in seq on all kernels, so it is not counted here.
+ */
+#define DT_SEQ_MOVES(err) (!(err) || (err) == -ENOSPC)
+#define DT_OUTPUT_LOST(err) ((err) && (err) != -ENOSPC)
+
+#define dt_read_user(dst, size, src) bpf_probe_read((dst), (size), (const void *)(src))
+#define dt_read_kernel(dst, size, src) bpf_probe_read((dst), (size), (const void *)(src))
+#define dt_read_user_str(dst, size, src) bpf_probe_read_str((dst), (size), (const void *)(src))
+#define dt_read_kernel_str(dst, size, src) bpf_probe_read_str((dst), (size), (const void *)(src))
+
+static __always_inline __u64 dt_socket_ino(__s32 fd)
+{
+	(void)fd;
+	return 0;
+}
+
+static __always_inline void dt_exit_facts(struct dt_exit *e, __s32 code, __u8 known)
+{
+	e->code = code;
+	e->h.flags |= known ? DT_F_NOCPU : DT_F_NOCPU | DT_F_NOCODE;
+}
+
+#else
+
+#include <bpf/bpf_core_read.h>
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+} dt_events SEC(".maps");
+
+/*
+ * The wakeup is what costs, not the copy: the reader looks by a timer and is
+ * woken only when much has piled up. The window keeps every record beyond the
+ * mark from waking it again; it is wider than the largest record.
+ */
+#define DT_WAKE_WINDOW 65536
+
+static __always_inline long dt_output(void *ctx, void *rec, __u64 size, const struct dt_config *c)
+{
+	__u64 flags = BPF_RB_NO_WAKEUP;
+	__u64 avail = bpf_ringbuf_query(&dt_events, BPF_RB_AVAIL_DATA);
+
+	(void)ctx;
+	if (c && avail >= c->wake && avail < (__u64)c->wake + DT_WAKE_WINDOW)
+		flags = BPF_RB_FORCE_WAKEUP;
+	return bpf_ringbuf_output(&dt_events, rec, size, flags);
+}
+
+#define DT_SEQ_MOVES(err) 1
+#define DT_OUTPUT_LOST(err) (err)
+
+#define dt_read_user(dst, size, src) bpf_probe_read_user((dst), (size), (const void *)(src))
+#define dt_read_kernel(dst, size, src) bpf_probe_read_kernel((dst), (size), (const void *)(src))
+#define dt_read_user_str(dst, size, src) bpf_probe_read_user_str((dst), (size), (const void *)(src))
+#define dt_read_kernel_str(dst, size, src) bpf_probe_read_kernel_str((dst), (size), (const void *)(src))
+
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+
+/* The inode of a socket of the current process, 0 if fd is none. */
+static __always_inline __u64 dt_socket_ino(__s32 fd)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
+	struct file **slot = BPF_CORE_READ(fdt, fd);
+	struct file *file = 0;
+	struct inode *inode;
+
+	if (fd < 0 || (__u32)fd >= BPF_CORE_READ(fdt, max_fds))
+		return 0;
+	bpf_probe_read_kernel(&file, sizeof(file), slot + fd);
+	inode = BPF_CORE_READ(file, f_inode);
+	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return 0;
+	return BPF_CORE_READ(inode, i_ino);
+}
+
+/*
+ * sum_exec_runtime of the running thread lacks the time since it was last
+ * accounted, a tick at most.
+ */
+static __always_inline void dt_exit_facts(struct dt_exit *e, __s32 code, __u8 known)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	(void)code;
+	(void)known;
+	e->code = BPF_CORE_READ(task, exit_code);
+	e->cpu_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
+	if (e->h.flags & DT_F_LEADER)
+		e->cpu_ns += BPF_CORE_READ(task, signal, sum_sched_runtime);
+}
+
+#endif
+
+#endif

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Causes of loss. bpf/loss.go names them; a test compares the two. */
+#ifndef DT_LOSS_H
+#define DT_LOSS_H
+
+enum dt_loss_cause {
+	DT_LOSS_OUTPUT = 0,   /* no room for a record on its way to user space */
+	DT_LOSS_CONNS = 1,    /* dt_conns was full: a socket stays unknown */
+	DT_LOSS_GATHERS = 2,  /* dt_gathers was full: a small piece went out alone */
+	DT_LOSS_INFLIGHT = 3, /* dt_inflight was full: a system call was not followed */
+	DT_LOSS_ENTER = 4,    /* the start of a system call was not seen */
+	DT_LOSS_FAULT = 5,    /* memory of the process could not be read */
+	DT_LOSS_IOVEC = 6,    /* more vectors than DT_IOVS: the rest was not read */
+	DT_LOSS_REUSED = 7,   /* a known socket's number came up again, its close was not seen */
+	DT_LOSS_STALE = 8,    /* the socket was closed while a call on it was going on */
+	DT_LOSS_TARGETS = 9,  /* dt_targets was full: a child is not followed */
+	DT_LOSS_CLONES = 10,  /* dt_clones was full: a fork is taken without its flags */
+	DT_LOSS_EXECS = 11,   /* dt_execs was full: an exec has no arguments */
+	DT_LOSS_FORGOT = 12,  /* sockets forgotten since close_range may have closed them */
+	DT_LOSS_CAUSES = 13,
+};
+
+/* Counters of one probe lie side by side in dt_loss. */
+enum dt_probe {
+	DT_STREAM = 0,
+	DT_PROCESS = 1,
+	DT_PROBES = 2,
+};
+
+#endif

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Maps that both probes share and what they hold. The loader gives the map of
+ * one object to the other, and sets max_entries by its options. All hash maps
+ * are preallocated: inserting never asks the allocator in a victim's context.
+ */
+#ifndef DT_MAPS_H
+#define DT_MAPS_H
+
+#include "dt_compat.h"
+
+/* dt_target.watch, the same bits as bpf.Watch. */
+#define DT_WATCH_STREAM 1
+#define DT_WATCH_LOG 2
+#define DT_WATCH_PROCESS 4
+
+struct dt_target {
+	__u64 since; /* ktime; sockets that became known before are not this program's */
+	__s32 code;  /* as given to exit_group */
+	__u8 component;
+	__u8 watch;
+	__u8 exiting; /* code is set */
+	__u8 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32); /* tgid */
+	__type(value, struct dt_target);
+} dt_targets SEC(".maps");
+
+/* What the loader found out about this kernel. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct dt_config);
+} dt_config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DT_PROBES * DT_LOSS_CAUSES);
+	__type(key, __u32);
+	__type(value, __u64);
+} dt_loss SEC(".maps");
+
+/* Number of records that each probe made. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DT_PROBES);
+	__type(key, __u32);
+	__type(value, __u64);
+} dt_seq SEC(".maps");
+
+static __always_inline void dt_lost(__u32 cause)
+{
+	__u32 k = DT_PROBE * DT_LOSS_CAUSES + cause;
+	__u64 *n = bpf_map_lookup_elem(&dt_loss, &k);
+
+	if (n)
+		*n += 1; /* of this CPU, and programs are not preempted */
+}
+
+static __always_inline struct dt_config *dt_conf(void)
+{
+	__u32 k = 0;
+
+	return bpf_map_lookup_elem(&dt_config, &k);
+}
+
+static __always_inline struct dt_target *dt_target(__u32 tgid, __u8 watch)
+{
+	struct dt_target *t = bpf_map_lookup_elem(&dt_targets, &tgid);
+
+	return t && (t->watch & watch) ? t : 0;
+}
+
+/*
+ * Sends a record of size bytes whose header's own fields are filled in here.
+ * The caller has set kind, flags, component, tgid and tid. rec must have size
+ * bytes behind it in the verifier's eyes.
+ */
+static __always_inline void dt_send(void *ctx, struct dt_hdr *h, __u64 size)
+{
+	__u32 probe = DT_PROBE;
+	__u64 *seq = bpf_map_lookup_elem(&dt_seq, &probe);
+	long err;
+
+	if (!seq)
+		return;
+	h->ktime = bpf_ktime_get_ns();
+	h->size = size;
+	h->seq = *seq;
+	h->cpu = bpf_get_smp_processor_id();
+	h->version = DT_WIRE_VERSION;
+	err = dt_output(ctx, h, size, dt_conf());
+	if (DT_SEQ_MOVES(err))
+		*seq += 1;
+	if (DT_OUTPUT_LOST(err))
+		dt_lost(DT_LOSS_OUTPUT);
+}
+
+#endif
