@@ -2,7 +2,12 @@
 // the stream of finished spans. Only root gets to it.
 package control
 
-import "time"
+import (
+	"time"
+
+	"github.com/xenserver/dtagent/correlate"
+	"github.com/xenserver/dtagent/observer"
+)
 
 // Status is what the agent tells about itself. Counters begin with its start.
 type Status struct {
@@ -11,18 +16,21 @@ type Status struct {
 	Started       time.Time `json:"started"`
 	UptimeSeconds float64   `json:"uptime_seconds"`
 
-	Tier       string   `json:"tier"`       // which programs are loaded: "modern" or "legacy"
-	Components []string `json:"components"` // wanted by some enabled Observer
-	Targets    []Target `json:"targets"`    // processes watched
-	Probes     []Probe  `json:"probes"`     // programs attached
+	Tier       string   `json:"tier"`              // which programs are loaded: "modern" or "legacy"
+	Components []string `json:"components"`        // wanted by some enabled Observer
+	Trouble    string   `json:"trouble,omitempty"` // why what is wanted is not attached
+	Targets    []Target `json:"targets"`           // processes watched
+	Probes     []Probe  `json:"probes"`            // programs attached
 
 	Events   map[string]uint64 `json:"events"` // by kind
 	Losses   []Loss            `json:"losses"` // events that did not get through, by probe and cause
 	Handover Handover          `json:"handover"`
-	Engine   map[string]uint64 `json:"engine"` // counters and sizes of the correlation
+	Engine   correlate.Stats   `json:"engine"`
 
-	Observers []Observer `json:"observers"`
-	Mistakes  []Mistake  `json:"mistakes"` // in the Observers directory
+	ObserversDir string                   `json:"observers_dir"`
+	Observers    []observer.ObserverStats `json:"observers"`
+	Mistakes     []Mistake                `json:"mistakes"` // in the Observers directory
+	BugtoolDir   string                   `json:"bugtool_dir"`
 
 	Process Process `json:"process"`
 }
@@ -54,27 +62,6 @@ type Handover struct {
 	Capacity int    `json:"capacity"` // events
 	Queued   int    `json:"queued"`
 	Dropped  uint64 `json:"dropped"` // because it was full
-}
-
-// Observer is one Observer and what became of its spans.
-type Observer struct {
-	UUID       string     `json:"uuid"`
-	NameLabel  string     `json:"name_label"`
-	Enabled    bool       `json:"enabled"`
-	Components []string   `json:"components"`
-	Endpoints  []Endpoint `json:"endpoints"`
-	Mistakes   []string   `json:"mistakes,omitempty"`
-}
-
-// Endpoint counts spans of one endpoint of an Observer:
-// Produced = Sent + the sum of Dropped + Queued.
-type Endpoint struct {
-	Endpoint  string            `json:"endpoint"`
-	Produced  uint64            `json:"produced"`
-	Sent      uint64            `json:"sent"`
-	Dropped   map[string]uint64 `json:"dropped"` // by cause
-	Queued    uint64            `json:"queued"`
-	LastError string            `json:"last_error,omitempty"`
 }
 
 // Mistake is something wrong in a file of the Observers directory.

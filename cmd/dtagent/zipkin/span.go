@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/xenserver/dtagent/correlate"
+	"github.com/xenserver/dtagent/observer/export"
 )
 
 // Span is one span in zipkin-v2 form.
@@ -82,7 +83,7 @@ func FromSpan(s *correlate.Span) Span {
 		Timestamp: s.Start / 1000,
 		Duration:  s.End/1000 - s.Start/1000,
 		Local:     Endpoint{ServiceName: s.Service},
-		Tags:      make(map[string]string, len(s.Attributes)+3),
+		Tags:      make(map[string]string, len(s.Attributes)+6),
 	}
 	if s.ParentID.IsValid() {
 		z.ParentID = s.ParentID.String()
@@ -90,15 +91,9 @@ func FromSpan(s *correlate.Span) Span {
 	if s.Kind != trace.SpanKindInternal && s.Kind != trace.SpanKindUnspecified {
 		z.Kind = strings.ToUpper(s.Kind.String())
 	}
-	for _, a := range s.Attributes {
+	record := export.Record{Span: s}
+	for _, a := range record.AppendTags(nil) {
 		z.Tags[string(a.Key)] = a.Value.Emit()
-	}
-	z.Tags["dt.link.method"] = string(s.Link)
-	if s.Error != "" {
-		z.Tags["error"] = s.Error
-	}
-	if s.Incomplete != "" {
-		z.Tags["dt.incomplete"] = s.Incomplete
 	}
 	return z
 }

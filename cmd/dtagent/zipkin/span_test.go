@@ -74,9 +74,12 @@ func TestFromSpan(t *testing.T) {
 		Kind: "SERVER", Name: "VM.start", Timestamp: 1_677_671_549_043_900, Duration: 46, Local: Endpoint{"xapi"},
 		Tags: map[string]string{
 			"rpc.method": "VM.start", "process.pid": "7",
-			"error": "VM_BAD_POWER_STATE", "dt.link.method": "traceparent", "dt.incomplete": "end not seen",
+			"error": "true", "exception.message": "VM_BAD_POWER_STATE", "exception.type": "VM_BAD_POWER_STATE",
+			"dt.link.method": "traceparent", "dt.incomplete": "end not seen",
+			"service.name": "xapi", "otel.scope.name": "dtagent",
 		},
 	}))
+	qt.Assert(t, qt.Equals(z.Error(), "VM_BAD_POWER_STATE"))
 	qt.Assert(t, qt.IsNil(z.check()))
 	s.Kind, s.ParentID = trace.SpanKindInternal, trace.SpanID{}
 	z = FromSpan(s)

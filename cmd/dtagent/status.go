@@ -1,0 +1,147 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xenserver/dtagent/cmd/dtagent/control"
+)
+
+func newStatus() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the running agent watches, sends and loses",
+		Args:  cobra.NoArgs,
+	}
+	socket := cmd.Flags().String("control", defaultControl, "socket of the agent")
+	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
+		s, err := control.NewClient(*socket).Status(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if asJSON(cmd) {
+			return printJSON(cmd, s)
+		}
+		return printStatus(cmd.OutOrStdout(), s)
+	})
+	return cmd
+}
+
+// printStatus prints the status for people: what is on first, then what went
+// wrong, then what it costs.
+func printStatus(out io.Writer, s *control.Status) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "dtagent\t%s, pid %d, up %s\n", s.Version, s.PID, (time.Duration(s.UptimeSeconds) * time.Second).String())
+	components := strings.Join(s.Components, ", ")
+	if components == "" {
+		components = "none: no enabled Observer wants any"
+	}
+	fmt.Fprintf(w, "components\t%s\n", components)
+	if s.Trouble != "" {
+		fmt.Fprintf(w, "trouble\t%s\n", s.Trouble)
+	}
+
+	byWay := map[string]int{}
+	for _, p := range s.Probes {
+		byWay[p.Probe+"\t"+p.Way]++
+	}
+	fmt.Fprintf(w, "probes\t%s programs\n", s.Tier)
+	for _, k := range slices.Sorted(maps.Keys(byWay)) {
+		probe, way, _ := strings.Cut(k, "\t")
+		fmt.Fprintf(w, "\t%s: %d attached by %s\n", probe, byWay[k], way)
+	}
+	if len(byWay) == 0 {
+		fmt.Fprintf(w, "\tnothing is attached\n")
+	}
+
+	byComponent := map[string][]string{}
+	for _, t := range s.Targets {
+		byComponent[t.Component] = append(byComponent[t.Component], fmt.Sprint(t.TGID))
+	}
+	fmt.Fprintf(w, "processes\t%d watched\n", len(s.Targets))
+	for _, c := range slices.Sorted(maps.Keys(byComponent)) {
+		fmt.Fprintf(w, "\t%s: %s\n", c, cutList(byComponent[c], 8))
+	}
+
+	fmt.Fprintf(w, "events\t%s\n", counts(s.Events))
+	fmt.Fprintf(w, "spans\t%d made, %d incomplete, %d open now\n", s.Engine.Spans, s.Engine.Incomplete, s.Engine.Activities)
+	links := map[string]uint64{}
+	for l, n := range s.Engine.Links {
+		links[string(l)] = n
+	}
+	fmt.Fprintf(w, "\tlinks: %s\n", counts(links))
+
+	var lost uint64
+	for _, l := range s.Losses {
+		lost += l.Count
+	}
+	lost += s.Handover.Dropped
+	fmt.Fprintf(w, "lost events\t%d\n", lost)
+	slices.SortStableFunc(s.Losses, func(a, b control.Loss) int { return cmp.Compare(b.Count, a.Count) })
+	for _, l := range s.Losses {
+		if l.Count > 0 {
+			fmt.Fprintf(w, "\t%s: %s: %d\n", l.Probe, l.Cause, l.Count)
+		}
+	}
+	if s.Handover.Dropped > 0 {
+		fmt.Fprintf(w, "\tqueue to the correlation full: %d\n", s.Handover.Dropped)
+	}
+
+	fmt.Fprintf(w, "observers\t%d in %s\n", len(s.Observers), s.ObserversDir)
+	for _, o := range s.Observers {
+		state := "enabled"
+		if !o.Enabled {
+			state = "disabled"
+		} else if !o.Here {
+			state = "enabled, for other hosts"
+		}
+		fmt.Fprintf(w, "\t%s %s: %s, components %s\n", o.UUID, o.NameLabel, state, o.Components)
+		for _, e := range o.Endpoints {
+			fmt.Fprintf(w, "\t  %s: %s, %d spans, %d sent, %d queued, %d dropped\n", e.Endpoint, e.State, e.Produced, e.Sent, e.Queued, e.Lost())
+			if e.Lost() > 0 {
+				fmt.Fprintf(w, "\t    dropped: %s\n", counts(e.DroppedByCause()))
+			}
+			if e.LastError != "" {
+				fmt.Fprintf(w, "\t    last error: %s\n", e.LastError)
+			}
+		}
+		for _, m := range o.Warnings {
+			fmt.Fprintf(w, "\t  note: %s\n", m)
+		}
+	}
+	for _, m := range s.Mistakes {
+		fmt.Fprintf(w, "mistake\t%s: %s\n", m.File, strings.ReplaceAll(m.Error, "\n", "; "))
+	}
+	fmt.Fprintf(w, "bugtool files\t%s\n", s.BugtoolDir)
+	fmt.Fprintf(w, "cost\t%.1f MiB resident, %.2f s CPU, %d goroutines\n",
+		float64(s.Process.RSSBytes)/(1<<20), s.Process.CPUSeconds, s.Process.Goroutines)
+	return w.Flush()
+}
+
+func counts(m map[string]uint64) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if m[k] > 0 {
+			out = append(out, fmt.Sprintf("%s %d", k, m[k]))
+		}
+	}
+	if len(out) == 0 {
+		return "none"
+	}
+	return strings.Join(out, ", ")
+}
+
+func cutList(l []string, n int) string {
+	if len(l) <= n {
+		return strings.Join(l, ", ")
+	}
+	return strings.Join(l[:n], ", ") + fmt.Sprintf(" and %d more", len(l)-n)
+}
