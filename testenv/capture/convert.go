@@ -132,9 +132,9 @@ func (c *converter) enter(at event.Time, task Task, call *strace.Call) {
 	case "accept", "accept4":
 		c.kernel.AcceptEnter(at, task, fd.Num)
 	case "connect":
-		if fd.Stream() {
-			c.kernel.ConnectEnter(at, task, fd.Num)
-		}
+		c.kernel.ConnectEnter(at, task, fd.Num)
+	case "shutdown":
+		c.kernel.Shutdown(at, task, fd.Num)
 	case "close":
 		c.kernel.Close(at, task, fd.Num)
 	case "clone", "clone3", "fork", "vfork":
@@ -178,8 +178,11 @@ func (c *converter) exit(at event.Time, task Task, call *strace.Call) {
 		}
 		c.kernel.AcceptExit(at, task, n, fd.Ino, fd.Path)
 	case "connect":
-		if fd, _ := arg(call, 0).FD(); fd.Stream() {
-			c.kernel.ConnectExit(at, task, result(call) == 0 || call.Errno == "EINPROGRESS", fd.Ino)
+		fd, _ := arg(call, 0).FD()
+		c.kernel.ConnectExit(at, task, result(call) == 0 || call.Errno == "EINPROGRESS", fd.Ino)
+	case "socket":
+		if fd, ok := call.Result.FD(); ok && fd.Stream() {
+			c.kernel.Socket(at, task, fd.Num)
 		}
 	case "execve":
 		if result(call) == 0 {

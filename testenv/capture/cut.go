@@ -72,11 +72,14 @@ func forks(name string) bool {
 
 func needed(c *strace.Call) bool {
 	switch c.Name {
-	case "read", "write", "recvfrom", "sendto", "close", "connect":
+	case "read", "write", "recvfrom", "sendto", "close", "connect", "shutdown":
 		fd, _ := arg(c, 0).FD()
 		return fd.Stream() || c.Name == "sendto"
 	case "accept", "accept4", "execve":
 		return true
+	case "socket":
+		fd, _ := c.Result.FD()
+		return fd.Stream()
 	}
 	return forks(c.Name)
 }

@@ -44,8 +44,9 @@ type Kernel struct {
 	conns   map[fdKey]*conn
 	flights map[Task]flight
 
-	// Orphans counts ends of system calls whose start was not told.
-	Orphans int
+	Orphans int // ends of system calls whose start was not told
+	Reused  int // sockets that became known under a number whose close was not told; what had been gathered is lost
+	Stale   int // ends of calls whose socket was closed meanwhile
 }
 
 type target struct {
@@ -64,6 +65,7 @@ type flight struct {
 	fd    int32
 	ask   int
 	enter event.Time
+	born  event.Time // of the socket at enter
 }
 
 type op uint8
@@ -73,28 +75,33 @@ const (
 	opWrite
 	opAccept
 	opConnect
+	opIgnored
 )
 
-// conn is what is kept of a known socket.
+// conn is what is kept of a socket.
 type conn struct {
-	id        event.Conn
-	ino       uint64
-	how       event.How
-	listener  string
-	announced bool // its KindOpen was made
-	toSwitch  bool
-	dir       event.Dir // of the message under way, 0 before the first
-	more      bool      // that message has an event already
-	begun     bool      // that message has bytes already
-	since     uint64    // bytes of that message
-	run, bulk piece
-	runBuf    [runBytes]byte
-	runLen    int
+	id       event.Conn
+	ino      uint64
+	how      event.How
+	listener string
+	plain    bool      // made by socket and not connected: nothing is recorded
+	fresh    bool      // seeded, its KindOpen was not made yet
+	toSwitch bool      // the process talks to message-switch on it
+	ended    bool      // its end was reported
+	dir      event.Dir // of the bytes moved last, 0 before the first
+	told     event.Dir // of the last event
+	since    uint64    // bytes moved since the direction turned
+
+	bulk   piece
+	run    piece
+	runDir event.Dir // 0: nothing is gathered
+	buf    [runBytes]byte
+	bufLen int
 }
 
 // piece is an event in the making.
 type piece struct {
-	task        Task
+	task        Task // of the first call
 	first, last event.Time
 	bytes       uint64
 	calls       uint32
@@ -102,15 +109,15 @@ type piece struct {
 
 func (p *piece) add(task Task, first, last event.Time, n int) {
 	if p.calls == 0 {
-		p.first = first
+		p.task, p.first = task, first
 	}
-	p.task, p.last = task, last
+	p.last = last
 	p.bytes += uint64(n)
 	p.calls++
 }
 
 // NewKernel returns a model without targets. The events handed to emit may be
-// kept; their Time follows the times that the model is told.
+// kept; their times are those that the model is told.
 func NewKernel(emit func(*event.Event)) *Kernel {
 	return &Kernel{emit: emit, targets: make(map[uint32]target), conns: make(map[fdKey]*conn), flights: make(map[Task]flight)}
 }
@@ -126,14 +133,17 @@ func (k *Kernel) SeedSocket(at event.Time, tgid uint32, fd int32, ino uint64, to
 	if k.targets[tgid].watch&WatchStream == 0 {
 		return
 	}
+	if k.conns[fdKey{tgid, fd}] != nil {
+		return
+	}
 	c := k.know(at, tgid, fd, event.Seeded)
-	c.ino, c.toSwitch = ino, toSwitch
+	c.ino, c.toSwitch, c.fresh = ino, toSwitch, true
 }
 
 func (k *Kernel) know(at event.Time, tgid uint32, fd int32, how event.How) *conn {
 	key := fdKey{tgid, fd}
-	if old := k.conns[key]; old != nil {
-		k.flush(at, old)
+	if old := k.conns[key]; old != nil && !old.plain {
+		k.Reused++
 	}
 	c := &conn{id: event.Conn{TGID: tgid, FD: fd, Born: at}, how: how}
 	k.conns[key] = c
@@ -145,10 +155,6 @@ func (k *Kernel) new(kind event.Kind, at event.Time, task Task) *event.Event {
 }
 
 func (k *Kernel) announce(at event.Time, c *conn, task Task) {
-	if c.announced {
-		return
-	}
-	c.announced = true
 	e := k.new(event.KindOpen, at, task)
 	e.Conn, e.Ino, e.How, e.Listener = c.id, c.ino, c.how, c.listener
 	k.emit(e)
@@ -169,10 +175,21 @@ func (k *Kernel) enter(at event.Time, task Task, f flight, dir event.Dir) {
 	if w&(WatchStream|WatchLog) == 0 {
 		return
 	}
-	k.flights[task] = f
 	if c := k.conns[fdKey{task.TGID, f.fd}]; c != nil && w&WatchStream != 0 {
-		k.announce(at, c, task)
+		if c.plain {
+			k.flights[task] = flight{op: opIgnored}
+			return
+		}
+		f.born = c.id.Born
 		k.turn(at, c, dir)
+	}
+	k.flights[task] = f
+}
+
+// turn sends what waits if it went the other way.
+func (k *Kernel) turn(at event.Time, c *conn, dir event.Dir) {
+	if c.runDir != 0 && c.runDir != dir || c.bulk.calls > 0 && c.dir != dir {
+		k.flush(at, c)
 	}
 }
 
@@ -188,7 +205,9 @@ func (k *Kernel) end(task Task, ops ...op) (flight, bool) {
 			return f, true
 		}
 	}
-	k.Orphans++
+	if !ok || f.op != opIgnored {
+		k.Orphans++
+	}
 	return f, false
 }
 
@@ -196,20 +215,17 @@ func (k *Kernel) end(task Task, ops ...op) (flight, bool) {
 // read; those that are missing at its end were not recorded.
 func (k *Kernel) ReadExit(at event.Time, task Task, ret int64, data []byte) {
 	f, ok := k.end(task, opRead)
-	if !ok {
+	if !ok || ret < 0 {
 		return
 	}
-	c := k.conns[fdKey{task.TGID, f.fd}]
-	if c == nil || ret < 0 || k.targets[task.TGID].watch&WatchStream == 0 {
-		return
+	c := k.socket(task, f, ret)
+	switch {
+	case c == nil:
+	case ret > 0:
+		k.moved(at, c, task, event.In, at, int(ret), data, f.ask <= smallRead)
+	case f.ask > 0:
+		k.eof(at, c, task)
 	}
-	if ret == 0 {
-		if f.ask > 0 {
-			k.eof(at, c, task)
-		}
-		return
-	}
-	k.moved(at, c, task, event.In, at, int(ret), data, f.ask <= smallRead)
 }
 
 // WriteExit tells that the write of the thread returned ret. data are the
@@ -220,59 +236,92 @@ func (k *Kernel) WriteExit(at event.Time, task Task, ret int64, data []byte) {
 		return
 	}
 	data = data[:min(int64(len(data)), ret)]
-	w := k.targets[task.TGID].watch
-	c := k.conns[fdKey{task.TGID, f.fd}]
-	switch {
-	case c != nil && w&WatchStream != 0:
-		k.moved(at, c, task, event.Out, f.enter, int(ret), data, f.ask <= smallWrite)
-	case c == nil && w&WatchLog != 0 && len(data) > 1 && data[0] == '<' && data[1] >= '0' && data[1] <= '9':
-		e := k.new(event.KindLog, at, task)
-		e.Bytes = uint64(ret)
-		e.Head = bytes.Clone(data[:min(len(data), logBytes)])
-		if e.Bytes > uint64(len(e.Head)) {
-			e.Flags |= event.FlagCut
-		}
-		k.emit(e)
+	if f.born == 0 {
+		k.log(at, task, ret, data)
+		return
 	}
+	if c := k.socket(task, f, ret); c != nil {
+		k.moved(at, c, task, event.Out, f.enter, int(ret), data, f.ask <= smallWrite)
+	}
+}
+
+// socket returns the socket of a call that ends, nil if there is none any more.
+func (k *Kernel) socket(task Task, f flight, ret int64) *conn {
+	c := k.conns[fdKey{task.TGID, f.fd}]
+	if c == nil || c.id.Born != f.born {
+		if f.born != 0 && ret > 0 {
+			k.Stale++
+		}
+		return nil
+	}
+	return c
+}
+
+func (k *Kernel) log(at event.Time, task Task, ret int64, data []byte) {
+	if k.targets[task.TGID].watch&WatchLog == 0 || len(data) < 2 || data[0] != '<' || data[1] < '0' || data[1] > '9' {
+		return
+	}
+	e := k.new(event.KindLog, at, task)
+	e.Bytes = uint64(ret)
+	e.Head = bytes.Clone(data[:min(len(data), logBytes)])
+	if e.Bytes > uint64(len(e.Head)) {
+		e.Flags |= event.FlagCut
+	}
+	k.emit(e)
 }
 
 // moved takes n bytes of one direction.
 func (k *Kernel) moved(at event.Time, c *conn, task Task, dir event.Dir, first event.Time, n int, data []byte, small bool) {
-	k.turn(at, c, dir)
-	if dir == event.Out && !c.begun && switchRequest(data) {
+	k.used(at, c, task)
+	k.turn(at, c, dir) // another thread may have moved bytes the other way meanwhile
+	if dir == event.Out && c.dir != dir && switchRequest(data) {
 		c.toSwitch = true
 	}
-	c.begun = true
+	if c.dir != dir {
+		c.dir, c.since = dir, 0
+	}
+	before := c.since
 	c.since += uint64(n)
-	if small && n <= runBytes {
+	switch {
+	case small:
 		k.gather(at, c, task, first, n, data)
-		return
-	}
-	k.flushRun(at, c)
-	if c.since-uint64(n) >= bulkBytes {
+	case before < bulkBytes:
+		k.flush(at, c)
+		e := k.new(event.KindData, at, task)
+		e.First, e.Last, e.Bytes, e.Calls = first, at, uint64(n), 1
+		e.Head, e.Tail = ends(data, n, c.toSwitch)
+		if uint64(len(e.Head)+len(e.Tail)) < e.Bytes {
+			e.Flags |= event.FlagCut
+		}
+		k.send(c, e, dir)
+	default:
+		if c.runDir != 0 {
+			k.flush(at, c)
+		}
 		c.bulk.add(task, first, at, n)
-		return
 	}
-	e := k.new(event.KindData, at, task)
-	e.First, e.Last, e.Bytes, e.Calls = first, at, uint64(n), 1
-	e.Head, e.Tail = ends(data, n, c.toSwitch)
-	if uint64(len(e.Head)) < e.Bytes {
-		e.Flags |= event.FlagCut
+}
+
+// used makes the KindOpen of a seeded socket.
+func (k *Kernel) used(at event.Time, c *conn, task Task) {
+	if c.fresh {
+		c.fresh = false
+		k.announce(at, c, task)
 	}
-	k.send(c, e)
 }
 
 func (k *Kernel) gather(at event.Time, c *conn, task Task, first event.Time, n int, data []byte) {
-	if c.runLen+n > runBytes {
-		k.flushRun(at, c)
+	if c.runDir != 0 && c.bufLen+n > runBytes {
+		k.flush(at, c)
 	}
 	// Bytes that the recording does not have are zero, so that lengths stay right.
-	copied := copy(c.runBuf[c.runLen:c.runLen+n], data)
-	clear(c.runBuf[c.runLen+copied : c.runLen+n])
-	c.runLen += n
+	copied := copy(c.buf[c.bufLen:c.bufLen+n], data)
+	clear(c.buf[c.bufLen+copied : c.bufLen+n])
+	c.bufLen += n
 	c.run.add(task, first, at, n)
-	if c.runLen == runBytes || bytes.HasSuffix(c.runBuf[:c.runLen], []byte("\r\n\r\n")) {
-		k.flushRun(at, c)
+	c.runDir = c.dir
+	if c.bufLen == runBytes || bytes.HasSuffix(c.buf[:c.bufLen], []byte("\r\n\r\n")) {
+		k.flush(at, c)
 	}
 }
 
@@ -300,34 +349,21 @@ func switchRequest(b []byte) bool {
 	return false
 }
 
-// turn begins a message of direction dir unless one is under way.
-func (k *Kernel) turn(at event.Time, c *conn, dir event.Dir) {
-	if c.dir == dir {
-		return
-	}
-	k.flush(at, c)
-	c.dir, c.more, c.begun, c.since = dir, false, false, 0
-}
-
 // flush sends what was counted and gathered. What was counted came first: a
 // large piece flushes the run.
 func (k *Kernel) flush(at event.Time, c *conn) {
 	if c.bulk.calls > 0 {
 		e := k.fromPiece(at, &c.bulk)
-		e.Flags |= event.FlagCut
-		k.send(c, e)
+		e.Flags |= event.FlagCut | event.FlagMore
+		k.send(c, e, c.dir)
 	}
-	k.flushRun(at, c)
-}
-
-func (k *Kernel) flushRun(at event.Time, c *conn) {
-	if c.run.calls == 0 {
-		return
+	if c.runDir != 0 {
+		e := k.fromPiece(at, &c.run)
+		e.Head = bytes.Clone(c.buf[:c.bufLen])
+		dir := c.runDir
+		c.bufLen, c.runDir = 0, 0
+		k.send(c, e, dir)
 	}
-	e := k.fromPiece(at, &c.run)
-	e.Head = bytes.Clone(c.runBuf[:c.runLen])
-	c.runLen = 0
-	k.send(c, e)
 }
 
 func (k *Kernel) fromPiece(at event.Time, p *piece) *event.Event {
@@ -337,22 +373,33 @@ func (k *Kernel) fromPiece(at event.Time, p *piece) *event.Event {
 	return e
 }
 
-func (k *Kernel) send(c *conn, e *event.Event) {
-	e.Conn, e.Ino, e.Dir = c.id, c.ino, c.dir
-	if c.more {
+func (k *Kernel) send(c *conn, e *event.Event, dir event.Dir) {
+	e.Conn, e.Ino, e.Dir = c.id, c.ino, dir
+	if c.told == dir {
 		e.Flags |= event.FlagMore
 	}
-	c.more = true
+	c.told = dir
 	k.emit(e)
 }
 
 func (k *Kernel) eof(at event.Time, c *conn, task Task) {
-	k.turn(at, c, event.In)
+	k.used(at, c, task)
+	if c.ended {
+		return
+	}
+	c.ended = true
 	k.flush(at, c)
 	e := k.new(event.KindData, at, task)
 	e.First, e.Last, e.Calls = at, at, 1
 	e.Flags |= event.FlagEOF
-	k.send(c, e)
+	k.send(c, e, event.In)
+}
+
+// Shutdown tells that shutdown begins.
+func (k *Kernel) Shutdown(at event.Time, task Task, fd int32) {
+	if c := k.conns[fdKey{task.TGID, fd}]; c != nil {
+		k.flush(at, c)
+	}
 }
 
 // AcceptEnter tells that accept or accept4 begins.
@@ -373,7 +420,14 @@ func (k *Kernel) AcceptExit(at event.Time, task Task, fd int32, ino uint64, list
 	k.announce(at, c, task)
 }
 
-// ConnectEnter tells that connect begins on a stream socket.
+// Socket tells that socket made a stream socket.
+func (k *Kernel) Socket(at event.Time, task Task, fd int32) {
+	if k.targets[task.TGID].watch&WatchStream != 0 && fd >= 0 {
+		k.know(at, task.TGID, fd, 0).plain = true
+	}
+}
+
+// ConnectEnter tells that connect begins.
 func (k *Kernel) ConnectEnter(at event.Time, task Task, fd int32) {
 	if k.targets[task.TGID].watch&WatchStream != 0 {
 		k.flights[task] = flight{op: opConnect, fd: fd, enter: at}
@@ -385,6 +439,9 @@ func (k *Kernel) ConnectExit(at event.Time, task Task, ok bool, ino uint64) {
 	f, known := k.end(task, opConnect)
 	if !known || !ok {
 		return
+	}
+	if c := k.conns[fdKey{task.TGID, f.fd}]; c == nil || !c.plain {
+		return // no stream socket, or connected before
 	}
 	c := k.know(at, task.TGID, f.fd, event.Connected)
 	c.ino = ino
@@ -408,11 +465,11 @@ func (k *Kernel) Close(at event.Time, task Task, fd int32) {
 	if c == nil {
 		return
 	}
-	k.flush(at, c)
 	delete(k.conns, key)
-	if !c.announced {
+	if c.plain {
 		return
 	}
+	k.flush(at, c)
 	e := k.new(event.KindClose, at, task)
 	e.Conn, e.Ino = c.id, c.ino
 	k.emit(e)

@@ -194,11 +194,48 @@ func TestReusedDescriptor(t *testing.T) {
 	s.accept(18) // closed by something that is not seen
 	s.write(18, "new")
 	s.close(18)
+	qt.Assert(t, qt.Equals(s.k.Reused, 1))
 	qt.Assert(t, qt.Equals(s.trace(), `open 18 born 110 how 2
-out 18 [200-210] at 310 4B/1 "lost"
 open 18 born 310 how 2
 out 18 [400-410] at 500 3B/1 "new"
 close 18 born 310
+`))
+}
+
+func TestConnect(t *testing.T) {
+	s := newScript()
+	for fd := int32(18); fd < 21; fd++ {
+		s.step()
+		if fd < 20 { // 20 is no stream socket
+			s.k.Socket(s.now, s.task, fd)
+		}
+		s.write(fd, "not connected")
+		s.step()
+		s.k.ConnectEnter(s.now, s.task, fd)
+		s.k.ConnectExit(s.now+10, s.task, fd != 19, 7)
+		s.write(fd, "hello")
+		s.step()
+		s.k.Shutdown(s.now, s.task, fd)
+		s.close(fd)
+	}
+	qt.Assert(t, qt.Equals(s.trace(), `open 18 born 310 how 3
+out 18 [400-410] at 500 5B/1 "hello"
+close 18 born 310
+`))
+}
+
+// TestEndIsToldOnce: xe's connection sees reads that ask for nothing, and
+// some programs read on after the end.
+func TestEndIsToldOnce(t *testing.T) {
+	s := newScript()
+	s.accept(18)
+	s.read(18, 4, "abcd")
+	s.read(18, 0, "")
+	s.read(18, 4, "")
+	s.read(18, 4, "")
+	qt.Assert(t, qt.Equals(s.trace(), `open 18 born 110 how 2
+in 18 [210-210] at 410 4B/1 "abcd"
+in 18 [410-410] at 410 0B/1 "" more eof
 `))
 }
 
