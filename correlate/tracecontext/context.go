@@ -8,7 +8,12 @@
 // Nothing here allocates; results are values or parts of the input.
 package tracecontext
 
-import "go.opentelemetry.io/otel/trace"
+import (
+	"bytes"
+	"encoding/binary"
+
+	"go.opentelemetry.io/otel/trace"
+)
 
 // Context is the identity of a remote parent span. The zero value is none.
 type Context struct {
@@ -16,10 +21,66 @@ type Context struct {
 	SpanID  trace.SpanID
 }
 
-// IsValid tells whether both ids are not zero. XAPI records spans below zero
-// ids too; to dtagent such ids are no context.
+// IsValid tells whether neither id is zero. XAPI records spans below zero ids
+// too; to dtagent such ids are no context.
 func (c Context) IsValid() bool { return c.TraceID.IsValid() && c.SpanID.IsValid() }
 
-// ParseTraceparent reads the value of a traceparent header. The second result
-// is false when XAPI would ignore the value or read a zero id from it.
-func ParseTraceparent(b []byte) (Context, bool) { return Context{}, false }
+// ParseTraceparent reads the value of a traceparent header: exactly four parts
+// between dashes, of which the first is 00 and the last can be anything. The
+// second result is false, and the first zero, when XAPI would ignore the value
+// or read a zero id from it.
+//
+// The ids are read as OCaml's Scanf does (tracing.ml: "%016Lx%016Lx" and
+// "%Lx"): either case, '_' skipped, digits beyond what is wanted ignored in the
+// trace id, too large a span id zero.
+func ParseTraceparent(b []byte) (Context, bool) {
+	b = bytes.TrimSpace(b)
+	version, b, ok1 := bytes.Cut(b, dash)
+	traceID, b, ok2 := bytes.Cut(b, dash)
+	spanID, flags, ok3 := bytes.Cut(b, dash)
+	if !ok1 || !ok2 || !ok3 || string(version) != "00" || bytes.IndexByte(flags, '-') >= 0 {
+		return Context{}, false
+	}
+	high, n, ok1 := scanHex(traceID, 16)
+	low, _, ok2 := scanHex(traceID[n:], 16)
+	span, _, ok3 := scanHex(spanID, len(spanID))
+	if !ok1 || !ok2 || !ok3 {
+		return Context{}, false
+	}
+	var c Context
+	binary.BigEndian.PutUint64(c.TraceID[:8], high)
+	binary.BigEndian.PutUint64(c.TraceID[8:], low)
+	binary.BigEndian.PutUint64(c.SpanID[:], span)
+	if !c.IsValid() {
+		return Context{}, false
+	}
+	return c, true
+}
+
+var dash = []byte{'-'}
+
+// scanHex reads hex digits as Scanf's %x with that width: at least one digit,
+// then digits and '_', up to width bytes or the first other byte. It is false
+// for no digit and for a value above 64 bits.
+func scanHex(b []byte, width int) (v uint64, n int, ok bool) {
+	for n < len(b) && n < width {
+		c := b[n]
+		switch {
+		case c >= '0' && c <= '9':
+			c -= '0'
+		case c|0x20 >= 'a' && c|0x20 <= 'f':
+			c = (c | 0x20) - 'a' + 10
+		case c == '_' && n > 0:
+			n++
+			continue
+		default:
+			return v, n, n > 0
+		}
+		if v>>60 != 0 {
+			return 0, n, false
+		}
+		v = v<<4 | uint64(c)
+		n++
+	}
+	return v, n, n > 0
+}
