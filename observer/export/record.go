@@ -1,0 +1,94 @@
+// Package export is the seam between Observers and the exporters that carry
+// their spans: what an exporter is given, and how it reports what became of it.
+package export
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/xenserver/dtagent/correlate"
+	"go.opentelemetry.io/otel/attribute"
+)
+
+// Tags that dtagent adds to every span from the fields of correlate.Span.
+const (
+	KeyServiceName      attribute.Key = "service.name"
+	KeyScopeName        attribute.Key = "otel.scope.name"
+	KeyLinkMethod       attribute.Key = "dt.link.method"
+	KeyIncomplete       attribute.Key = "dt.incomplete"
+	KeyError            attribute.Key = "error"
+	KeyExceptionMessage attribute.Key = "exception.message"
+	KeyExceptionType    attribute.Key = "exception.type"
+	// KeyTraceState is the tag by which the OpenTelemetry Collector's zipkin
+	// translator carries the W3C tracestate, for which zipkin has no field.
+	KeyTraceState attribute.Key = "w3c.tracestate"
+)
+
+// Record is one span on its way to one endpoint of one Observer.
+type Record struct {
+	Span *correlate.Span
+	// Attributes of the Observer: its defaults and the user's. Shared by all
+	// records and never changed; in descending key order, each key once.
+	Attributes []attribute.KeyValue
+}
+
+// AppendTags appends the final tags of the record's span to dst and returns
+// it: in descending key order, as the toolstack writes them, and each key once.
+// It does not allocate when dst has room.
+//
+// When one key comes from several places the later of this list wins: the
+// exception tags made from Span.Error; the span's own attributes (which may hold
+// baggage that a caller sent, so they cannot pass for the host's identity); the
+// span's service.name; the Observer's defaults; the user's attributes; and the
+// tags that say how far the span can be trusted (error, dt.link.method,
+// dt.incomplete).
+func (r *Record) AppendTags(dst []attribute.KeyValue) []attribute.KeyValue {
+	s, start := r.Span, len(dst)
+	if s.Error != "" {
+		dst = append(dst, KeyExceptionMessage.String(s.Error), KeyExceptionType.String(s.Error))
+	}
+	dst = append(dst, s.Attributes...)
+	dst = append(dst, KeyServiceName.String(s.Service))
+	if s.TraceState != "" {
+		dst = append(dst, KeyTraceState.String(s.TraceState))
+	}
+	dst = append(dst, r.Attributes...)
+	if s.Error != "" {
+		dst = append(dst, KeyError.String("true"))
+	}
+	link := s.Link
+	if link == "" {
+		link = correlate.LinkNone
+	}
+	dst = append(dst, KeyLinkMethod.String(string(link)))
+	if s.Incomplete != "" {
+		dst = append(dst, KeyIncomplete.String(s.Incomplete))
+	}
+	return dst[:start+len(SortTags(dst[start:]))]
+}
+
+// SortTags puts tags into descending key order in place and keeps the last of
+// those with equal keys. Tags without a key are left out.
+func SortTags(tags []attribute.KeyValue) []attribute.KeyValue {
+	slices.SortStableFunc(tags, func(a, b attribute.KeyValue) int { return cmp.Compare(b.Key, a.Key) })
+	out := tags[:0]
+	for i := range tags {
+		if tags[i].Key == "" || i+1 < len(tags) && tags[i+1].Key == tags[i].Key {
+			continue
+		}
+		out = append(out, tags[i])
+	}
+	return out
+}
+
+// Exporter carries spans to one endpoint. Its methods are called by one
+// goroutine at a time.
+type Exporter interface {
+	// Export delivers the batch, which is not empty and belongs to the caller
+	// again when Export returns. It returns nil when every record was delivered,
+	// else a *Failure. A done context ends it soon.
+	Export(ctx context.Context, batch []*Record) error
+	// Close frees what the exporter holds. Nothing is exported after it.
+	Close() error
+}

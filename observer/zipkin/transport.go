@@ -1,0 +1,103 @@
+package zipkin
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/xenserver/dtagent/observer/export"
+)
+
+// attempt travels in the context of one ExportSpans and brings back what the
+// exporter does not tell.
+type attempt struct {
+	batch    []*export.Record
+	tried    bool
+	encode   error
+	status   int // 0: no answer
+	location string
+	after    time.Duration
+	body     string // beginning of a refusal
+}
+
+type attemptKey struct{}
+
+func (a *attempt) said() string {
+	if a.body == "" {
+		return ""
+	}
+	return fmt.Sprintf(": %q", a.body)
+}
+
+// maxSaid is how much of the text of a refusal is shown.
+const maxSaid = 200
+
+// transport mends the request and notes the answer.
+type transport struct{ base http.RoundTripper }
+
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	a := req.Context().Value(attemptKey{}).(*attempt)
+	a.tried = true
+	body, err := io.ReadAll(req.Body)
+	_ = req.Body.Close()
+	if err == nil {
+		body, err = restoreNames(body, a.batch)
+	}
+	if err != nil {
+		a.encode = err
+		return nil, err
+	}
+	req = req.Clone(req.Context())
+	req.Body = io.NopCloser(bytes.NewReader(body))
+	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	req.ContentLength = int64(len(body))
+
+	resp, err := t.base.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	a.status = resp.StatusCode
+	a.location = location(resp.Header)
+	a.after = retryAfter(resp.Header, time.Now())
+	// What the body says matters only to a person; the status has decided. A
+	// short one is read to its end, so that the connection can be used again.
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	_ = resp.Body.Close()
+	if resp.StatusCode >= 400 {
+		text = text[:min(len(text), maxSaid)]
+		a.body = strings.ToValidUTF8(strings.TrimSpace(string(text)), "")
+	}
+	resp.Body = http.NoBody
+	if resp.StatusCode/100 == 2 {
+		resp.StatusCode = http.StatusAccepted
+	}
+	return resp, nil
+}
+
+// restoreNames puts the names of spans and services back as they are; the
+// zipkin model lower-cases both. The spans of body are those of batch, in order.
+func restoreNames(body []byte, batch []*export.Record) ([]byte, error) {
+	var spans []map[string]json.RawMessage
+	if err := json.Unmarshal(body, &spans); err != nil {
+		return nil, fmt.Errorf("zipkin body: %w", err)
+	}
+	if len(spans) != len(batch) {
+		return nil, fmt.Errorf("zipkin body: %d spans of %d", len(spans), len(batch))
+	}
+	for i, r := range batch {
+		name, err := json.Marshal(r.Span.Name)
+		if err != nil {
+			return nil, fmt.Errorf("zipkin body: %w", err)
+		}
+		local, err := json.Marshal(map[string]string{"serviceName": r.Span.Service})
+		if err != nil {
+			return nil, fmt.Errorf("zipkin body: %w", err)
+		}
+		spans[i]["name"], spans[i]["localEndpoint"] = name, local
+	}
+	return json.Marshal(spans)
+}
