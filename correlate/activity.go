@@ -1,0 +1,271 @@
+package correlate
+
+import (
+	"encoding/binary"
+
+	"github.com/xenserver/dtagent/correlate/tracecontext"
+	"github.com/xenserver/dtagent/correlate/wire"
+	"github.com/xenserver/dtagent/probes/event"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+)
+
+type activityKind uint8
+
+const (
+	callActivity      activityKind = iota // a request to a server's socket
+	taskActivity                          // the thread of an Async call
+	sendActivity                          // a call through message-switch, at its caller
+	rpcActivity                           // the same, at its server
+	operationActivity                     // a task of xenopsd
+	atomActivity                          // a step of an operation
+	processActivity
+)
+
+// activity is a span in the making.
+type activity struct {
+	kind      activityKind
+	open      bool
+	component event.Component
+	gen       uint32 // counts the uses of this struct: see ref
+	spanKind  trace.SpanKind
+	service   string
+	name      string
+
+	tree     *tree
+	spanID   trace.SpanID
+	parentID trace.SpanID
+	link     Link
+
+	born       event.Time // when the engine made it
+	start, end event.Time
+	err        string
+	incomplete string
+	attrs      []attribute.KeyValue
+
+	tgid   uint32
+	task   wire.TaskID // XAPI's
+	thread *thread     // on whose stack it is
+
+	method  string               // call, send, RPC: without prefix
+	prefix  wire.Prefix          // call
+	cloned  bool                 // call: its task's thread was seen
+	reply   event.Time           // call: end of the last write
+	message messageID            // RPC
+	xenops  uint64               // operation: number of its task
+	context tracecontext.Context // RPC, operation: what was sent along, used when no key says better
+	popped  place                // operation: whose Queue.push its thread popped
+	signal  event.Time           // atom: its task's last sign of progress
+	program string               // process
+
+	prev, next *activity // all, oldest first; next is the free list, too
+	doneNext   *activity // tree.done
+}
+
+func (a *activity) links() (prev, next **activity) { return &a.prev, &a.next }
+
+// live tells that a has not been emitted.
+func (a *activity) live() bool { return a.tree != nil }
+
+// ref points at an activity without keeping it.
+type ref struct {
+	a   *activity
+	gen uint32
+}
+
+func (a *activity) ref() ref { return ref{a, a.gen} }
+
+// get returns the activity, nil when it has been emitted.
+func (r ref) get() *activity {
+	if r.a == nil || r.a.gen != r.gen {
+		return nil
+	}
+	return r.a
+}
+
+type activityPool struct {
+	live   list[activity, *activity]
+	free   *activity
+	byLink [len(links)]uint64
+}
+
+// begin makes an open activity that is the root of a tree of its own. With a
+// parent it joins the parent's tree instead.
+func (e *Engine) begin(kind activityKind, c event.Component, tgid uint32, start event.Time, parent *activity, link Link) *activity {
+	if e.activities.live.len >= e.limits.Activities {
+		e.stats.ActivitiesEvicted++
+		old := e.activities.live.head
+		if old == parent {
+			old = old.next
+		}
+		if old != nil {
+			e.evict(old, "evicted")
+		}
+		if parent != nil && !parent.live() {
+			parent = nil
+		}
+	}
+	a := e.activities.free
+	if a == nil {
+		a = &activity{attrs: make([]attribute.KeyValue, 0, 16)}
+	} else {
+		e.activities.free = a.next
+		a.next = nil
+	}
+	a.kind, a.component, a.tgid = kind, c, tgid
+	a.service = serviceOf(c)
+	a.open, a.born, a.start, a.link = true, e.now, start, LinkNone
+	for !a.spanID.IsValid() {
+		binary.BigEndian.PutUint64(a.spanID[:], e.cfg.Rand())
+	}
+	if parent != nil {
+		a.tree, a.parentID, a.link = parent.tree, parent.spanID, link
+	} else {
+		a.tree = e.newTree()
+	}
+	a.tree.refs++
+	a.tree.find().open++
+	e.activities.live.add(a)
+	return a
+}
+
+// serviceOf is the service.name of a component's spans: what the toolstack
+// itself gives them.
+func serviceOf(c event.Component) string {
+	if c == event.NoComponent {
+		return "unknown"
+	}
+	return c.String()
+}
+
+// finish ends a. cause is why it is incomplete, "" if it is not.
+func (e *Engine) finish(a *activity, end event.Time, cause string) {
+	if !a.open {
+		return
+	}
+	a.open = false
+	a.end = max(end, a.start)
+	if a.incomplete == "" {
+		a.incomplete = cause
+	}
+	if a.thread != nil {
+		a.thread.remove(a)
+	}
+	if !a.task.IsZero() {
+		a.attrs = append(a.attrs, attribute.String("xs.xapi.task.id", e.taskString(a.task)))
+	}
+	if a.kind == processActivity {
+		e.processEnded(a)
+	}
+	t := a.tree.find()
+	t.open--
+	e.finished(a, t)
+	if a.live() {
+		e.maybeFix(a.tree.find())
+	}
+}
+
+// finished emits a when its tree has an id; else it waits there.
+func (e *Engine) finished(a *activity, t *tree) {
+	a.doneNext = nil
+	switch {
+	case t.fixed:
+		e.emit(a)
+	case t.done == nil:
+		t.done, t.lastDone = a, a
+	default:
+		t.lastDone.doneNext = a
+		t.lastDone = a
+	}
+}
+
+// emit hands out a's span and forgets a.
+func (e *Engine) emit(a *activity) {
+	t := a.tree.find()
+	s := e.arena.span()
+	*s = Span{
+		TraceID: t.id, SpanID: a.spanID, ParentID: a.parentID, TraceState: t.state,
+		Component: a.component, Service: a.service, Name: a.name, Kind: a.spanKind,
+		Start: e.cfg.Wall(a.start), End: e.cfg.Wall(a.end),
+		Error: a.err, Link: a.link, Incomplete: a.incomplete,
+	}
+	s.End = max(s.End, s.Start)
+	s.Attributes = e.arena.attributes(len(a.attrs) + len(t.baggage))
+	copy(s.Attributes[copy(s.Attributes, a.attrs):], t.baggage)
+	e.stats.Spans++
+	if s.Incomplete != "" {
+		e.stats.Incomplete++
+	}
+	e.activities.byLink[linkIndex(s.Link)]++
+	e.forget(a)
+	e.cfg.Emit(s)
+}
+
+func (e *Engine) forget(a *activity) {
+	e.release(&a.popped)
+	e.activities.live.del(a)
+	e.releaseTree(a.tree)
+	clear(a.attrs)
+	*a = activity{gen: a.gen + 1, attrs: a.attrs[:0], next: e.activities.free}
+	e.activities.free = a
+}
+
+// evict emits a now, whatever it is waiting for.
+func (e *Engine) evict(a *activity, cause string) {
+	r := a.ref()
+	if a.open {
+		e.finish(a, e.now, cause)
+	}
+	if a = r.get(); a != nil {
+		e.settle(a.tree.find())
+	}
+}
+
+// set adds an attribute that is not on a yet.
+func (a *activity) set(kv attribute.KeyValue) {
+	for i := range a.attrs {
+		if a.attrs[i].Key == kv.Key {
+			a.attrs[i] = kv
+			return
+		}
+	}
+	a.attrs = append(a.attrs, kv)
+}
+
+// at says where a ran.
+func (a *activity) at(tgid, tid uint32) {
+	a.attrs = append(a.attrs, attribute.Int64("process.pid", int64(tgid)), attribute.Int64("thread.id", int64(tid)))
+}
+
+// text returns b as a string of at most max bytes that is good to show.
+// Strings that repeat are the same one.
+func (e *Engine) text(b []byte, max int) string {
+	return e.strings.String(e.clean(b, max))
+}
+
+// unique is text for strings that seldom repeat.
+func (e *Engine) unique(b []byte, max int) string {
+	return e.arena.string(e.clean(b, max))
+}
+
+// clean cuts b and replaces what is not printable ASCII: what the toolstack
+// writes is that, and who sends other bytes must not reach a terminal with them.
+func (e *Engine) clean(b []byte, max int) []byte {
+	if len(b) > max {
+		b = b[:max]
+	}
+	for i, c := range b {
+		if c < 0x20 || c > 0x7e {
+			e.scratch = append(e.scratch[:0], b...)
+			for ; i < len(b); i++ {
+				if c := e.scratch[i]; c < 0x20 || c > 0x7e {
+					e.scratch[i] = '?'
+				}
+			}
+			return e.scratch
+		}
+	}
+	return b
+}
+
+func (e *Engine) taskString(id wire.TaskID) string { return e.arena.string(id[:]) }

@@ -1,0 +1,297 @@
+package correlate
+
+import (
+	"bytes"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/xenserver/dtagent/correlate/tracecontext"
+	"github.com/xenserver/dtagent/correlate/wire"
+	"github.com/xenserver/dtagent/probes/event"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Longest strings that a span takes from a request.
+const (
+	maxName   = 256
+	maxValue  = 256
+	maxPairs  = 32 // of baggage
+	peekBytes = 4096
+)
+
+// startCall begins the API call whose request head is complete.
+func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.Time) {
+	if a := c.call.get(); a != nil {
+		e.endCall(a, "no reply was seen before the next request")
+	}
+	th := e.useThread(ev.TGID, ev.TID)
+	e.unwind(th, 0, e.now, endUnseen) // a connection's thread does one request at a time
+
+	ctx, hasContext := tracecontext.ParseTraceparent(h.Traceparent)
+	a := e.begin(callActivity, c.component, ev.TGID, first, nil, LinkNone)
+	a.spanKind = trace.SpanKindServer
+	if hasContext {
+		t := a.tree
+		t.state = e.unique(tracecontext.TrimTracestate(h.Tracestate), tracecontext.MaxTracestate)
+		e.remote(a, ctx)
+	}
+	if len(h.Baggage) > 0 {
+		a.tree.baggage = e.baggage(h.Baggage)
+	}
+	if h.Task.Real() {
+		a.task = h.Task // the caller's, on this or another host
+		if p := e.tasks.get(h.Task); p != nil && !hasContext {
+			e.join(a, p.place, LinkTask)
+		}
+	}
+	th.push(a)
+	c.call = a.ref()
+	c.tunnel = false
+
+	e.scratch = append(append(append(e.scratch[:0], h.Method...), ' '), h.Path...)
+	name := e.scratch
+	a.name = e.text(name, maxName)
+	a.attrs = append(a.attrs,
+		attribute.String("http.request.method", e.text(h.Method, maxValue)),
+		attribute.String("url.path", e.text(h.Path, maxValue)))
+	if len(h.UserAgent) > 0 {
+		a.attrs = append(a.attrs, attribute.String("user_agent.original", e.text(h.UserAgent, maxValue)))
+	}
+	if h.ContentLength >= 0 {
+		a.attrs = append(a.attrs, attribute.Int64("http.request.body.size", h.ContentLength))
+	}
+	e.network(c, a)
+	a.at(ev.TGID, ev.TID)
+
+	switch {
+	case bytes.Equal(h.Path, []byte("/cli")):
+	case !bytes.Equal(h.Method, []byte("POST")) || !isRPC(h.Path):
+		c.body.read = true
+	}
+}
+
+// isRPC tells that requests for the path are calls of the API.
+func isRPC(path []byte) bool {
+	switch string(path) {
+	case "/", "/RPC2", "/json", "/jsonrpc":
+		return true
+	}
+	return false
+}
+
+func (e *Engine) network(c *conn, a *activity) {
+	peer, transport := c.peer, ""
+	switch {
+	case peer.IsValid() || c.listener != "" && !strings.HasPrefix(c.listener, "/"):
+		transport = "tcp"
+	case c.listener != "":
+		transport = "unix"
+	}
+	if transport != "" {
+		a.attrs = append(a.attrs, attribute.String("network.transport", transport))
+	}
+	if transport == "unix" {
+		a.attrs = append(a.attrs, attribute.String("network.local.address", c.listener))
+	}
+	if peer.IsValid() {
+		a.attrs = append(a.attrs, e.address("network.peer.address", peer.Addr()), attribute.Int("network.peer.port", int(peer.Port())))
+	}
+	if client := c.side[0].reader.Client(); client.IsValid() {
+		a.attrs = append(a.attrs, e.address("client.address", client.Addr()), attribute.Int("client.port", int(client.Port())))
+	}
+}
+
+func (e *Engine) address(key string, addr netip.Addr) attribute.KeyValue {
+	e.scratch = addr.Unmap().AppendTo(e.scratch[:0])
+	return attribute.String(key, e.strings.String(e.scratch))
+}
+
+// baggage turns a baggage header into attributes, as xapi does; span.depth is
+// left out, it counts xapi's own spans.
+func (e *Engine) baggage(b []byte) []attribute.KeyValue {
+	n := 0
+	for k := range tracecontext.Baggage(b).All() {
+		if n < maxPairs && len(k) > 0 && string(k) != tracecontext.SpanDepth {
+			n++
+		}
+	}
+	out := e.arena.attributes(n)
+	i := 0
+	for k, v := range tracecontext.Baggage(b).All() {
+		if i < n && len(k) > 0 && string(k) != tracecontext.SpanDepth {
+			out[i] = attribute.String(e.text(k, maxValue), e.unique(v, maxValue))
+			i++
+		}
+	}
+	return out
+}
+
+// peek reads what is there of the body in progress on a server's socket: the
+// method of a request, the outcome in a reply.
+func (e *Engine) peek(c *conn, ev *event.Event, whole bool) {
+	b := &c.body
+	a := c.call.get()
+	if a == nil || b.read || b.buf == nil {
+		return
+	}
+	whole = whole || len(b.buf) >= peekBytes || b.tail != nil
+	if ev.Dir == event.In {
+		b.read = e.peekRequest(c, a, b, whole)
+	} else {
+		b.read = e.peekReply(a, b, whole)
+	}
+}
+
+func (e *Engine) peekRequest(c *conn, a *activity, b *body, whole bool) bool {
+	if strings.HasSuffix(a.name, " /cli") {
+		line, _, complete := bytes.Cut(b.buf, []byte("\n"))
+		if !complete && !whole {
+			return false
+		}
+		line = bytes.TrimSpace(line)
+		if rest, ok := bytes.CutPrefix(line, []byte("session_id=")); ok {
+			// a member of the pool passes the command on behind its session
+			_ = rest
+			line = nil
+			if _, after, ok := bytes.Cut(b.buf, []byte("\n")); ok {
+				line, _, _ = bytes.Cut(after, []byte("\n"))
+				line = bytes.TrimSpace(line)
+			}
+		}
+		if len(line) > 0 && !bytes.ContainsAny(line, " =") {
+			e.scratch = append(append(e.scratch[:0], "xe "...), line...)
+			a.name = e.text(e.scratch, maxName)
+			a.set(attribute.String("rpc.method", a.name[len("xe "):]))
+		}
+		return true
+	}
+	var call wire.Call
+	if c.component == event.Xapi {
+		call = e.dec.Call(b.buf)
+	} else {
+		if !whole {
+			return false // debug_info may be last
+		}
+		call = e.dec.SwitchCall(b.buf, b.tail)
+	}
+	if call.Method == nil {
+		return whole
+	}
+	a.name = e.text(call.Method, maxName)
+	a.prefix = call.Prefix
+	a.method = strings.TrimPrefix(a.name, call.Prefix.String())
+	switch call.Protocol {
+	case wire.XMLRPC:
+		a.set(attribute.String("rpc.system", "xmlrpc"))
+	case wire.JSONRPC:
+		a.set(attribute.String("rpc.system", "jsonrpc"))
+	}
+	a.set(attribute.String("rpc.method", a.name))
+	if c.component != event.Xapi {
+		a.task = call.DebugInfo.Task
+		e.remote(a, call.DebugInfo.Context)
+	}
+	return true
+}
+
+func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
+	if a.method == "" {
+		return true
+	}
+	r := e.dec.Reply(b.buf)
+	if r.Status == wire.Unknown && !whole {
+		return false
+	}
+	if r.Status == wire.Failed {
+		a.err = "FAILED"
+		if len(r.Code) > 0 {
+			a.err = e.text(r.Code, maxName)
+		}
+	}
+	if r.Status == wire.Succeeded && a.prefix != wire.NoPrefix {
+		if r.Task.IsZero() && !whole {
+			return false
+		}
+		if r.Task.Real() {
+			a.task = r.Task
+		}
+	}
+	return true
+}
+
+// replyHead takes the head of the reply.
+func (e *Engine) replyHead(c *conn, s *side, h *wire.Head) {
+	a := c.call.get()
+	if a == nil {
+		e.stats.NoRequest++
+		c.body.read = true
+		return
+	}
+	if h.Status >= 100 && h.Status < 200 && h.Status != 101 {
+		s.busy = false // the real one follows
+		return
+	}
+	a.set(attribute.Int("http.response.status_code", h.Status))
+	if h.Status >= 400 && a.err == "" {
+		a.err = e.strings.String(strconv.AppendInt(append(e.scratch[:0], "HTTP "...), int64(h.Status), 10))
+	}
+	if s.reader.Left() < 0 && !h.Chunked {
+		c.tunnel = true // until the socket closes
+	}
+}
+
+// replied ends the call when its reply is complete.
+func (e *Engine) replied(c *conn, s *side, ev *event.Event) {
+	if h := s.reader.Head(); h.Status >= 100 && h.Status < 200 {
+		return
+	}
+	a := c.call.get()
+	if a == nil {
+		return
+	}
+	if in := &c.side[0]; in.busy && in.reader.Left() > 0 {
+		return // answered before the request was read to its end
+	}
+	a.reply = max(a.reply, ev.Last)
+	e.endCall(a, "")
+}
+
+// endCall ends a with the last byte of its reply; without one it is incomplete
+// because of cause.
+func (e *Engine) endCall(a *activity, cause string) {
+	if !a.open {
+		return
+	}
+	if a.reply != 0 {
+		e.finish(a, a.reply, "")
+		return
+	}
+	e.finish(a, e.now, cause)
+}
+
+// taskPlace is the task key: where work for one of XAPI's tasks belongs.
+type taskPlace struct{ place place }
+
+func (e *Engine) dropTaskPlace(p *taskPlace) { e.release(&p.place) }
+
+// noteTask says that the thread of a call or task logged under a task.
+func (e *Engine) noteTask(a *activity, label []byte, id wire.TaskID) {
+	if a.task.Real() || a.task == id {
+		return
+	}
+	label = bytes.TrimPrefix(label, []byte("dispatch:"))
+	label = bytes.TrimPrefix(label, []byte(a.prefix.String()))
+	if a.method != "" && string(label) != a.method {
+		return // a task within the task
+	}
+	if a.method == "" && !id.Real() || a.kind == callActivity && a.prefix != wire.NoPrefix && id.Real() {
+		return // a real one is the async task's
+	}
+	a.task = id
+	if id.Real() {
+		p := e.tasks.put(id, e.now)
+		p.place = e.placeOf(a)
+	}
+}

@@ -1,0 +1,315 @@
+package correlate
+
+import (
+	"net/netip"
+
+	"github.com/xenserver/dtagent/correlate/wire"
+	"github.com/xenserver/dtagent/probes/event"
+)
+
+// role is what a process does on a connection.
+type role uint8
+
+const (
+	unknownRole role = iota // nothing was read that tells
+	serverRole              // answers requests: API calls
+	clientRole              // asks others: not reported
+	switchRole              // asks message-switch
+)
+
+// conn is the socket key: one open socket of one process.
+type conn struct {
+	id        event.Conn
+	component event.Component
+	how       event.How
+	role      role
+	tunnel    bool // server: no longer HTTP, the call lasts until the socket closes
+	dir       event.Dir
+	listener  string
+	peer      netip.AddrPort
+
+	side [2]side // by direction: side[event.In-1]
+	body body
+
+	call     ref // server: the request in progress
+	exchange exchange
+
+	prev, next *conn
+}
+
+func (c *conn) links() (prev, next **conn) { return &c.prev, &c.next }
+
+// side is what goes in one direction.
+type side struct {
+	reader wire.Reader
+	begun  bool       // a head has begun that is not complete
+	first  event.Time // its first byte
+	busy   bool       // a message's head is complete, its body is not
+}
+
+// body is what is kept of the body of the message in progress.
+type body struct {
+	buf  []byte // from Engine.buffers; nil when nothing is kept
+	tail []byte // part of buf: bytes from the end when some between were not seen
+	read bool   // nothing more is wanted
+}
+
+type fdKey struct {
+	tgid uint32
+	fd   int32
+}
+
+type connTable struct {
+	byFD map[fdKey]*conn
+	lru  list[conn, *conn]
+	free *conn
+}
+
+func (t *connTable) init() { t.byFD = make(map[fdKey]*conn) }
+
+// connOf returns the connection of ev, nil when a newer one has its number
+// already.
+func (e *Engine) connOf(ev *event.Event) *conn {
+	key := fdKey{ev.Conn.TGID, ev.Conn.FD}
+	c := e.conns.byFD[key]
+	if c != nil && c.id.Born != ev.Conn.Born {
+		if c.id.Born > ev.Conn.Born {
+			e.stats.StaleEvents++
+			return nil
+		}
+		e.dropConn(c, endUnseen)
+		c = nil
+	}
+	if c != nil {
+		e.conns.lru.moveToEnd(c)
+		return c
+	}
+	if e.conns.lru.len >= e.limits.Conns {
+		e.stats.ConnsEvicted++
+		e.dropConn(e.conns.lru.head, "connection evicted")
+	}
+	c = e.conns.free
+	if c == nil {
+		c = new(conn)
+	} else {
+		e.conns.free = c.next
+		c.next = nil
+	}
+	c.id, c.component = ev.Conn, ev.Component
+	e.conns.byFD[key] = c
+	e.conns.lru.add(c)
+	e.processes.conns[c.id.TGID]++
+	return c
+}
+
+func (e *Engine) handleOpen(ev *event.Event) {
+	c := e.connOf(ev)
+	if c == nil {
+		return
+	}
+	c.how, c.listener, c.peer = ev.How, ev.Listener, ev.Peer
+	if ev.How == event.Accepted {
+		c.role = serverRole
+	}
+}
+
+func (e *Engine) handleClose(ev *event.Event) {
+	c := e.conns.byFD[fdKey{ev.Conn.TGID, ev.Conn.FD}]
+	if c == nil || c.id.Born != ev.Conn.Born {
+		e.stats.StaleEvents++
+		return
+	}
+	e.dropConn(c, "closed before the reply")
+}
+
+// dropConn forgets the connection. cause is why a call without a reply is
+// incomplete.
+func (e *Engine) dropConn(c *conn, cause string) {
+	if a := c.call.get(); a != nil {
+		e.endCall(a, cause)
+	}
+	if a := c.exchange.send.get(); a != nil && !c.exchange.answered {
+		e.finish(a, e.now, cause)
+	}
+	e.dropBody(c)
+	delete(e.conns.byFD, fdKey{c.id.TGID, c.id.FD})
+	e.conns.lru.del(c)
+	if n := e.processes.conns[c.id.TGID]; n > 1 {
+		e.processes.conns[c.id.TGID] = n - 1
+	} else {
+		delete(e.processes.conns, c.id.TGID)
+	}
+	*c = conn{next: e.conns.free}
+	e.conns.free = c
+}
+
+func (e *Engine) handleData(ev *event.Event) {
+	if ev.Component == event.NoComponent || ev.Dir != event.In && ev.Dir != event.Out {
+		return
+	}
+	c := e.connOf(ev)
+	if c == nil || c.role == clientRole {
+		return
+	}
+	turned := ev.Dir != c.dir || ev.Flags&event.FlagMore == 0
+	c.dir = ev.Dir
+	if ev.Dir == event.Out {
+		if a := c.call.get(); a != nil {
+			a.reply = max(a.reply, ev.Last)
+		}
+	}
+	if c.tunnel {
+		return
+	}
+	s := &c.side[ev.Dir-event.In]
+	if turned {
+		s.reader.Turn()
+	}
+	e.read(c, s, ev, ev.Head, false)
+	seen := uint64(len(ev.Head) + len(ev.Tail))
+	if ev.Bytes > seen && !c.tunnel && c.role != clientRole {
+		s.reader.Skip(ev.Bytes - seen)
+		e.maybeDone(c, s, ev)
+	}
+	if len(ev.Tail) > 0 {
+		e.read(c, s, ev, ev.Tail, true)
+	}
+}
+
+// read takes the bytes of ev that follow those already taken.
+func (e *Engine) read(c *conn, s *side, ev *event.Event, p []byte, tail bool) {
+	for len(p) > 0 && !c.tunnel && c.role != clientRole {
+		n, part := s.reader.Next(p)
+		if n <= 0 || n > len(p) {
+			return
+		}
+		b := p[:n]
+		p = p[n:]
+		switch part {
+		case wire.PartNone:
+			if !s.begun {
+				s.begun, s.first = true, ev.First
+			}
+		case wire.PartHead:
+			if !s.begun {
+				s.first = ev.First
+			}
+			s.begun, s.busy = false, true
+			e.dropBody(c)
+			e.head(c, s, ev)
+			if !c.tunnel && c.role != clientRole {
+				e.maybeDone(c, s, ev)
+			}
+		case wire.PartBody:
+			if s.busy {
+				e.keep(c, b, tail)
+				if c.role == serverRole {
+					e.peek(c, ev, false)
+				}
+				e.maybeDone(c, s, ev)
+			}
+		case wire.PartBad:
+			s.begun, s.busy = false, false
+			e.badHead(c, ev)
+		}
+	}
+}
+
+// maybeDone ends the message when its body is complete.
+func (e *Engine) maybeDone(c *conn, s *side, ev *event.Event) {
+	if !s.busy || s.reader.Left() != 0 {
+		return
+	}
+	s.busy = false
+	switch c.role {
+	case serverRole:
+		e.peek(c, ev, true)
+		if ev.Dir == event.Out {
+			e.replied(c, s, ev)
+		}
+	default:
+		e.exchanged(c, s, ev)
+	}
+	e.dropBody(c)
+}
+
+// head takes a complete message head.
+func (e *Engine) head(c *conn, s *side, ev *event.Event) {
+	h := s.reader.Head()
+	if c.role == unknownRole {
+		switch {
+		case ev.Dir == event.In && !h.Reply:
+			c.role = serverRole
+		case ev.Dir == event.Out && h.Reply:
+			c.role = serverRole
+		case ev.Dir == event.Out && e.dec.SwitchRequest(h.Path).Action == wire.OtherAction:
+			c.role = clientRole
+			return
+		case ev.Dir == event.Out:
+			c.role = switchRole
+		}
+	}
+	switch {
+	case c.role == serverRole && ev.Dir == event.In && !h.Reply:
+		e.startCall(c, ev, h, s.first)
+	case c.role == serverRole && ev.Dir == event.Out && h.Reply:
+		e.replyHead(c, s, h)
+	case c.role == switchRole && ev.Dir == event.Out && !h.Reply:
+		e.startExchange(c, ev, h, s.first)
+	case c.role == serverRole:
+		c.body.read = true
+	}
+}
+
+func (e *Engine) badHead(c *conn, ev *event.Event) {
+	a := c.call.get()
+	if c.role == serverRole && a != nil && ev.Dir == event.Out {
+		c.tunnel = true // answers in a protocol of its own
+		return
+	}
+	e.stats.BadHeads++
+}
+
+// keep keeps bytes of the body.
+func (e *Engine) keep(c *conn, p []byte, tail bool) {
+	b := &c.body
+	if b.read {
+		return
+	}
+	if b.buf == nil {
+		if n := len(e.buffers); n > 0 {
+			b.buf = e.buffers[n-1][:0]
+			e.buffers = e.buffers[:n-1]
+		} else if e.inUse < e.limits.Buffers {
+			b.buf = make([]byte, 0, e.limits.BodyBytes)
+		} else {
+			e.stats.UnreadBodies++
+			b.read = true
+			return
+		}
+		e.inUse++
+	}
+	if tail && b.tail == nil {
+		// what was not seen lies before: room is made for the end
+		if room := cap(b.buf) - len(p); len(b.buf) > room {
+			b.buf = b.buf[:max(room, 0)]
+		}
+		n := len(b.buf)
+		b.buf = append(b.buf, p[max(0, len(p)-cap(b.buf)+n):]...)
+		b.tail = b.buf[n:]
+		b.buf = b.buf[:n]
+		return
+	}
+	if b.tail != nil {
+		return
+	}
+	b.buf = append(b.buf, p[:min(len(p), cap(b.buf)-len(b.buf))]...)
+}
+
+func (e *Engine) dropBody(c *conn) {
+	if c.body.buf != nil {
+		e.buffers = append(e.buffers, c.body.buf)
+		e.inUse--
+	}
+	c.body = body{}
+}

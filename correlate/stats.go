@@ -1,0 +1,64 @@
+package correlate
+
+// Stats are an Engine's counters since it was made, and what it holds now.
+type Stats struct {
+	Events        uint64 `json:"events"`
+	UnknownEvents uint64 `json:"unknown_events"` // of a kind that this version does not know
+	EventsLost    uint64 `json:"events_lost"`    // as KindLost told
+	StaleEvents   uint64 `json:"stale_events"`   // of a socket that has been replaced already
+	Logs          uint64 `json:"logs"`
+	UnreadLogs    uint64 `json:"unread_logs"` // in no form that is known
+
+	Spans      uint64          `json:"spans"`
+	Incomplete uint64          `json:"incomplete"` // of Spans
+	Links      map[Link]uint64 `json:"links"`      // Spans by link method
+
+	BadHeads     uint64 `json:"bad_heads"`     // messages on a server's socket that are not HTTP, too long or cut
+	BadMessages  uint64 `json:"bad_messages"`  // message-switch bodies that could not be read to their end
+	UnreadBodies uint64 `json:"unread_bodies"` // no buffer was free
+	NoRequest    uint64 `json:"no_request"`    // replies, bodies and log lines whose beginning was not seen
+
+	ActivitiesEvicted uint64 `json:"activities_evicted"` // too many
+	ActivitiesAged    uint64 `json:"activities_aged"`    // open too long
+	ConnsEvicted      uint64 `json:"conns_evicted"`
+	ThreadsEvicted    uint64 `json:"threads_evicted"`
+	MessagesEvicted   uint64 `json:"messages_evicted"`
+	JobsEvicted       uint64 `json:"jobs_evicted"`
+	TasksEvicted      uint64 `json:"tasks_evicted"`
+	PushesEvicted     uint64 `json:"pushes_evicted"`
+	DeliveriesDropped uint64 `json:"deliveries_dropped"` // messages for which their reader made no thread
+	Reassigned        uint64 `json:"reassigned"`         // messages answered by another thread than expected
+	Conflicts         uint64 `json:"conflicts"`          // keys that named a parent in another trace or of another task
+
+	Activities int `json:"activities"`
+	Trees      int `json:"trees"`
+	Conns      int `json:"conns"`
+	Threads    int `json:"threads"`
+	Keys       int `json:"keys"`
+}
+
+// Stats returns the counters.
+func (e *Engine) Stats() Stats {
+	s := e.stats
+	s.Links = make(map[Link]uint64, len(links))
+	for i, l := range links {
+		s.Links[l] = e.activities.byLink[i]
+	}
+	s.Activities = e.activities.live.len
+	s.Trees = e.trees.len
+	s.Conns = len(e.conns.byFD)
+	s.Threads = len(e.threads.byTID)
+	s.Keys = e.messages.len() + e.jobs.len() + e.tasks.len() + e.pushes.len()
+	return s
+}
+
+var links = [...]Link{LinkTraceparent, LinkSocket, LinkThread, LinkTask, LinkClone, LinkFork, LinkQueue, LinkNone}
+
+func linkIndex(l Link) int {
+	for i := range links {
+		if links[i] == l {
+			return i
+		}
+	}
+	return len(links) - 1
+}
