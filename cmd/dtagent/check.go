@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xenserver/dtagent/bpf"
-	"github.com/xenserver/dtagent/cmd/dtagent/xe"
+	"github.com/xenserver/dtagent/observer"
 )
 
 // checkReport is what `dtagent check --json` prints.
@@ -46,7 +46,7 @@ is 0 when all that is needed works, 1 when something that is needed does not.`,
 		Args: cobra.NoArgs,
 	}
 	legacy := cmd.Flags().Bool("legacy", false, "check the programs for Linux 4.19 even where the modern ones work")
-	dir := cmd.Flags().String("observers-dir", defaultObserversDir, "directory of the Observer files")
+	dir := cmd.Flags().String("observers-dir", observer.DefaultDir, "directory of the Observer files")
 	smDir := cmd.Flags().String("sm-dir", "", "further directory of SM scripts")
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
 		r := runCheck(*legacy, *dir, *smDir)
@@ -88,16 +88,11 @@ func runCheck(legacy bool, dir, smDir string) checkReport {
 	}
 	r.Targets = append(r.Targets, found...)
 
-	entries, mistakes, err := xe.Store{Dir: dir}.List()
-	r.Files = checkItem{Name: "Observers", OK: err == nil && len(mistakes) == 0, Detail: fmt.Sprintf("%d in %s", len(entries), dir)}
-	if err != nil {
-		r.Files.Why = err.Error()
-	}
-	for _, m := range mistakes {
-		r.Files.Why += m.Error() + "\n"
-	}
+	entries, err := observer.NewStore(dir).List()
+	r.Files = checkItem{Name: "Observers", OK: err == nil, Detail: fmt.Sprintf("%d in %s", len(entries), dir)}
 	switch {
-	case err != nil || len(mistakes) > 0:
+	case err != nil:
+		r.Files.Why = err.Error()
 		r.Files.Advice = "the other Observers work all the same; correct these, or remove them"
 	case len(entries) == 0:
 		r.Files.Advice = "nothing is traced without an Observer: dtagent observer create name-label=dt enabled=true"

@@ -30,11 +30,8 @@ const (
 	exitNotRunning = 3 // status, trace: no agent runs
 )
 
-// Where things are unless a flag says otherwise.
-const (
-	defaultControl      = "/run/dtagent/control.sock"
-	defaultObserversDir = "/etc/dtagent/observers.d"
-)
+// defaultControl is the agent's socket.
+const defaultControl = "/run/dtagent/control.sock"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/xenserver/dtagent/cmd/dtagent/xe"
 	"github.com/xenserver/dtagent/observer"
 )
 
@@ -20,7 +19,7 @@ func newObserver() *cobra.Command {
 		Long: `Make, show and change the Observers of the local directory, in the words of
 xe observer-create and its like. A running agent follows within a second.
 
-Parameters: ` + strings.Join(xe.Names(), ", ") + `.
+Parameters: ` + strings.Join(observer.ParamNames(), ", ") + `.
 attributes is a map (attributes=k:v,k2:v2 or attributes:k=v), host-uuids,
 endpoints and components are sets (endpoints=bugtool,http://host:9411/api/v2/spans).
 No components or host-uuids means all; no endpoints means nowhere.`,
@@ -30,239 +29,235 @@ No components or host-uuids means all; no endpoints means nowhere.`,
 			return &verbError{verb: "observer", code: exitUsage}
 		},
 	}
-	dir := cmd.PersistentFlags().String("observers-dir", defaultObserversDir, "directory of the Observer files")
-	store := func() xe.Store { return xe.Store{Dir: *dir} }
-
-	add := func(use, short string, args cobra.PositionalArgs, fn func(cmd *cobra.Command, args []xe.Arg) error) *cobra.Command {
-		c := &cobra.Command{Use: use, Short: short, Args: args, RunE: work(func(cmd *cobra.Command, words []string) error {
-			parsed, err := xe.ParseArgs(words)
-			if err != nil {
-				return wrongUse(cmd, err)
-			}
-			return fn(cmd, parsed)
+	dir := cmd.PersistentFlags().String("observers-dir", observer.DefaultDir, "directory of the Observer files")
+	add := func(use, short string, args cobra.PositionalArgs, fn func(cmd *cobra.Command, s *observer.Store, w words) error) *cobra.Command {
+		c := &cobra.Command{Use: use, Short: short, Args: args, RunE: work(func(cmd *cobra.Command, args []string) error {
+			return fn(cmd, observer.NewStore(*dir), args)
 		})}
 		cmd.AddCommand(c)
 		return c
 	}
 
 	add("create name-label=NAME [enabled=true] [name-description=…] [host-uuids=…] [attributes=k:v,…] [endpoints=…] [components=…]",
-		"Make an Observer and print its uuid; without endpoints= it writes to the bugtool's files", cobra.MinimumNArgs(1),
-		func(cmd *cobra.Command, args []xe.Arg) error {
-			o := observer.Observer{Endpoints: []string{observer.Bugtool}}
-			if err := xe.Set(&o, args); err != nil {
+		"Make an Observer and print its uuid; without endpoints= it writes the bugtool's files", cobra.ArbitraryArgs,
+		func(cmd *cobra.Command, s *observer.Store, w words) error {
+			o, err := observer.FromWords(w...)
+			if err != nil {
 				return wrongUse(cmd, err)
 			}
-			if o.NameLabel == "" {
-				return wrongUse(cmd, errors.New("name-label=… is missing"))
-			}
-			id, err := store().Create(o)
-			if err != nil {
+			if o.UUID, err = s.Create(o); err != nil {
 				return err
 			}
-			for _, w := range o.Warnings() {
-				fmt.Fprintln(cmd.ErrOrStderr(), "dtagent create: note:", w)
+			for _, note := range o.Warnings() {
+				fmt.Fprintln(cmd.ErrOrStderr(), "dtagent create: note:", note)
 			}
-			if asJSON(cmd) {
-				return printJSON(cmd, map[string]string{"uuid": id})
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), id)
-			return err
+			return printUUID(cmd, o.UUID, true)
 		})
-
-	list := add("list [uuid=…] [name-label=…] [enabled=…]", "Show the Observers, or those with the given values", cobra.ArbitraryArgs,
-		func(cmd *cobra.Command, args []xe.Arg) error { return listObservers(cmd, store(), args) })
+	list := add("list [NAME=VALUE…]", "Show the Observers, or those with the given values", cobra.ArbitraryArgs, listObservers)
 	list.Flags().Bool("minimal", false, "print only the uuids, separated by commas")
 
-	// change makes a verb that edits the Observer uuid=….
-	change := func(use, short string, fn func(cmd *cobra.Command, o *observer.Observer, args []xe.Arg) error) {
-		add(use, short, cobra.MinimumNArgs(2), func(cmd *cobra.Command, args []xe.Arg) error {
-			id, args, err := take(args, "uuid")
+	add("param-get uuid=UUID param-name=NAME [param-key=KEY]", "Print the value of a parameter", cobra.ArbitraryArgs,
+		func(cmd *cobra.Command, s *observer.Store, w words) error {
+			v, err := w.take("uuid", "param-name", "param-key?")
 			if err != nil {
 				return wrongUse(cmd, err)
 			}
-			e, err := store().Find(id)
-			if err != nil {
-				return err
-			}
-			e.Observer = e.Observer.Clone()
-			if err := fn(cmd, &e.Observer, args); err != nil {
-				return wrongUse(cmd, err)
-			}
-			if err := store().Save(e); err != nil {
-				return err
-			}
-			if asJSON(cmd) {
-				return printJSON(cmd, e.Observer)
-			}
-			return nil
-		})
-	}
-	change("param-set uuid=UUID NAME=VALUE…", "Give parameters new values", func(_ *cobra.Command, o *observer.Observer, args []xe.Arg) error {
-		if len(args) == 0 {
-			return errors.New("nothing to set: name parameters and values, as in enabled=true")
-		}
-		return xe.Set(o, args)
-	})
-	change("param-add uuid=UUID param-name=NAME KEY=VALUE | param-key=VALUE", "Put an item into a map, or a value into a set",
-		func(_ *cobra.Command, o *observer.Observer, args []xe.Arg) error {
-			name, args, err := take(args, "param-name")
-			if err != nil {
-				return err
-			}
-			if len(args) == 0 {
-				return errors.New("nothing to add: give param-key=VALUE for a set, KEY=VALUE for a map")
-			}
-			for _, a := range args {
-				switch {
-				case xe.IsMap(name):
-					key := a.Name
-					if a.Key != "" {
-						key += ":" + a.Key
-					}
-					err = xe.Add(o, name, key, a.Value)
-				case a.Name == "param-key":
-					err = xe.Add(o, name, a.Value, "")
-				default:
-					err = fmt.Errorf("%s=… is not understood: values of a set are given as param-key=VALUE", a.Name)
-				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	change("param-remove uuid=UUID param-name=NAME param-key=KEY", "Take a key out of a map, or a value out of a set",
-		func(_ *cobra.Command, o *observer.Observer, args []xe.Arg) error {
-			name, args, err := take(args, "param-name")
-			if err != nil {
-				return err
-			}
-			key, args, err := take(args, "param-key")
-			if err != nil {
-				return err
-			}
-			return errors.Join(xe.Remove(o, name, key), none(args))
-		})
-	change("param-clear uuid=UUID param-name=NAME", "Empty a map or a set",
-		func(_ *cobra.Command, o *observer.Observer, args []xe.Arg) error {
-			name, args, err := take(args, "param-name")
-			if err != nil {
-				return err
-			}
-			return errors.Join(xe.Clear(o, name), none(args))
-		})
-
-	add("param-get uuid=UUID param-name=NAME [param-key=KEY]", "Print the value of a parameter", cobra.MinimumNArgs(2),
-		func(cmd *cobra.Command, args []xe.Arg) error {
-			id, args, err := take(args, "uuid")
-			if err != nil {
-				return wrongUse(cmd, err)
-			}
-			name, args, err := take(args, "param-name")
-			if err != nil {
-				return wrongUse(cmd, err)
-			}
-			key, args, _ := take(args, "param-key")
-			if err := none(args); err != nil {
-				return wrongUse(cmd, err)
-			}
-			e, err := store().Find(id)
-			if err != nil {
-				return err
-			}
-			v, err := xe.Get(&e.Observer, name, key)
+			value, err := s.ParamGet(v[0], v[1], v[2])
 			if err != nil {
 				return err
 			}
 			if asJSON(cmd) {
-				return printJSON(cmd, map[string]string{name: v})
+				return printJSON(cmd, map[string]string{v[1]: value})
 			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), v)
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), value)
 			return err
 		})
-	add("destroy uuid=UUID", "Remove an Observer", cobra.ExactArgs(1), func(cmd *cobra.Command, args []xe.Arg) error {
-		id, _, err := take(args, "uuid")
-		if err != nil {
-			return wrongUse(cmd, err)
-		}
-		if err := store().Destroy(id); err != nil {
-			return err
-		}
-		if asJSON(cmd) {
-			return printJSON(cmd, map[string]string{"uuid": id})
-		}
-		return nil
-	})
+	add("param-set uuid=UUID NAME=VALUE…", "Give parameters new values", cobra.ArbitraryArgs,
+		func(cmd *cobra.Command, s *observer.Store, w words) error {
+			id, rest, err := w.cut("uuid")
+			if err == nil && len(rest) == 0 {
+				err = errors.New("nothing to set: name parameters and values, as in enabled=true")
+			}
+			if err != nil {
+				return wrongUse(cmd, err)
+			}
+			if err := s.ParamSet(id, rest...); err != nil {
+				return err
+			}
+			return printUUID(cmd, id, false)
+		})
+	add("param-add uuid=UUID param-name=NAME KEY=VALUE… | param-key=VALUE", "Put items into a map, or a value into a set", cobra.ArbitraryArgs,
+		func(cmd *cobra.Command, s *observer.Store, w words) error {
+			id, rest, err := w.cut("uuid")
+			var name string
+			if err == nil {
+				name, rest, err = rest.cut("param-name")
+			}
+			if err == nil && len(rest) == 0 {
+				err = errors.New("nothing to add: give param-key=VALUE for a set, KEY=VALUE for a map")
+			}
+			if err != nil {
+				return wrongUse(cmd, err)
+			}
+			for i, r := range rest {
+				rest[i] = strings.TrimPrefix(r, "param-key=")
+			}
+			if err := s.ParamAdd(id, name, rest...); err != nil {
+				return err
+			}
+			return printUUID(cmd, id, false)
+		})
+	add("param-remove uuid=UUID param-name=NAME param-key=KEY", "Take a key out of a map, or a value out of a set", cobra.ArbitraryArgs,
+		func(cmd *cobra.Command, s *observer.Store, w words) error {
+			v, err := w.take("uuid", "param-name", "param-key")
+			if err != nil {
+				return wrongUse(cmd, err)
+			}
+			if err := s.ParamRemove(v[0], v[1], v[2]); err != nil {
+				return err
+			}
+			return printUUID(cmd, v[0], false)
+		})
+	add("param-clear uuid=UUID param-name=NAME", "Empty a map or a set", cobra.ArbitraryArgs,
+		func(cmd *cobra.Command, s *observer.Store, w words) error {
+			v, err := w.take("uuid", "param-name")
+			if err != nil {
+				return wrongUse(cmd, err)
+			}
+			if !isSet(v[1]) && v[1] != "attributes" {
+				return wrongUse(cmd, fmt.Errorf("%q is not a list or map; host-uuids, attributes, endpoints and components are", v[1]))
+			}
+			if err := s.ParamSet(v[0], v[1]+"="); err != nil { // an empty value empties it
+				return err
+			}
+			return printUUID(cmd, v[0], false)
+		})
+	add("destroy uuid=UUID", "Remove an Observer", cobra.ArbitraryArgs,
+		func(cmd *cobra.Command, s *observer.Store, w words) error {
+			v, err := w.take("uuid")
+			if err != nil {
+				return wrongUse(cmd, err)
+			}
+			if err := s.Destroy(v[0]); err != nil {
+				return err
+			}
+			return printUUID(cmd, v[0], false)
+		})
 	return cmd
+}
+
+// words are arguments of the form name=value.
+type words []string
+
+// cut returns the value of the word of that name and the other words.
+func (w words) cut(name string) (string, words, error) {
+	i := slices.IndexFunc(w, func(s string) bool { return strings.HasPrefix(s, name+"=") })
+	if i < 0 || w[i] == name+"=" {
+		return "", w, fmt.Errorf("%s=… is missing", name)
+	}
+	return w[i][len(name)+1:], slices.Delete(slices.Clone(w), i, i+1), nil
+}
+
+// take returns the values of the words of these names, and an error if there
+// are others. A name that ends in a question mark may be absent.
+func (w words) take(names ...string) ([]string, error) {
+	out := make([]string, len(names))
+	for i, n := range names {
+		name, optional := strings.CutSuffix(n, "?")
+		v, rest, err := w.cut(name)
+		if err != nil && !optional {
+			return nil, err
+		}
+		out[i], w = v, rest
+	}
+	if len(w) > 0 {
+		return nil, fmt.Errorf("%q is not understood here", w[0])
+	}
+	return out, nil
 }
 
 // wrongUse is the failure of words that cannot be understood.
 func wrongUse(cmd *cobra.Command, err error) error {
-	return &verbError{verb: cmd.Name(), code: exitUsage, err: fmt.Errorf("%w\nUsage: dtagent observer %s", err, cmd.Use)}
+	return &verbError{verb: "observer " + cmd.Name(), code: exitUsage, err: fmt.Errorf("%w\nUsage: dtagent observer %s", err, cmd.Use)}
 }
 
-// take returns the value of the argument of that name and the other arguments.
-func take(args []xe.Arg, name string) (string, []xe.Arg, error) {
-	i := slices.IndexFunc(args, func(a xe.Arg) bool { return a.Name == name && a.Key == "" })
-	if i < 0 || args[i].Value == "" {
-		return "", args, fmt.Errorf("%s=… is missing", name)
+// printUUID says which Observer it was: in JSON always, else if asked for, as
+// xe does after observer-create.
+func printUUID(cmd *cobra.Command, id string, always bool) error {
+	if asJSON(cmd) {
+		return printJSON(cmd, map[string]string{"uuid": id})
 	}
-	return args[i].Value, slices.Delete(slices.Clone(args), i, i+1), nil
+	if !always {
+		return nil
+	}
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), id)
+	return err
 }
 
-func none(args []xe.Arg) error {
-	if len(args) > 0 {
-		return fmt.Errorf("%s=… is not understood here", args[0].Name)
-	}
-	return nil
-}
-
-func listObservers(cmd *cobra.Command, store xe.Store, args []xe.Arg) error {
-	all, mistakes, err := store.List()
-	if err != nil {
-		return err
-	}
-	entries := []observer.Observer{}
-	for _, e := range all {
-		suits := true
-		for _, a := range args {
-			v, err := xe.Get(&e.Observer, a.Name, a.Key)
-			if err != nil && a.Key == "" {
-				return wrongUse(cmd, err)
-			}
-			suits = suits && err == nil && strings.EqualFold(v, a.Value)
+func listObservers(cmd *cobra.Command, s *observer.Store, w words) error {
+	type match struct{ name, key, value string }
+	var want []match
+	for _, arg := range w {
+		name, value, ok := strings.Cut(arg, "=")
+		name, key, _ := strings.Cut(name, ":")
+		if !ok || !slices.Contains(observer.ParamNames(), name) {
+			return wrongUse(cmd, fmt.Errorf("%q: write PARAMETER=VALUE; parameters are %s", arg, strings.Join(observer.ParamNames(), ", ")))
 		}
-		if suits {
-			entries = append(entries, e.Observer)
+		want = append(want, match{name, key, value})
+	}
+	all, bad := s.List()
+	found := []observer.Observer{}
+	for _, o := range all {
+		if !slices.ContainsFunc(want, func(m match) bool {
+			v, err := o.Param(m.name, m.key)
+			return err != nil || !strings.EqualFold(v, m.value)
+		}) {
+			found = append(found, o)
 		}
 	}
-	if minimal, _ := cmd.Flags().GetBool("minimal"); minimal {
-		ids := make([]string, 0, len(entries))
-		for _, o := range entries {
-			ids = append(ids, o.UUID)
-		}
-		fmt.Fprintln(cmd.OutOrStdout(), strings.Join(ids, ","))
-	} else if asJSON(cmd) {
-		if err := printJSON(cmd, entries); err != nil {
+	out := cmd.OutOrStdout()
+	minimal, _ := cmd.Flags().GetBool("minimal")
+	switch {
+	case asJSON(cmd):
+		if err := printJSON(cmd, found); err != nil {
 			return err
 		}
-	} else {
-		for _, o := range entries {
-			printObserver(cmd.OutOrStdout(), &o)
+	case minimal:
+		ids := make([]string, 0, len(found))
+		for _, o := range found {
+			ids = append(ids, o.UUID)
+		}
+		fmt.Fprintln(out, strings.Join(ids, ","))
+	default:
+		for _, o := range found {
+			printObserver(out, o)
 		}
 	}
-	if len(mistakes) > 0 {
-		return fmt.Errorf("files that hold no Observer:\n%w", errors.Join(mistakes...))
+	if bad != nil {
+		return fmt.Errorf("files that hold no Observer:\n%w", bad)
 	}
 	return nil
+}
+
+// isSet tells whether the parameter is a set of values.
+func isSet(name string) bool {
+	return name == "host-uuids" || name == "endpoints" || name == "components"
 }
 
 // printObserver prints one record as xe does.
-func printObserver(w io.Writer, o *observer.Observer) {
-	fmt.Fprintf(w, "uuid ( RO)%17s: %s\n", "", o.UUID)
-	for _, name := range xe.Names()[1:] {
-		v, _ := xe.Get(o, name, "") // the names are its own
-		fmt.Fprintf(w, "%21s (%s): %s\n", name, map[bool]string{true: "MRW", false: " RW"}[xe.IsMap(name)], v)
+func printObserver(w io.Writer, o observer.Observer) {
+	for i, name := range observer.ParamNames() {
+		v, _ := o.Param(name, "") // the name is its own
+		switch {
+		case i == 0:
+			fmt.Fprintf(w, "%-21s ( RO): %s\n", name, v)
+		case name == "attributes":
+			fmt.Fprintf(w, "%21s (MRW): %s\n", name, v)
+		case isSet(name):
+			fmt.Fprintf(w, "%21s (SRW): %s\n", name, v)
+		default:
+			fmt.Fprintf(w, "%21s ( RW): %s\n", name, v)
+		}
 	}
 	fmt.Fprintln(w)
 }

@@ -66,8 +66,9 @@ type Handover struct {
 
 // Mistake is something wrong in a file of the Observers directory.
 type Mistake struct {
-	File  string `json:"file"`
+	File  string `json:"file"` // or the directory
 	Error string `json:"error"`
+	Kept  bool   `json:"kept"` // its last good state is in force
 }
 
 // Process is what the agent itself costs.

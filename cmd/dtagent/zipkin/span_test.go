@@ -76,7 +76,7 @@ func TestFromSpan(t *testing.T) {
 			"rpc.method": "VM.start", "process.pid": "7",
 			"error": "true", "exception.message": "VM_BAD_POWER_STATE", "exception.type": "VM_BAD_POWER_STATE",
 			"dt.link.method": "traceparent", "dt.incomplete": "end not seen",
-			"service.name": "xapi", "otel.scope.name": "dtagent",
+			"service.name": "xapi",
 		},
 	}))
 	qt.Assert(t, qt.Equals(z.Error(), "VM_BAD_POWER_STATE"))

@@ -1,0 +1,270 @@
+// Package agent is the daemon: it wires probes, correlation and Observers
+// together, and holds nothing of their logic.
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xenserver/dtagent/bpf"
+	"github.com/xenserver/dtagent/cmd/dtagent/control"
+	"github.com/xenserver/dtagent/correlate"
+	"github.com/xenserver/dtagent/observer"
+	"github.com/xenserver/dtagent/probes"
+	"github.com/xenserver/dtagent/probes/event"
+)
+
+// Config is all that the daemon is told.
+type Config struct {
+	Version      string
+	ObserversDir string // "": observer.DefaultDir
+	BugtoolDir   string // "": the toolstack's own
+	Control      string // path of the control socket
+	SMDir        string // further directory of SM scripts; "": none
+	Legacy       bool   // the programs for Linux 4.19 even where the modern ones work
+	Host         observer.Host
+	Log          *slog.Logger // nil: discarded
+}
+
+const (
+	tick         = 50 * time.Millisecond  // how often the engine's clock moves on without events
+	sortWindow   = 100 * time.Millisecond // longest time by which the records of two CPUs can mix
+	sortEvents   = 8192
+	flushTimeout = 5 * time.Second // for the exporters, when the agent stops
+)
+
+// Run is the daemon. It returns when ctx ends, with all spans flushed and all
+// programs detached, or when it cannot go on.
+func Run(ctx context.Context, c Config) (err error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.ObserversDir = cmp.Or(c.ObserversDir, observer.DefaultDir)
+
+	ln, err := control.Listen(c.Control)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	k, err := bpf.Open(bpf.Options{Legacy: c.Legacy, Log: c.Log.With("component", "bpf")})
+	if err != nil {
+		return fmt.Errorf("%w\n`dtagent check` says what this kernel and host allow", err)
+	}
+	m, err := probes.Open(k, probes.Options{Log: c.Log.With("component", "probes"), SMDirs: smDirs(c.SMDir)})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+
+	a := &agent{
+		c: c, started: time.Now(), manager: m,
+		queue: newHandover(), wanted: make(chan event.Components, 1), stats: make(chan chan correlate.Stats), ended: make(chan struct{}),
+	}
+	a.set = observer.NewSet(observer.Options{
+		Host: c.Host, BugtoolDir: c.BugtoolDir, Log: c.Log.With("component", "observer"), OnWanted: a.want,
+	})
+	a.dir = observer.NewDirectory(c.ObserversDir, c.Log.With("component", "observer"))
+	a.server = control.NewServer(a.status, c.Log.With("component", "control"))
+	a.tier = k.Tier().String()
+	return a.run(ctx, ln)
+}
+
+func smDirs(dir string) []string {
+	if dir == "" {
+		return nil
+	}
+	return []string{dir}
+}
+
+// agent is the running daemon.
+type agent struct {
+	c       Config
+	tier    string
+	started time.Time
+	manager *probes.Manager
+	set     *observer.Set
+	dir     *observer.Directory
+	server  *control.Server
+	queue   *handover
+	wanted  chan event.Components     // the newest wish of the Observers; holds one
+	stats   chan chan correlate.Stats // questions to the engine's goroutine
+	ended   chan struct{}             // closed when the engine has gone
+
+	mu      sync.Mutex
+	trouble error // of the last change of probes
+}
+
+// run starts the parts in the order in which spans flow backwards, and stops
+// them in the order in which they flow, so that nothing in between is lost.
+func (a *agent) run(ctx context.Context, ln net.Listener) error {
+	log := a.c.Log
+	var errs []error
+	var mu sync.Mutex
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fail := func(err error) {
+		if err != nil {
+			mu.Lock()
+			errs = append(errs, err)
+			mu.Unlock()
+			cancel()
+		}
+	}
+
+	var serving, correlating, reading, watching sync.WaitGroup
+	serving.Go(func() { fail(a.server.Serve(ln)) })
+	correlating.Go(a.correlate)
+	reading.Go(func() {
+		fail(a.manager.Run(ctx, a.queue.put))
+		a.queue.close()
+	})
+	watching.Go(func() { a.attach(ctx) })
+	watching.Go(func() { fail(a.dir.Run(ctx, a.set.Apply)) })
+
+	if err := notify("READY=1"); err != nil {
+		log.Warn("not told systemd", "err", err)
+	}
+	log.Info("dtagent runs", "version", a.c.Version, "tier", a.tier, "control", a.c.Control, "observers", a.c.ObserversDir)
+	<-ctx.Done()
+	log.Info("dtagent stops")
+	_ = notify("STOPPING=1")
+
+	watching.Wait()    // no more changes
+	reading.Wait()     // no more events
+	correlating.Wait() // no more spans
+	flush, done := context.WithTimeout(context.Background(), flushTimeout)
+	defer done()
+	if err := a.set.Close(flush); err != nil {
+		log.Warn("spans not delivered", "err", err)
+	}
+	if err := a.server.Close(); err != nil {
+		log.Warn("control socket", "err", err)
+	}
+	serving.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	return errors.Join(errs...)
+}
+
+// correlate runs the engine until there are no more events.
+func (a *agent) correlate() {
+	defer close(a.ended)
+	engine := correlate.New(correlate.Config{
+		Wall: a.manager.Wall,
+		Emit: func(s *correlate.Span) {
+			a.set.Export(s)
+			a.server.Publish(s)
+		},
+	})
+	sorter := correlate.NewSorter(sortWindow, sortEvents, engine.Handle)
+	clock := time.NewTicker(tick)
+	defer clock.Stop()
+	for {
+		select {
+		case s, ok := <-a.queue.full:
+			if !ok {
+				sorter.Drain()
+				engine.Drain()
+				return
+			}
+			sorter.Add(&s.ev)
+			a.queue.done(s)
+		case <-clock.C:
+			now := ktime()
+			sorter.Advance(now)
+			engine.Advance(now - event.Time(sortWindow))
+		case answer := <-a.stats:
+			answer <- engine.Stats()
+		}
+	}
+}
+
+// ktime reads the clock that events are stamped with.
+func ktime() event.Time {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic(fmt.Sprintf("CLOCK_MONOTONIC: %v", err)) // no Linux is without it
+	}
+	return event.Time(ts.Nano())
+}
+
+// want notes what the Observers ask for; attach does it. Only the newest wish
+// counts. It is never called twice at once.
+func (a *agent) want(c event.Components) {
+	select {
+	case <-a.wanted:
+	default:
+	}
+	a.wanted <- c
+}
+
+// attach makes the probes follow the Observers. What failed is tried again.
+func (a *agent) attach(ctx context.Context) {
+	const again = 5 * time.Second
+	retry := time.NewTimer(again)
+	retry.Stop()
+	defer retry.Stop()
+	var c event.Components
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case c = <-a.wanted:
+		case <-retry.C:
+		}
+		err := a.manager.Want(c)
+		a.mu.Lock()
+		changed := (err == nil) != (a.trouble == nil)
+		a.trouble = err
+		a.mu.Unlock()
+		switch {
+		case err != nil:
+			if changed {
+				a.c.Log.Error("probes do not follow the Observers", "components", c, "err", err)
+			}
+			retry.Reset(again)
+		default:
+			retry.Stop()
+			a.c.Log.Info("probes follow the Observers", "components", c.String())
+		}
+	}
+}
+
+// status gathers what the agent tells about itself.
+func (a *agent) status() control.Status {
+	s := control.Status{
+		Version: a.c.Version, PID: os.Getpid(), Started: a.started, UptimeSeconds: time.Since(a.started).Seconds(),
+		Tier: a.tier, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
+		Handover:     control.Handover{Capacity: handoverEvents, Queued: len(a.queue.full), Dropped: a.queue.dropped.Load()},
+		ObserversDir: a.c.ObserversDir, BugtoolDir: a.c.BugtoolDir,
+		Observers: a.set.Stats(), Mistakes: []control.Mistake{}, Process: cost(), Components: []string{},
+	}
+	for _, c := range a.set.Wanted().All() {
+		s.Components = append(s.Components, c.String())
+	}
+	a.mu.Lock()
+	if a.trouble != nil {
+		s.Trouble = a.trouble.Error()
+	}
+	a.mu.Unlock()
+	for _, p := range a.dir.Problems() {
+		s.Mistakes = append(s.Mistakes, control.Mistake{File: p.Path, Error: p.Err, Kept: p.Kept})
+	}
+	a.probeStatus(&s)
+	answer := make(chan correlate.Stats, 1)
+	select {
+	case a.stats <- answer:
+		s.Engine = <-answer
+	case <-a.ended: // its numbers stay 0
+	}
+	return s
+}
