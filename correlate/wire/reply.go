@@ -127,8 +127,9 @@ func (d *Decoder) jsonStatus(r *Reply, c cutjson.Cursor) bool {
 	}
 }
 
-// jsonError returns what names an error: 2.0's data[0], else its message; 1.0's
-// first string.
+// jsonError returns what names an error: 2.0's message, else its data[0]; 1.0's
+// first string. XAPI's message is the failure code; data holds its parameters,
+// in some versions with the code before them.
 func (d *Decoder) jsonError(c cutjson.Cursor) (code []byte) {
 	if c.Peek() != '{' {
 		return d.firstString(&c)
@@ -140,14 +141,16 @@ func (d *Decoder) jsonError(c cutjson.Cursor) (code []byte) {
 		case !ok:
 			return code
 		case string(key) == "message" && c.Peek() == '"':
-			if raw, _ := c.String(); code == nil {
-				code = d.unescape(raw)
+			if raw, _ := c.String(); len(raw) > 0 {
+				return d.unescape(raw)
 			}
 		case string(key) == "data" && c.Peek() == '[':
 			if first := d.firstString(&c); len(first) > 0 {
-				return first
+				code = first // the cursor stays in the array
+				for c.More() {
+					c.Skip()
+				}
 			}
-			return code
 		default:
 			c.Skip()
 		}
