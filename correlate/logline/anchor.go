@@ -137,7 +137,7 @@ func (a *Anchor) xenopsTask(m []byte) {
 
 // splitOperation splits an operation's JSON from what follows it.
 func splitOperation(m []byte) (op, rest []byte) {
-	c := cutjson.At(m)
+	c := cutjson.AtLogged(m)
 	if c.Peek() != '[' && c.Peek() != '"' {
 		return nil, nil
 	}

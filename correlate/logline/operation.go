@@ -1,8 +1,6 @@
 package logline
 
-import (
-	"github.com/xenserver/dtagent/correlate/internal/cutjson"
-)
+import "github.com/xenserver/dtagent/correlate/internal/cutjson"
 
 // maxDepth bounds how deep compound operations are followed. xenopsd's own are
 // three deep: Parallel of Nested_parallel of Serial.
@@ -14,7 +12,7 @@ const maxDepth = 6
 // an Anchor. Of a cut one it appends what is there, with "…" for the rest, and
 // whole is false.
 func AppendName(dst, op []byte) (name []byte, whole bool) {
-	c := cutjson.At(op)
+	c := cutjson.AtLogged(op)
 	return appendName(dst, &c, maxDepth)
 }
 
@@ -75,8 +73,7 @@ func appendNames(dst []byte, c *cutjson.Cursor, separator string, depth int) ([]
 // cutMark stands in a name for what is behind the cut.
 const cutMark = "…"
 
-// enter goes into ["Constructor",…] and returns the constructor's name. One
-// without arguments may stand as a bare string; then c stays behind it.
+// enter goes into ["Constructor",…] and returns the constructor's name.
 func enter(c *cutjson.Cursor) ([]byte, bool) {
 	if !c.Enter('[') || !c.More() {
 		return nil, false
@@ -106,7 +103,7 @@ func leave(c *cutjson.Cursor) bool {
 // Object returns the first argument of an operation or atom, the UUID of its
 // VM for most; nil if it is no UUID.
 func Object(op []byte) []byte {
-	c := cutjson.At(op)
+	c := cutjson.AtLogged(op)
 	for depth := 0; depth <= 2*maxDepth; depth++ {
 		if _, ok := enter(&c); !ok || !c.More() {
 			return nil

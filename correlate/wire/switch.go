@@ -135,19 +135,50 @@ func (d *Decoder) messageID(c *cutjson.Cursor) (id MessageID, ok bool) {
 // SwitchMessage is a message that the switch delivers in answer to Transfer.
 type SwitchMessage struct {
 	ID         MessageID
-	Kind       Action    // Request or Response, OtherAction if cut before it was told
-	ReplyQueue []byte    // Request: where the answer goes
+	Kind       Action    // Request or Response; of a cut message OtherAction, unless its payload shows that it is a Request
+	ReplyQueue []byte    // Request: where the answer goes; nil if cut
 	Request    MessageID // Response: the message that it answers
-	Call       Call      // Request, and OtherAction if it is one
-	Reply      Reply     // Response, and OtherAction if it is one
+	Call       Call      // Request
+	Reply      Reply     // Response, and OtherAction
 	Cut        bool      // not all of it was there
+}
+
+// TransferFrom reads the number in the body of a Transfer request,
+// {"from":"63",…}: only messages with a higher one are wanted. It is false for
+// the first request of a client, which has none.
+func (d *Decoder) TransferFrom(body []byte) (uint64, bool) {
+	c := cutjson.At(body)
+	if !c.Enter('{') {
+		return 0, false
+	}
+	for {
+		key, ok := c.Key()
+		if !ok {
+			return 0, false
+		}
+		if cutjson.Is(key, "from") {
+			return c.Uint()
+		}
+		c.Skip()
+	}
 }
 
 // SwitchMessages yields the messages of a Transfer's answer. head and tail are
 // the first and last bytes of the body; tail is nil when head is all of it. It
 // returns false when messages may have followed that were not there to read.
 // A message is valid until yield returns.
+//
+// Of a message that begins in head and is cut, the tail is not used: it may be
+// the end of another one. See SwitchMessagesAfter.
 func (d *Decoder) SwitchMessages(head, tail []byte, yield func(*SwitchMessage)) (all bool) {
+	return d.SwitchMessagesAfter(1<<64-1, head, tail, yield)
+}
+
+// SwitchMessagesAfter is SwitchMessages for an answer of which it is known what
+// was asked for: messages above from (see TransferFrom). The switch numbers the
+// messages of a queue without gaps and says the highest number at the end, so
+// when that is from+1 there is one message, and tail is its end.
+func (d *Decoder) SwitchMessagesAfter(from uint64, head, tail []byte, yield func(*SwitchMessage)) (all bool) {
 	d.reset()
 	c := cutjson.At(head)
 	if !c.Enter('{') {
@@ -163,14 +194,13 @@ func (d *Decoder) SwitchMessages(head, tail []byte, yield func(*SwitchMessage)) 
 		}
 		c.Skip()
 	}
-	return c.Enter('[') && d.messages(&c, tail, yield)
+	last, ok := lastMessage(tail)
+	return c.Enter('[') && d.messages(&c, tail, ok && last == from+1, yield)
 }
 
 // messages yields what the array holds that c is in, and then what begins in
 // tail.
-func (d *Decoder) messages(c *cutjson.Cursor, tail []byte, yield func(*SwitchMessage)) (all bool) {
-	// In a string the quotes would be escaped.
-	next := bytes.Index(tail, []byte(`,[["`))
+func (d *Decoder) messages(c *cutjson.Cursor, tail []byte, only bool, yield func(*SwitchMessage)) (all bool) {
 	for {
 		if !c.More() {
 			if !c.Cut() {
@@ -185,29 +215,26 @@ func (d *Decoder) messages(c *cutjson.Cursor, tail []byte, yield func(*SwitchMes
 		if m.ID.Queue == nil {
 			break
 		}
-		if whole {
-			d.payload(m, payload)
-			yield(m)
-			continue
-		}
-		m.Cut = true
-		last := next < 0 && lastMessage(tail) == m.ID.N // so tail is its end
-		if last {
+		m.Cut = !whole
+		if m.Cut && only {
 			d.kind(m, afterKind(tail))
 		}
 		d.payload(m, payload)
-		if last && m.Kind == Request && m.Call.DebugInfo.Tag == nil {
+		if m.Cut && only && m.Kind == Request && m.Call.DebugInfo.Tag == nil {
 			m.Call.DebugInfo = d.tailDebugInfo(tail, 1)
 		}
 		yield(m)
-		if last {
-			return true
+		if m.Cut {
+			if only {
+				return true
+			}
+			break
 		}
-		break
 	}
-	if next >= 0 {
-		rest := cutjson.At(tail[next:])
-		d.messages(&rest, nil, yield)
+	// In a payload the quotes would be escaped.
+	if i := bytes.Index(tail, []byte(`,[["`)); i >= 0 {
+		rest := cutjson.At(tail[i:])
+		d.messages(&rest, nil, false, yield)
 	}
 	return false
 }
@@ -276,29 +303,31 @@ func (d *Decoder) payload(m *SwitchMessage, escaped []byte) {
 			d.xmlMethod(&m.Call, body)
 			d.xmlDebugInfo(&m.Call, body, nil)
 		}
+		if m.Call.Method != nil {
+			m.Kind = Request
+		}
 	}
-	if m.Kind == Response || m.Kind == OtherAction && m.Call.Method == nil {
+	if m.Kind != Request {
 		m.Call = Call{}
 		m.Reply = d.reply(body)
 	}
 }
 
-// lastMessage returns the number of the last message from the end of an answer
-// to Transfer, …],"next":"66"}; 0 if it is not there.
-func lastMessage(tail []byte) uint64 {
-	key := []byte(`"next":`)
+// lastMessage returns the number of the newest message from the end of an
+// answer to Transfer, …],"next":"66"}.
+func lastMessage(tail []byte) (n uint64, ok bool) {
+	key := []byte(`,"next":`) // its quotes would be escaped in a payload
 	i := bytes.LastIndex(tail, key)
 	if i < 0 {
-		return 0
+		return 0, false
 	}
 	c := cutjson.At(tail[i+len(key):])
-	n, _ := c.Uint()
-	return n
+	return c.Uint()
 }
 
 // afterKind returns a cursor at the kind of the last message in tail.
 func afterKind(tail []byte) cutjson.Cursor {
-	key := []byte(`,"kind":`) // its quotes would be escaped in the payload
+	key := []byte(`,"kind":`)
 	if i := bytes.LastIndex(tail, key); i >= 0 {
 		return cutjson.At(tail[i+len(key):])
 	}

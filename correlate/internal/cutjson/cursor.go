@@ -8,13 +8,18 @@ package cutjson
 
 // Cursor is a position in a JSON text.
 type Cursor struct {
-	text []byte
-	pos  int
-	cut  bool
+	text   []byte
+	pos    int
+	cut    bool
+	logged bool // every backslash stands there twice
 }
 
 // At returns a cursor at the start of text.
 func At(text []byte) Cursor { return Cursor{text: text} }
+
+// AtLogged returns a cursor at the start of a text from the toolstack's log,
+// which doubles every backslash.
+func AtLogged(text []byte) Cursor { return Cursor{text: text, logged: true} }
 
 // Cut tells that the text ended where more was expected.
 func (c *Cursor) Cut() bool { return c.cut }
@@ -88,7 +93,11 @@ func (c *Cursor) String() (raw []byte, whole bool) {
 		return nil, false
 	}
 	c.pos++
-	raw, whole = StringRest(c.text[c.pos:])
+	if c.logged {
+		raw, whole = loggedStringRest(c.text[c.pos:])
+	} else {
+		raw, whole = StringRest(c.text[c.pos:])
+	}
 	c.pos += len(raw)
 	if whole {
 		c.pos++
@@ -107,6 +116,22 @@ func StringRest(text []byte) (raw []byte, whole bool) {
 			return text[:i], true
 		case '\\':
 			i++
+		}
+	}
+	return text, false
+}
+
+// loggedStringRest is StringRest for a text whose backslashes are doubled.
+func loggedStringRest(text []byte) (raw []byte, whole bool) {
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			return text[:i], true
+		case '\\':
+			i += 2 // at what is escaped
+			if i < len(text) && text[i] == '\\' {
+				i++
+			}
 		}
 	}
 	return text, false
