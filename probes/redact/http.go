@@ -465,14 +465,15 @@ func (r *Redactor) body(st *connState, f *flow, i, end int) {
 	}
 }
 
-// command keeps the first line of a /cli body if it is a command word.
+// command keeps the first line of a /cli body, with its end, if it is a command
+// word.
 func (r *Redactor) command(i, end int) {
 	c := &r.c
-	stop := c.index(i, end, '\n')
-	if stop < 0 {
+	stop := c.index(i, end, '\n') + 1
+	if stop == 0 {
 		stop = end
 	}
-	if word := bytes.TrimRight(c.src[i:stop], "\r"); setCommand.all(word, 64) {
+	if word := bytes.TrimRight(c.src[i:stop], "\r\n"); setCommand.all(word, 64) {
 		c.keep(i, stop)
 	}
 }

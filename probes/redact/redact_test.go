@@ -176,7 +176,7 @@ func messages() []message {
 			keep: []string{"PROXY TCP6 ::ffff:10.0.0.1 ::ffff:10.0.0.2 44312 443\r\n", "FRAME 000000000123POST / HTTP/1.1\r\n", "<methodName>host.get_all<"}},
 		{name: "folded header", text: "POST / HTTP/1.1\r\ncookie: a\r\n  " + canary + "\r\n" + canary + " \r\n" + canary + canary + "\r\n:" + canary + "\r\nbaggage: a=b;pool_secret=" + canary + "\r\n\r\n", keep: []string{"baggage: a=b;pool_secret=*"}},
 		{name: "cli", text: "POST /cli HTTP/1.0\r\nUser-agent: xe-cli/Unix/0.2\r\ntraceparent: " + traceparent + "\r\ncontent-length: 300\r\n\r\nvm-start\nuuid=" + canary + "\nusername=root\npassword=" + canary + "\nsession_id=" + canaryRef,
-			keep: []string{"POST /cli HTTP/1.0", traceparent, "\r\n\r\nvm-start*"}},
+			keep: []string{"POST /cli HTTP/1.0", traceparent, "\r\n\r\nvm-start\n*"}},
 		{name: "cli forwarded", text: post("/cli", "", "session_id="+canaryRef+"\r\nvm-start\r\npassword="+canary), keep: []string{"POST /cli "}},
 		{name: "cli reply", before: post("/cli", "", "vm-list\npassword=x"), text: "XenSource thin CLI protocol\x00\x00" + canary + "POST / HTTP" + canary},
 		{name: "switch call", well: true, text: post("/request/org.xen.xapi.xenops.classic/xapi:7661", "", switchCall(metadata)),
