@@ -31,6 +31,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/redact"
 	"github.com/xenserver/dtagent/testenv/capture/strace"
 )
 
@@ -106,11 +107,19 @@ func unpack(file string) ([]byte, error) {
 	return d.DecodeAll(b, nil)
 }
 
-// Events returns the events of a recording, in order of Time.
-func (r *Recording) Events() []event.Event { return Convert(r.Records, r.Processes).Events }
+// Events returns the events of a recording as the probes hand them on, redacted,
+// in order of Time.
+func (r *Recording) Events() []event.Event {
+	events := Convert(r.Records, r.Processes).Events
+	red := redact.New(0)
+	for i := range events {
+		red.Event(&events[i])
+	}
+	return events
+}
 
-// Events returns the events of the recording of that name, for tests of what
-// comes after the probes.
+// Events returns the events of the recording of that name, redacted, for tests
+// of what comes after the probes.
 func Events(t testing.TB, name string) []event.Event {
 	t.Helper()
 	r, err := Load(name)

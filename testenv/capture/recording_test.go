@@ -51,7 +51,7 @@ func TestFixturesHoldNoSecrets(t *testing.T) {
 		for _, p := range payloads(r.Records, r.Processes.Threads) {
 			look(name, p.data)
 		}
-		for _, e := range r.Events() {
+		for _, e := range Convert(r.Records, r.Processes).Events {
 			look(name, append(e.Head, e.Tail...))
 		}
 	}
