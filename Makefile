@@ -57,6 +57,7 @@ lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l bpf cmd correlate observer probes testenv); \
 	[ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
 	$(GO) vet ./...
+	cd testenv/zipkinreceiver && $(GO) vet ./...
 	$(STATICCHECK) ./...
 
 # Tests that need the kernel skip themselves, by name, where it or the
@@ -64,10 +65,6 @@ lint: ## gofmt, go vet, staticcheck
 .PHONY: test
 test: deps lint ## all tests: unit, race, fuzz seeds, and as root those with real eBPF
 	$(GOTESTSUM) --format pkgname --hide-summary output $(if $(RESULTS),--jsonfile $(RESULTS)) -- -race -count=1 -timeout 20m $(TESTFLAGS) ./...
-
-.PHONY: test-receiver
-test-receiver: deps ## read the bugtool files back with the OpenTelemetry Collector's zipkin receiver
-	cd testenv/zipkinreceiver && $(GO) vet ./... && $(GOTESTSUM) --format testname $(if $(RESULTS),--jsonfile $(RESULTS)) -- -count=1 -timeout 20m ./...
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (10s)

@@ -93,7 +93,7 @@ func FromSpan(s *correlate.Span) Span {
 	}
 	record := export.Record{Span: s}
 	for _, a := range record.AppendTags(nil) {
-		z.Tags[string(a.Key)] = a.Value.Emit()
+		z.Tags[string(a.Key)] = a.Value.String()
 	}
 	return z
 }

@@ -1,0 +1,186 @@
+// Package daemon runs the real dtagent binary for tests and demonstrations.
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/xenserver/dtagent/cmd/dtagent/control"
+)
+
+// Build builds the agent as `make` does and returns the path of the binary in
+// dir.
+func Build(ctx context.Context, dir string) (string, error) {
+	bin := filepath.Join(dir, "dtagent")
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin, "github.com/xenserver/dtagent/cmd/dtagent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build dtagent: %w: %s", err, out)
+	}
+	return bin, nil
+}
+
+// Options of an agent.
+type Options struct {
+	Binary string    // as Build made it
+	Dir    string    // holds its Observers, its socket and, below spans, its bugtool files
+	Args   []string  // further arguments of `dtagent run`
+	Log    io.Writer // also gets what the agent logs; nil: nothing does
+}
+
+// Daemon is a running agent. Its methods may be called from any goroutine.
+type Daemon struct {
+	o    Options
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+	err  error         // of Wait; read after done
+	log  logBuffer
+}
+
+// Start starts an agent and returns when it answers on its socket.
+func Start(ctx context.Context, o Options) (*Daemon, error) {
+	d := &Daemon{o: o, done: make(chan struct{})}
+	if err := os.MkdirAll(d.ObserversDir(), 0o755); err != nil {
+		return nil, err
+	}
+	args := append([]string{"run", "--observers-dir", d.ObserversDir(), "--control", d.Control(), "--bugtool-dir", d.SpansDir()}, o.Args...)
+	d.cmd = exec.Command(o.Binary, args...)
+	d.cmd.Stderr = &d.log
+	if o.Log != nil {
+		d.cmd.Stderr = io.MultiWriter(&d.log, o.Log)
+	}
+	// The agent ends with its starter, whatever becomes of that.
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	if err := d.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start dtagent: %w", err)
+	}
+	go func() {
+		d.err = d.cmd.Wait()
+		close(d.done)
+	}()
+	if err := d.Wait(ctx, 20*time.Second, "answers on its socket", func(*control.Status) bool { return true }); err != nil {
+		return nil, errors.Join(err, d.Stop())
+	}
+	return d, nil
+}
+
+// ObserversDir is the directory of the agent's Observer files.
+func (d *Daemon) ObserversDir() string { return filepath.Join(d.o.Dir, "observers.d") }
+
+// Control is the path of the agent's socket.
+func (d *Daemon) Control() string { return filepath.Join(d.o.Dir, "run", "control.sock") }
+
+// SpansDir is the directory of the agent's bugtool files.
+func (d *Daemon) SpansDir() string { return filepath.Join(d.o.Dir, "spans") }
+
+// PID is the agent's process id.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Log is all that the agent has logged.
+func (d *Daemon) Log() string { return d.log.String() }
+
+// Status asks the agent about itself.
+func (d *Daemon) Status(ctx context.Context) (*control.Status, error) {
+	return control.NewClient(d.Control()).Status(ctx)
+}
+
+// Wait waits until the agent's status suits ok. what completes "the agent ..."
+// for the error.
+func (d *Daemon) Wait(ctx context.Context, most time.Duration, what string, ok func(*control.Status) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	for {
+		s, err := d.Status(ctx)
+		if err == nil && ok(s) {
+			return nil
+		}
+		select {
+		case <-d.done:
+			return fmt.Errorf("dtagent ended before it %s: %w\n%s", what, errors.Join(d.err), d.log.String())
+		case <-ctx.Done():
+			return fmt.Errorf("dtagent: %w while waiting until it %s (last error: %v)\n%s", ctx.Err(), what, err, d.log.String())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Settled waits until all spans made so far have gone where they should.
+func (d *Daemon) Settled(ctx context.Context, most time.Duration) error {
+	var last uint64
+	since := time.Now()
+	return d.Wait(ctx, most, "has sent its spans", func(s *control.Status) bool {
+		var queued uint64
+		for _, o := range s.Observers {
+			for _, e := range o.Endpoints {
+				queued += e.Queued
+			}
+		}
+		if n := s.Engine.Spans; n != last || s.Handover.Queued > 0 {
+			last, since = n, time.Now()
+		}
+		return queued == 0 && s.Engine.Activities == 0 && time.Since(since) > 300*time.Millisecond
+	})
+}
+
+// Run runs another verb of the same binary and returns its output. For observer
+// verbs the directory is added.
+func (d *Daemon) Run(ctx context.Context, args ...string) (string, error) {
+	switch args[0] {
+	case "observer":
+		args = append(args, "--observers-dir", d.ObserversDir())
+	case "status", "trace":
+		args = append(args, "--control", d.Control())
+	}
+	cmd := exec.CommandContext(ctx, d.o.Binary, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("dtagent %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return stdout.String(), err
+}
+
+// Stop asks the agent to end and waits until it has. It may be called twice.
+func (d *Daemon) Stop() error {
+	_ = d.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	select {
+	case <-d.done:
+	case <-time.After(20 * time.Second):
+		_ = d.cmd.Process.Kill()
+		<-d.done
+		return fmt.Errorf("dtagent did not end within 20 s of SIGTERM\n%s", d.log.String())
+	}
+	if d.err != nil {
+		return fmt.Errorf("dtagent: %w\n%s", d.err, d.log.String())
+	}
+	return nil
+}
+
+// logBuffer keeps what is written to it.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
