@@ -274,7 +274,9 @@ func (p *pipe) settle(batch []entry, err error) (retry bool, after time.Duration
 		return false, 0
 	}
 	f := export.AsFailure(err, n)
-	p.lastErr, p.errTime = f.Error(), time.Now()
+	if !p.expired || p.lastErr == "" { // when expired it only says that we gave up
+		p.lastErr, p.errTime = f.Error(), time.Now()
+	}
 	if !p.failing {
 		p.failing = true
 		p.log.Warn("endpoint fails", "endpoint", p.endpoint, "err", f, "retry", f.Retry)

@@ -58,8 +58,8 @@ func (l Limits) withDefaults() Limits {
 }
 
 // maxDraining bounds the endpoints that are flushed in the background after
-// their Observers gave them up. Beyond it the one that has had the longest time
-// ends at once.
+// their Observers gave them up. Beyond it those that have had the longest time
+// are told to end at once.
 const maxDraining = 64
 
 // closeGrace is how long Close waits for an exporter that does not end although
@@ -377,7 +377,7 @@ func (s *Set) Close(ctx context.Context) error {
 
 	left := s.o.Limits.DrainTimeout
 	if t, ok := ctx.Deadline(); ok {
-		left = time.Until(t)
+		left = max(time.Until(t), 0)
 	}
 	for k, p := range s.pipes {
 		s.leaving = append(s.leaving, leavingPipe{k, p})
@@ -392,15 +392,16 @@ func (s *Set) Close(ctx context.Context) error {
 		}
 	})
 	defer stop()
+	over, cancel := context.WithTimeout(context.Background(), left+closeGrace)
+	defer cancel()
 	var errs []error
 	for _, l := range s.leaving {
 		select {
 		case <-l.pipe.done:
-		case <-time.After(left + closeGrace):
+		case <-over.Done():
 			errs = append(errs, fmt.Errorf("observer %s: endpoint %s hangs", l.key.uuid, l.pipe.endpoint))
 			continue
 		}
-		left = 0
 		if st := l.pipe.stats(); st.Dropped[export.Unsent] > 0 {
 			errs = append(errs, fmt.Errorf("observer %s: endpoint %s: %d spans not delivered: %s", l.key.uuid, l.pipe.endpoint, st.Dropped[export.Unsent], st.LastError))
 		}

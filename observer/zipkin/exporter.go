@@ -94,10 +94,10 @@ func (e *Exporter) Export(ctx context.Context, batch []*export.Record) error {
 	case a.encode != nil:
 		return &export.Failure{Err: a.encode, Cause: export.EncodeError, Lost: len(batch)}
 	case a.status == 0:
-		if err == nil {
-			err = errors.New("no answer")
+		if a.err != nil {
+			err = a.err // without the URL, which may hold a password
 		}
-		return &export.Failure{Err: err, Retry: true}
+		return &export.Failure{Err: fmt.Errorf("no answer: %w", err), Retry: true}
 	case a.status < 300:
 		return nil
 	case a.status < 400:

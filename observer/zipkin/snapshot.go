@@ -59,13 +59,18 @@ func (s *snapshot) Parent() trace.SpanContext {
 func (s *snapshot) SpanKind() trace.SpanKind { return s.rec.Span.Kind }
 
 // StartTime and EndTime are such that the exporter, which rounds, writes the
-// same microseconds as the bugtool files, where they are truncated.
+// same microseconds as the bugtool files, where they are truncated. A time that
+// zipkin's model refuses, and with it the whole batch, is left out.
 func (s *snapshot) StartTime() time.Time {
+	if s.rec.Span.Start < int64(time.Second) {
+		return time.Time{}
+	}
 	return time.UnixMicro(s.rec.Span.Start / 1000)
 }
 
 func (s *snapshot) EndTime() time.Time {
-	return time.UnixMicro(s.rec.Span.Start/1000 + max(s.rec.Span.End-s.rec.Span.Start, 0)/1000)
+	d := time.Duration(max(s.rec.Span.End-s.rec.Span.Start, 0))
+	return s.StartTime().Add(d.Truncate(time.Microsecond))
 }
 
 func (s *snapshot) Attributes() []attribute.KeyValue { return s.tags }

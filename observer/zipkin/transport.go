@@ -18,7 +18,8 @@ type attempt struct {
 	batch    []*export.Record
 	tried    bool
 	encode   error
-	status   int // 0: no answer
+	err      error // of the transport
+	status   int   // 0: no answer
 	location string
 	after    time.Duration
 	body     string // beginning of a refusal
@@ -58,6 +59,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 	resp, err := t.base.RoundTrip(req)
 	if err != nil {
+		a.err = err
 		return nil, err
 	}
 	a.status = resp.StatusCode
