@@ -13,13 +13,12 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer"
 	"github.com/xenserver/dtagent/probes"
+	"github.com/xenserver/dtagent/probes/clock"
 	"github.com/xenserver/dtagent/probes/event"
 )
 
@@ -65,8 +64,12 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 
+	wall, err := clock.New(nil)
+	if err != nil {
+		return err
+	}
 	a := &agent{
-		c: c, started: time.Now(), manager: m,
+		c: c, started: time.Now(), clock: wall, manager: m,
 		queue: newHandover(), wanted: make(chan event.Components, 1), stats: make(chan chan correlate.Stats), ended: make(chan struct{}),
 	}
 	a.set = observer.NewSet(observer.Options{
@@ -90,6 +93,7 @@ type agent struct {
 	c       Config
 	tier    string
 	started time.Time
+	clock   *clock.Clock
 	manager *probes.Manager
 	set     *observer.Set
 	dir     *observer.Directory
@@ -120,7 +124,9 @@ func (a *agent) run(ctx context.Context, ln net.Listener) error {
 		}
 	}
 
-	var serving, correlating, reading, watching sync.WaitGroup
+	var serving, correlating, reading, watching, timing sync.WaitGroup
+	timed, stopClock := context.WithCancel(context.Background()) // outlives the last event
+	timing.Go(func() { fail(a.clock.Run(timed)) })
 	serving.Go(func() { fail(a.server.Serve(ln)) })
 	correlating.Go(a.correlate)
 	reading.Go(func() {
@@ -141,6 +147,8 @@ func (a *agent) run(ctx context.Context, ln net.Listener) error {
 	watching.Wait()    // no more changes
 	reading.Wait()     // no more events
 	correlating.Wait() // no more spans
+	stopClock()
+	timing.Wait()
 	flush, done := context.WithTimeout(context.Background(), flushTimeout)
 	defer done()
 	if err := a.set.Close(flush); err != nil {
@@ -159,15 +167,15 @@ func (a *agent) run(ctx context.Context, ln net.Listener) error {
 func (a *agent) correlate() {
 	defer close(a.ended)
 	engine := correlate.New(correlate.Config{
-		Wall: a.manager.Wall,
+		Wall: a.clock.Wall,
 		Emit: func(s *correlate.Span) {
 			a.set.Export(s)
 			a.server.Publish(s)
 		},
 	})
 	sorter := correlate.NewSorter(sortWindow, sortEvents, engine.Handle)
-	clock := time.NewTicker(tick)
-	defer clock.Stop()
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
 	for {
 		select {
 		case s, ok := <-a.queue.full:
@@ -178,23 +186,18 @@ func (a *agent) correlate() {
 			}
 			sorter.Add(&s.ev)
 			a.queue.done(s)
-		case <-clock.C:
-			now := ktime()
+		case <-ticker.C:
+			now, err := a.clock.Now()
+			if err != nil { // the next events bring the time
+				a.c.Log.Error("clock", "err", err)
+				continue
+			}
 			sorter.Advance(now)
 			engine.Advance(now - event.Time(sortWindow))
 		case answer := <-a.stats:
 			answer <- engine.Stats()
 		}
 	}
-}
-
-// ktime reads the clock that events are stamped with.
-func ktime() event.Time {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		panic(fmt.Sprintf("CLOCK_MONOTONIC: %v", err)) // no Linux is without it
-	}
-	return event.Time(ts.Nano())
 }
 
 // want notes what the Observers ask for; attach does it. Only the newest wish
