@@ -20,7 +20,7 @@ const (
 type Reply struct {
 	Protocol Protocol
 	Status   Status
-	Code     []byte // Failed: XAPI's failure code, or the error's name or message; nil if it was not found
+	Code     []byte // Failed: XAPI's failure code, or the error's name or message, as far as it is there; nil if it was not found
 	Value    []byte // Succeeded: the value if it is a string: "51", "OpaqueRef:…"
 	Task     TaskID // Succeeded: the task whose reference Value is, if the call was an asynchronous one
 }
@@ -127,10 +127,9 @@ func (d *Decoder) jsonStatus(r *Reply, c cutjson.Cursor) bool {
 	}
 }
 
-// jsonError returns what names an error: 2.0's message, else its data[0]; 1.0's
-// first string. XAPI's message is the failure code; data holds its parameters,
-// in some versions with the code before them.
-func (d *Decoder) jsonError(c cutjson.Cursor) (code []byte) {
+// jsonError returns what names an error: 2.0's message, in which XAPI puts its
+// failure code, with the code's parameters in data; 1.0's first string.
+func (d *Decoder) jsonError(c cutjson.Cursor) []byte {
 	if c.Peek() != '{' {
 		return d.firstString(&c)
 	}
@@ -139,18 +138,10 @@ func (d *Decoder) jsonError(c cutjson.Cursor) (code []byte) {
 		key, ok := c.Key()
 		switch {
 		case !ok:
-			return code
-		case string(key) == "message" && c.Peek() == '"':
-			if raw, _ := c.String(); len(raw) > 0 {
-				return d.unescape(raw)
-			}
-		case string(key) == "data" && c.Peek() == '[':
-			if first := d.firstString(&c); len(first) > 0 {
-				code = first // the cursor stays in the array
-				for c.More() {
-					c.Skip()
-				}
-			}
+			return nil
+		case cutjson.Is(key, "message") && c.Peek() == '"':
+			raw, _ := c.String()
+			return d.unescape(raw)
 		default:
 			c.Skip()
 		}
