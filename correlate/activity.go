@@ -52,6 +52,7 @@ type activity struct {
 	cloned  bool                 // call: its task's thread was seen
 	reply   event.Time           // call: end of the last write
 	message messageID            // RPC
+	worker  ref                  // RPC: the operation that came out of the queue it had pushed it onto
 	xenops  uint64               // operation: number of its task
 	context tracecontext.Context // RPC, operation: what was sent along, used when no key says better
 	popped  place                // operation: whose Queue.push its thread popped
@@ -216,7 +217,7 @@ func (e *Engine) evict(a *activity, cause string) {
 	if a.open {
 		e.finish(a, e.now, cause)
 	}
-	if a = r.get(); a != nil {
+	for a = r.get(); a != nil; a = r.get() {
 		e.settle(a.tree.find())
 	}
 }

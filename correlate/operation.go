@@ -48,6 +48,7 @@ func jobNumber(b []byte) (uint64, bool) {
 type push struct {
 	tgid  uint32
 	hash  uint64
+	rpc   ref
 	place place // of the RPC
 	task  wire.TaskID
 	live  bool
@@ -72,6 +73,13 @@ func (e *Engine) dropPush() {
 	*p = push{}
 	r.first = (r.first + 1) % len(r.ring)
 	r.n--
+}
+
+// trimPushes forgets those at the head that were popped or are too old.
+func (e *Engine) trimPushes() {
+	for r := &e.pushes; r.n > 0 && (!r.at(0).live || r.at(0).born+e.age < e.now); {
+		e.dropPush()
+	}
 }
 
 func (e *Engine) dropPushes(tgid uint32) {
@@ -141,9 +149,7 @@ func (e *Engine) xenopsdLine(ev *event.Event, l *logline.Line) {
 
 func (e *Engine) pushed(ev *event.Event, n *logline.Anchor) {
 	r := &e.pushes
-	for r.n > 0 && (!r.at(0).live || r.at(0).born+e.age < e.now) {
-		e.dropPush()
-	}
+	e.trimPushes()
 	if r.n == len(r.ring) {
 		e.stats.PushesEvicted++
 		e.dropPush()
@@ -151,7 +157,7 @@ func (e *Engine) pushed(ev *event.Event, n *logline.Anchor) {
 	p := r.at(r.n)
 	*p = push{tgid: ev.TGID, hash: opHash(n.Operation), live: true, born: e.now}
 	if a := e.threadOf(ev.TGID, ev.TID).top(); a != nil {
-		p.place, p.task = e.placeOf(a), a.task
+		p.rpc, p.place, p.task = a.ref(), e.placeOf(a), a.task
 	}
 	r.n++
 }
@@ -166,9 +172,10 @@ func (e *Engine) popped(ev *event.Event, n *logline.Anchor) {
 		if p := e.pushes.at(i); p.live && p.tgid == ev.TGID && p.hash == hash {
 			th.popped = *p
 			*p = push{}
-			return
+			break
 		}
 	}
+	e.trimPushes()
 }
 
 // startOperation begins the span of a task of xenopsd on the thread that does
@@ -220,9 +227,17 @@ func (e *Engine) startOperation(ev *event.Event, l *logline.Line, n *logline.Anc
 		a.tree.root = a.ref()
 	}
 	th.push(a)
-	if j.answered {
+	switch rpc := th.popped.rpc.get(); {
+	case j.answered:
 		e.joinJob(j, a)
+	case a.popped.tree == nil:
+	case rpc == nil || !rpc.open: // answered, and no task named
+		e.join(a, a.popped, LinkQueue)
+	default:
+		rpc.worker = a.ref()
 	}
+	e.release(&th.popped.place)
+	th.popped = push{}
 }
 
 // operationAt returns op's depth in the stack and that of the innermost
@@ -241,6 +256,14 @@ func (th *thread) operationAt(op *activity) (at, innermost int) {
 }
 
 func sameTask(a, b wire.TaskID) bool { return a.IsZero() || b.IsZero() || a == b }
+
+// unanswered says that RPC a was answered without the number of a task: if an
+// operation of its is under way, it waited for that.
+func (e *Engine) unanswered(a *activity) {
+	if op := a.worker.get(); op != nil && op.popped.tree != nil {
+		e.join(op, op.popped, LinkQueue)
+	}
+}
 
 // answered says that RPC a was answered with the number of a task.
 func (e *Engine) answered(a *activity, n uint64) {

@@ -102,8 +102,9 @@ func (e *Engine) fix(t *tree, id trace.TraceID) {
 }
 
 // settle ends the waiting of a tree: its root takes the best parent that is
-// known, and the id is fixed.
+// known; if it finds none, the id is fixed.
 func (e *Engine) settle(t *tree) {
+	t.refs++ // emitting lets go of it
 	if a := t.root.get(); a != nil {
 		t.root = ref{}
 		switch a.kind {
@@ -112,9 +113,11 @@ func (e *Engine) settle(t *tree) {
 		case operationActivity:
 			e.settleOperation(a)
 		}
-		t = t.find()
 	}
-	e.fix(t, trace.TraceID{})
+	if t.into == nil {
+		e.fix(t, trace.TraceID{})
+	}
+	e.releaseTree(t)
 }
 
 // maybeFix fixes the id of a tree to which nothing can be added any more.
