@@ -1,0 +1,170 @@
+//go:build linux
+
+// Package clock turns the kernel's ktime into wall time. It is the only place
+// that does.
+package clock
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xenserver/dtagent/probes/event"
+)
+
+const (
+	// Interval is how often Run compares the clocks.
+	Interval = time.Second
+
+	readings = 9 // per comparison, of which the tightest counts
+	kept     = 8 // offsets remembered, so that events from before a step keep their time
+)
+
+// Source reads the clocks: CLOCK_MONOTONIC (what bpf_ktime_get_ns returns)
+// and CLOCK_REALTIME, in nanoseconds.
+type Source interface {
+	Monotonic() (int64, error)
+	Realtime() (int64, error)
+}
+
+// Clock converts event times. Its methods may be called by several goroutines
+// at once.
+//
+// NTP slews both clocks alike, so the offset between them changes only when
+// the wall clock is stepped or the host was suspended. Differences within what
+// the reading itself may be wrong by are ignored: without a step the offset is
+// constant, and intervals measured in wall time are those of ktime.
+type Clock struct {
+	src     Source
+	refresh sync.Mutex // one Refresh at a time
+	offsets atomic.Pointer[offsets]
+	steps   atomic.Uint64
+}
+
+// offsets is immutable; the newest is first.
+type offsets struct {
+	n   int
+	all [kept]offset
+}
+
+type offset struct {
+	since event.Time // valid for events from here on
+	add   int64      // wall time minus ktime
+	error int64      // at most this much off
+}
+
+// New returns a Clock that has compared the clocks once. A nil src means the
+// kernel's.
+func New(src Source) (*Clock, error) {
+	if src == nil {
+		src = kernel{}
+	}
+	c := &Clock{src: src}
+	if err := c.Refresh(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Wall returns t in nanoseconds since 1970. A time from before a step of the
+// wall clock is what the clock showed then.
+func (c *Clock) Wall(t event.Time) int64 {
+	o := c.offsets.Load()
+	for i := range o.n - 1 {
+		if t >= o.all[i].since {
+			return int64(t) + o.all[i].add
+		}
+	}
+	return int64(t) + o.all[o.n-1].add
+}
+
+// Now returns the present ktime.
+func (c *Clock) Now() (event.Time, error) {
+	t, err := c.src.Monotonic()
+	return event.Time(t), err
+}
+
+// Steps returns how often the wall clock was seen to jump.
+func (c *Clock) Steps() uint64 { return c.steps.Load() }
+
+// Refresh compares the clocks. It allocates only when the offset changed.
+func (c *Clock) Refresh() error {
+	c.refresh.Lock()
+	defer c.refresh.Unlock()
+	now, err := c.compare()
+	if err != nil {
+		return fmt.Errorf("clock: %w", err)
+	}
+	old := c.offsets.Load()
+	next := &offsets{n: 1}
+	if old != nil {
+		diff := now.add - old.all[0].add
+		if max(diff, -diff) <= now.error+old.all[0].error {
+			return nil
+		}
+		c.steps.Add(1)
+		next.n = min(old.n+1, kept)
+		copy(next.all[1:], old.all[:])
+	}
+	next.all[0] = now
+	c.offsets.Store(next)
+	return nil
+}
+
+// compare reads the clocks several times and takes the reading that the wall
+// clock was taken within the shortest time of.
+func (c *Clock) compare() (best offset, err error) {
+	best.error = -1
+	for range readings {
+		before, err := c.src.Monotonic()
+		if err != nil {
+			return best, err
+		}
+		wall, err := c.src.Realtime()
+		if err != nil {
+			return best, err
+		}
+		after, err := c.src.Monotonic()
+		if err != nil {
+			return best, err
+		}
+		half := (after - before + 1) / 2
+		if best.error < 0 || half < best.error {
+			best = offset{since: event.Time(before), add: wall - before - half, error: half}
+		}
+	}
+	return best, nil
+}
+
+// Run calls Refresh every Interval until ctx ends.
+func (c *Clock) Run(ctx context.Context) error {
+	tick := time.NewTicker(Interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := c.Refresh(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+type kernel struct{}
+
+func (kernel) Monotonic() (int64, error) { return gettime(unix.CLOCK_MONOTONIC) }
+func (kernel) Realtime() (int64, error)  { return gettime(unix.CLOCK_REALTIME) }
+
+func gettime(id int32) (int64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(id, &ts); err != nil {
+		return 0, fmt.Errorf("clock_gettime: %w", err)
+	}
+	return ts.Nano(), nil
+}

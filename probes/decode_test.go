@@ -1,0 +1,230 @@
+//go:build linux
+
+package probes
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/xenserver/dtagent/bpf"
+	"github.com/xenserver/dtagent/probes/event"
+)
+
+var update = flag.Bool("update", false, "write the golden file")
+
+// record lays out one record: the struct, then the payload, with Size set.
+func record(t testing.TB, v any, payload string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := binary.Write(&b, binary.LittleEndian, v); err != nil {
+		t.Fatal(err)
+	}
+	b.WriteString(payload)
+	raw := b.Bytes()
+	binary.LittleEndian.PutUint32(raw[16:], uint32(len(raw)))
+	return raw
+}
+
+func hdr(k bpf.Kind, flags uint16) bpf.Hdr {
+	return bpf.Hdr{Ktime: 1_000_000_001, TGID: 4242, TID: 4243, Seq: 7, Kind: k, Flags: flags, CPU: 3, Component: uint8(event.Xapi), Version: bpf.WireVersion}
+}
+
+func arg(s string) (a [bpf.ExecArgLen]uint8) {
+	copy(a[:], s)
+	return a
+}
+
+func execRec(file string, args ...string) bpf.ExecRec {
+	x := bpf.ExecRec{Hdr: hdr(bpf.KindExec, 0), Filename: arg(file)}
+	for i, a := range args {
+		x.Arg[i] = arg(a)
+	}
+	return x
+}
+
+// records has one of each kind, and variants.
+func records(t testing.TB) map[string][]byte {
+	v4 := netip.MustParseAddr("::ffff:10.0.0.1").As16()
+	v6 := netip.MustParseAddr("fe80::1").As16()
+	const xml = `<?xml version="1.0"?><methodCall><methodName>vdi_attach</methodName><params><param><value>OpaqueRef:secret`
+	return map[string][]byte{
+		"data":          record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, bpf.FlagMore), Born: 5, Ino: 99, First: 10, Last: 20, Bytes: 13, FD: 18, Calls: 48, HeadLen: 13, Dir: bpf.DirIn}, "POST / HTTP/1"),
+		"data cut":      record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, bpf.FlagCut), Born: 5, Bytes: 1 << 40, FD: 18, Calls: 1, HeadLen: 4, TailLen: 3, Dir: bpf.DirOut}, "headend"),
+		"data bulk":     record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, bpf.FlagCut|bpf.FlagMore), Bytes: 70000, Calls: 2, Dir: bpf.DirOut}, ""),
+		"log":           record(t, bpf.LogRec{Hdr: hdr(bpf.KindLog, 0), Bytes: 2000, HeadLen: 5}, "<175>"),
+		"open unix":     record(t, bpf.OpenRec{Hdr: hdr(bpf.KindOpen, 0), Born: 6, Ino: 98, FD: 18, ListenFD: 5, How: bpf.HowAccepted, Family: 1}, ""),
+		"open v4":       record(t, bpf.OpenRec{Hdr: hdr(bpf.KindOpen, 0), Born: 6, FD: 19, ListenFD: 3, How: bpf.HowAccepted, Family: 10, PeerPort: 44312, Peer: v4}, ""),
+		"open v6":       record(t, bpf.OpenRec{Hdr: hdr(bpf.KindOpen, 0), Born: 6, FD: 19, ListenFD: -1, How: bpf.HowConnected, Family: 10, PeerPort: 80, Peer: v6}, ""),
+		"close":         record(t, bpf.CloseRec{Hdr: hdr(bpf.KindClose, 0), Born: 6, FD: 18}, ""),
+		"fork":          record(t, bpf.ForkRec{Hdr: hdr(bpf.KindFork, bpf.FlagThread), ChildTGID: 4242, ChildTID: 4300}, ""),
+		"exec":          record(t, execRec("/usr/sbin/xenguest", "-controloutfd", "5"), ""),
+		"exec sm":       record(t, execRec("/opt/xensource/sm/LVMSR", xml), ""),
+		"exec observed": record(t, execRec("/usr/bin/python3", "-m", "observer", "/opt/xensource/sm/NFSSR", xml), ""),
+		"exec helper":   record(t, execRec("/usr/libexec/xapi/vfork_helper", "-e", "7", "--", "/opt/xensource/sm/LVMSR", xml), ""),
+		"exit":          record(t, bpf.ExitRec{Hdr: hdr(bpf.KindExit, bpf.FlagLeader), CPUNs: 12345, Code: 256}, ""),
+	}
+}
+
+// TestDecode compares with testdata/events.json, which was looked over.
+func TestDecode(t *testing.T) {
+	got := map[string]event.Event{}
+	text := map[string][2]string{}
+	var d Decoder
+	for name, raw := range records(t) {
+		var e event.Event
+		qt.Assert(t, qt.IsNil(d.Decode(&e, raw)), qt.Commentf(name))
+		text[name] = [2]string{string(e.Head), string(e.Tail)}
+		e.Head, e.Tail = nil, nil
+		got[name] = e
+	}
+	qt.Check(t, qt.Equals(text["data"], [2]string{"POST / HTTP/1", ""}))
+	qt.Check(t, qt.Equals(text["data cut"], [2]string{"head", "end"}))
+	qt.Check(t, qt.Equals(text["log"], [2]string{"<175>", ""}))
+	b, err := json.MarshalIndent(got, "", "\t")
+	qt.Assert(t, qt.IsNil(err))
+	b = append(b, '\n')
+	const golden = "testdata/events.json"
+	if *update {
+		qt.Assert(t, qt.IsNil(os.WriteFile(golden, b, 0o644)))
+	}
+	want, err := os.ReadFile(golden)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(string(b), string(want)))
+}
+
+// TestWireContract compares sizes and offsets with the structs of package bpf.
+func TestWireContract(t *testing.T) {
+	for _, c := range []struct {
+		v    any
+		size int
+	}{
+		{bpf.Hdr{}, sizeHdr}, {bpf.DataRec{}, sizeData}, {bpf.LogRec{}, sizeLog}, {bpf.OpenRec{}, sizeOpen},
+		{bpf.CloseRec{}, sizeClose}, {bpf.ForkRec{}, sizeFork}, {bpf.ExecRec{}, sizeExec}, {bpf.ExitRec{}, sizeExit},
+	} {
+		qt.Check(t, qt.Equals(binary.Size(c.v), c.size), qt.Commentf("%T", c.v))
+	}
+	raw := record(t, bpf.OpenRec{Hdr: hdr(bpf.KindOpen, 0), ListenFD: -1, How: bpf.HowSeeded}, "")
+	qt.Check(t, qt.Equals(listenFD(raw), -1))
+	qt.Check(t, qt.Equals(seqOf(raw), 7))
+}
+
+func TestDecodeErrors(t *testing.T) {
+	good := records(t)
+	for name, raw := range good {
+		for n := range raw {
+			var e event.Event
+			var d Decoder
+			qt.Assert(t, qt.ErrorIs(d.Decode(&e, raw[:n]), event.ErrRecord), qt.Commentf("%s, %d bytes", name, n))
+		}
+	}
+	edit := func(name string, at int, b ...byte) []byte {
+		raw := bytes.Clone(good[name])
+		copy(raw[at:], b)
+		return raw
+	}
+	for what, raw := range map[string][]byte{
+		"version":     edit("data", 31, 2),
+		"kind 0":      edit("data", 24, 0),
+		"kind 8":      edit("data", 24, 8),
+		"kind 65535":  edit("data", 24, 255, 255),
+		"size":        edit("data", 16, 200, 0),
+		"size 0":      edit("data", 16, 0),
+		"component":   edit("data", 30, 200),
+		"direction":   edit("data", 84, 3),
+		"head length": edit("data", 80, 255, 255),
+		"tail length": edit("data", 82, 1),
+		"bytes":       edit("data", 64, 12),
+		"log length":  edit("log", 36, 6),
+		"how":         edit("open unix", 56, 0),
+		"CPU time":    edit("exit", 39, 255),
+	} {
+		var e event.Event
+		var d Decoder
+		qt.Check(t, qt.ErrorIs(d.Decode(&e, raw), event.ErrRecord), qt.Commentf(what))
+	}
+}
+
+func TestExecNames(t *testing.T) {
+	for _, c := range []struct {
+		file               string
+		args               []string
+		program, operation string
+	}{
+		{"/opt/xensource/sm/LVMSR", []string{"<methodCall><methodName>sr_scan</methodName>"}, "LVMSR", "sr_scan"},
+		{"/opt/xensource/sm/LVMSR", []string{"<methodCall><methodName>a b</methodName>"}, "LVMSR", ""},
+		{"/opt/xensource/sm/LVMSR", []string{"<methodCall><methodName>cut"}, "LVMSR", ""},
+		{"/opt/xensource/sm/LVMSR", []string{"<methodCall><methodName></methodName>"}, "LVMSR", ""},
+		{"python3", []string{"-m", "observer"}, "python3", ""},
+		{"/usr/bin/python3.9", []string{"-u", "-m", "observer", "/x/EXTSR"}, "EXTSR", ""},
+		{"/usr/bin/perl", []string{"-m", "observer", "/x/EXTSR"}, "perl", ""},
+		{"", nil, "", ""},
+		{"/", nil, "", ""},
+		{"/a\nb", nil, "", ""},
+	} {
+		var e event.Event
+		var d Decoder
+		qt.Assert(t, qt.IsNil(d.Decode(&e, record(t, execRec(c.file, c.args...), ""))))
+		qt.Check(t, qt.Equals(e.Program, c.program))
+		qt.Check(t, qt.Equals(e.Operation, c.operation))
+	}
+}
+
+func TestInternIsBounded(t *testing.T) {
+	var n interner
+	for i := range 2 * maxNames {
+		s := fmt.Sprint("program", i)
+		qt.Assert(t, qt.Equals(n.get([]byte(s)), s))
+	}
+	qt.Check(t, qt.HasLen(n.names, maxNames))
+	qt.Check(t, qt.Equals(n.full, maxNames))
+}
+
+func TestDecodeAllocations(t *testing.T) {
+	var d Decoder
+	var e event.Event
+	for name, raw := range records(t) {
+		if n := testing.AllocsPerRun(100, func() { _ = d.Decode(&e, raw) }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, raw := range records(f) {
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var d Decoder
+		var e event.Event
+		if err := d.Decode(&e, raw); err != nil {
+			return
+		}
+		if uint64(len(e.Head)+len(e.Tail)) > e.Bytes && e.Kind <= event.KindLog {
+			t.Errorf("%d and %d bytes of %d", len(e.Head), len(e.Tail), e.Bytes)
+		}
+		listenFD(append(raw, make([]byte, sizeOpen)...))
+	})
+}
+
+func BenchmarkDecode(b *testing.B) {
+	for name, raw := range records(b) {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			var d Decoder
+			var e event.Event
+			for range b.N {
+				if err := d.Decode(&e, raw); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
