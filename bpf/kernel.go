@@ -4,7 +4,11 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+
+	"github.com/cilium/ebpf/rlimit"
 )
 
 // Tier is a build of the programs.
@@ -24,28 +28,16 @@ func (t Tier) String() string {
 	return "legacy"
 }
 
-// Probe is a set of programs that are attached together.
-type Probe uint8
-
-// Probes.
+// Defaults of Options: 2,000 XAPI calls a second make some 15,000 records and
+// 20 MB, so both buffers hold the records of more than 100 ms.
 const (
-	Stream  Probe = 1 // sockets and log lines of targets
-	Process Probe = 2 // fork, exec and exit of targets and their children
+	defaultRing     = 8 << 20
+	defaultPerf     = 1 << 20
+	defaultConns    = 16384
+	defaultGathers  = 4096
+	defaultTargets  = 16384
+	defaultInflight = 16384
 )
-
-// allProbes in the order in which they are attached.
-var allProbes = []Probe{Stream, Process}
-
-// String returns the name that losses and attachments are shown with.
-func (p Probe) String() string {
-	switch p {
-	case Stream:
-		return "stream"
-	case Process:
-		return "process"
-	}
-	return "unknown"
-}
 
 // Options of Open. The zero value chooses everything by what the kernel allows.
 type Options struct {
@@ -54,42 +46,71 @@ type Options struct {
 	RingBytes   int          // of the ring buffer; 0: 8 MiB; rounded up to a power of two of pages
 	PerfBytes   int          // of each CPU's perf buffer in the legacy tier; 0: 1 MiB
 	Conns       int          // known sockets of all targets at once; 0: 16,384
-	Gathers     int          // sockets that gather small pieces at once, 1.1 KiB each way; 0: 4,096
+	Gathers     int          // sockets that have had small pieces, 1.4 KiB each; 0: 4,096
 	TargetsMax  int          // processes watched at once, children included; 0: 16,384
-	InflightMax int          // threads of targets inside a watched system call at once; 0: 16,384
+	InflightMax int          // threads of targets at once; 0: 16,384
 }
 
-// Check is one thing that Open found out about this kernel and host.
-type Check struct {
-	Name   string // what was tried, e.g. "BTF"
-	OK     bool
-	Needed bool   // without it no probe runs
-	Detail string // how it works here
-	Why    string // why it does not
-	Advice string // what to do about it
+func (o Options) withDefaults() Options {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, v := range []struct {
+		p   *int
+		def int
+	}{
+		{&o.RingBytes, defaultRing}, {&o.PerfBytes, defaultPerf}, {&o.Conns, defaultConns},
+		{&o.Gathers, defaultGathers}, {&o.TargetsMax, defaultTargets}, {&o.InflightMax, defaultInflight},
+	} {
+		if *v.p <= 0 {
+			*v.p = v.def
+		}
+	}
+	ring := os.Getpagesize()
+	for ring < o.RingBytes {
+		ring *= 2
+	}
+	o.RingBytes = ring
+	return o
 }
 
 // Kernel is what this kernel and host allow.
 type Kernel struct {
 	tier   Tier
 	checks []Check
-	log    *slog.Logger
 	opt    Options
+	config config
+	hooks  map[Probe][]hook // those that this kernel has
 }
 
-var errUnfinished = errors.New("not written yet")
+// ErrKernel is wrapped by the error of Open when something is missing that all
+// probes need.
+var ErrKernel = errors.New("eBPF cannot be used here")
 
-// Open finds the tier and the attach points. When something needed is missing
-// the error says what and how to get it, and the Kernel is returned all the
-// same for its Checks.
-func Open(o Options) (*Kernel, error) { return nil, errUnfinished }
+// Open finds the tier and the attach points by trying them. When something
+// needed is missing the error wraps ErrKernel and says what and how to get it,
+// and the Kernel is returned all the same for its Checks.
+//
+// It mounts tracefs where it is not mounted, and lifts the limit on locked
+// memory where the kernel (before 5.11) counts maps against it.
+func Open(o Options) (*Kernel, error) {
+	k := &Kernel{tier: Legacy, opt: o.withDefaults()}
+	memlock := rlimit.RemoveMemlock()
+	k.probe(memlock)
+	var missing []error
+	for _, c := range k.checks {
+		if c.Needed && !c.OK {
+			missing = append(missing, fmt.Errorf("%s: %s; %s", c.Name, c.Why, c.Advice))
+		}
+	}
+	if missing != nil {
+		return k, fmt.Errorf("%w: %w", ErrKernel, errors.Join(missing...))
+	}
+	return k, nil
+}
 
 // Tier returns the build that Load takes.
 func (k *Kernel) Tier() Tier { return k.tier }
 
 // Checks returns what Open tried, in the order in which it matters.
 func (k *Kernel) Checks() []Check { return k.checks }
-
-// Load loads the maps and programs of all probes and attaches nothing. Only one
-// Session should exist at a time; nothing prevents more.
-func (k *Kernel) Load() (*Session, error) { return nil, errUnfinished }

@@ -1,3 +1,5 @@
+//go:build ignore
+
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The process probe: fork, exec and exit of targets and of their children,

@@ -2,15 +2,22 @@
 
 package bpf
 
-// Watch says what is recorded of a target.
-type Watch uint8
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 
-// Bits of Watch.
-const (
-	WatchStream  Watch = 1 << iota // its known stream sockets
-	WatchLog                       // its datagrams to the system log
-	WatchProcess                   // fork, exec and exit; inherited by children, without the other bits
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
+
+// allProbes in the order in which they are loaded.
+var allProbes = []Probe{Stream, Process}
 
 // Target is how a process is watched.
 type Target struct {
@@ -26,62 +33,286 @@ type Attachment struct {
 	Way     string // "tracepoint"
 }
 
-// Record is one thing that Read returned: a record of the wire contract in Raw,
-// or a number of records that CPU lost because its buffer was full, or both.
-type Record struct {
-	CPU  int
-	Raw  []byte // starts with a Hdr and is Hdr.Size long; valid until the next Read; nil if there is none
-	Lost uint64 // records lost in user space's perf buffer before this one; 0 in the modern tier, see Losses
-}
-
-// Loss counts what a probe could not record, by cause, since Load.
-type Loss struct {
-	Probe Probe
-	Cause string
-	Count uint64
+type attached struct {
+	hook hook
+	link link.Link
 }
 
 // Session is a set of loaded programs. Its methods may be called by several
 // goroutines at once, except Read.
-type Session struct{}
+type Session struct {
+	kernel *Kernel
+	tier   Tier
+	maps   map[string]*ebpf.Map
+	progs  map[Probe]map[string]*ebpf.Program
+	buffer buffer
+	seq    *sequence // of the goroutine in Read
+
+	userLost [numProbes][numCauses]atomic.Uint64
+	active   atomic.Int32 // probes attached
+	reading  atomic.Bool  // Read was called
+	closing  atomic.Bool
+
+	drainOnce sync.Once
+	read      chan struct{} // closed when Read has returned everything
+	sweep     chan struct{} // closed to end the sweeper
+
+	mu     sync.Mutex
+	links  map[Probe][]attached
+	closed bool
+}
+
+var errClosed = fmt.Errorf("session: %w", os.ErrClosed)
 
 // Attach attaches the programs of a probe. Attaching an attached probe does
 // nothing. Attach(Stream) begins with no known socket: seed afterwards.
-func (s *Session) Attach(p Probe) error { return errUnfinished }
+func (s *Session) Attach(p Probe) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	if len(s.links[p]) > 0 {
+		return nil
+	}
+	if p == Stream {
+		// What is left of the last time says nothing about the sockets of now.
+		for _, name := range []string{"dt_conns", "dt_gathers", "dt_inflight"} {
+			if err := clearMap(s.maps[name]); err != nil {
+				return fmt.Errorf("probe %s: map %s: %w", p, name, err)
+			}
+		}
+	}
+	for _, h := range s.kernel.hooks[p] {
+		l, err := link.Tracepoint(h.group, h.name, s.progs[p][h.program], nil)
+		if err != nil {
+			return errors.Join(fmt.Errorf("probe %s: attach %s to %s: %w", p, h.program, h, err), s.detach(p))
+		}
+		s.links[p] = append(s.links[p], attached{h, l})
+	}
+	s.active.Add(1)
+	return s.buffer.flush() // ends a Read's long sleep
+}
 
-// Detach detaches a probe; records already made can still be read.
-func (s *Session) Detach(p Probe) error { return errUnfinished }
+// Detach detaches a probe; records already made can still be read. Detaching
+// what is not attached does nothing.
+func (s *Session) Detach(p Probe) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.links[p]) == 0 {
+		return nil
+	}
+	s.active.Add(-1)
+	return s.detach(p)
+}
+
+func (s *Session) detach(p Probe) error {
+	var errs []error
+	for _, a := range slices.Backward(s.links[p]) {
+		if err := a.link.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("probe %s: detach from %s: %w", p, a.hook, err))
+		}
+	}
+	s.links[p] = nil
+	return errors.Join(errs...)
+}
 
 // Attached lists what is attached now.
-func (s *Session) Attached() []Attachment { return nil }
+func (s *Session) Attached() []Attachment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []Attachment
+	for _, p := range allProbes {
+		for _, a := range s.links[p] {
+			out = append(out, Attachment{Probe: p, Program: a.hook.program, Hook: a.hook.String(), Way: "tracepoint"})
+		}
+	}
+	return out
+}
 
-// SetTarget makes a process a target or changes how it is watched. Its sockets
-// are not known yet: see SeedSocket.
-func (s *Session) SetTarget(tgid uint32, t Target) error { return errUnfinished }
+// SetTarget makes a process a target or changes how it is watched. The sockets
+// of a new target are not known yet: see SeedSocket. It fails when
+// Options.TargetsMax processes are watched.
+func (s *Session) SetTarget(tgid uint32, t Target) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	var v target
+	if err := s.maps["dt_targets"].Lookup(tgid, &v); err != nil {
+		v = target{Since: ktime()}
+	}
+	v.Component, v.Watch = t.Component, t.Watch
+	if err := s.maps["dt_targets"].Put(tgid, v); err != nil {
+		return fmt.Errorf("target %d: %w", tgid, err)
+	}
+	return nil
+}
 
 // DeleteTarget forgets a process and its sockets. Forgetting what is not known
 // is no error.
-func (s *Session) DeleteTarget(tgid uint32) error { return errUnfinished }
+func (s *Session) DeleteTarget(tgid uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	if err := s.maps["dt_targets"].Delete(tgid); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("target %d: %w", tgid, err)
+	}
+	return s.sweepConns()
+}
 
 // Targets returns the processes watched now, with the children that the kernel
 // added.
-func (s *Session) Targets() (map[uint32]Target, error) { return nil, errUnfinished }
-
-// SeedSocket makes an open stream socket of a target known. A socket that the
-// kernel side knows already, or that is no longer fd of tgid, is left alone.
-// switchSocket says that its peer is message-switch. The socket's KindOpen
-// record comes with its first use. Call it after Attach(Stream) and SetTarget.
-func (s *Session) SeedSocket(tgid uint32, fd int32, ino uint64, switchSocket bool) error {
-	return errUnfinished
+func (s *Session) Targets() (map[uint32]Target, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errClosed
+	}
+	all, err := s.targets()
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[uint32]Target, len(all))
+	for tgid, t := range all {
+		out[tgid] = Target{Component: t.Component, Watch: t.Watch}
+	}
+	return out, nil
 }
 
-// Read waits for the next record. One goroutine may call it. After Close it
-// returns what is left in the buffers, then os.ErrClosed.
-func (s *Session) Read(r *Record) error { return errUnfinished }
+func (s *Session) targets() (map[uint32]target, error) {
+	out := map[uint32]target{}
+	keys, err := mapKeys[uint32](s.maps["dt_targets"])
+	if err != nil {
+		return nil, fmt.Errorf("map dt_targets: %w", err)
+	}
+	for _, tgid := range keys {
+		var t target
+		if s.maps["dt_targets"].Lookup(tgid, &t) == nil { // else it has just ended
+			out[tgid] = t
+		}
+	}
+	return out, nil
+}
 
 // Losses returns the counters of all probes and causes that are not zero.
-func (s *Session) Losses() []Loss { return nil }
+func (s *Session) Losses() []Loss {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []Loss
+	for _, p := range allProbes {
+		for c := range numCauses {
+			n := s.userLost[p-1][c].Load()
+			var perCPU []uint64
+			if c < kernelCauses && !s.closed && s.maps["dt_loss"].Lookup(uint32(p-1)*uint32(kernelCauses)+uint32(c), &perCPU) == nil {
+				for _, v := range perCPU {
+					n += v
+				}
+			}
+			if n > 0 {
+				out = append(out, Loss{Probe: p, Cause: c.String(), Count: n})
+			}
+		}
+	}
+	return out
+}
 
-// Close detaches everything, ends Read and frees the maps. It may be called
-// twice.
-func (s *Session) Close() error { return nil }
+// drainTime is how long Close waits for Read to return what is left.
+const drainTime = time.Second
+
+// Close detaches everything, lets Read return what is left, ends it and frees
+// the maps. It may be called twice.
+func (s *Session) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	var errs []error
+	for _, p := range allProbes {
+		errs = append(errs, s.detach(p))
+	}
+	s.active.Store(0)
+	close(s.sweep)
+	s.mu.Unlock()
+
+	s.closing.Store(true)
+	if s.reading.Load() {
+		errs = append(errs, s.buffer.flush())
+		select {
+		case <-s.read:
+		case <-time.After(drainTime): // nobody reads any more
+		}
+	}
+	errs = append(errs, s.free())
+	return errors.Join(errs...)
+}
+
+func (s *Session) drained() { s.drainOnce.Do(func() { close(s.read) }) }
+
+func (s *Session) free() error {
+	var errs []error
+	if s.buffer != nil {
+		errs = append(errs, s.buffer.close())
+	}
+	for _, progs := range s.progs {
+		for _, p := range progs {
+			errs = append(errs, p.Close())
+		}
+	}
+	for _, m := range s.maps {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// ktime returns the clock of bpf_ktime_get_ns.
+func ktime() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0 // cannot happen: the clock is always there
+	}
+	return uint64(ts.Nano())
+}
+
+// mapKeys returns the keys of a hash map that others change meanwhile.
+func mapKeys[K comparable](m *ebpf.Map) ([]K, error) {
+	var (
+		out  []K
+		k, v = *new(K), make([]byte, m.ValueSize())
+	)
+	for range 8 {
+		out = out[:0]
+		it := m.Iterate()
+		for it.Next(&k, &v) {
+			out = append(out, k)
+		}
+		if err := it.Err(); err == nil {
+			return out, nil
+		} else if !errors.Is(err, ebpf.ErrIterationAborted) {
+			return nil, err
+		}
+	}
+	return out, nil // so busy that a part has to do
+}
+
+// clearMap deletes all entries of a hash map.
+func clearMap(m *ebpf.Map) error {
+	k := make([]byte, m.KeySize())
+	for {
+		err := m.NextKey(nil, &k)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+}

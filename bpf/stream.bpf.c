@@ -1,3 +1,5 @@
+//go:build ignore
+
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The stream probe: what the threads of targets read and write on their stream

@@ -1,0 +1,120 @@
+//go:build linux
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/perf"
+	"github.com/cilium/ebpf/ringbuf"
+)
+
+// pollEvery is how often the reader looks at the buffers while something is
+// attached; a record waits for it at most, see watermark.
+const (
+	pollEvery = 10 * time.Millisecond
+	pollIdle  = time.Second
+)
+
+// watermark is how full a buffer of that size is when the reader is woken: the
+// wakeup costs the victim more than making the record does, so it is rare.
+func watermark(size int) int { return max(size/8, 1) }
+
+// specs returns the objects of a tier.
+func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
+	loaders := map[Probe]func() (*ebpf.CollectionSpec, error){Stream: loadLegacyStream, Process: loadLegacyProcess}
+	if t == Modern {
+		loaders = map[Probe]func() (*ebpf.CollectionSpec, error){Stream: loadModernStream, Process: loadModernProcess}
+	}
+	out := map[Probe]*ebpf.CollectionSpec{}
+	for p, load := range loaders {
+		spec, err := load()
+		if err != nil {
+			return nil, fmt.Errorf("%s object of probe %s: %w", t, p, err)
+		}
+		out[p] = spec
+	}
+	return out, nil
+}
+
+// Load loads the maps and programs of all probes and attaches nothing. Only one
+// Session should exist at a time; nothing prevents more.
+func (k *Kernel) Load() (_ *Session, err error) {
+	spec, err := specs(k.tier)
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{
+		kernel: k,
+		tier:   k.tier,
+		maps:   map[string]*ebpf.Map{},
+		progs:  map[Probe]map[string]*ebpf.Program{},
+		links:  map[Probe][]attached{},
+		sweep:  make(chan struct{}),
+		read:   make(chan struct{}),
+	}
+	defer func() {
+		if err != nil {
+			s.free()
+		}
+	}()
+	for _, p := range allProbes {
+		for name, n := range map[string]int{
+			"dt_conns": k.opt.Conns, "dt_gathers": k.opt.Gathers, "dt_targets": k.opt.TargetsMax, "dt_inflight": k.opt.InflightMax,
+		} {
+			if m := spec[p].Maps[name]; m != nil {
+				m.MaxEntries = uint32(n)
+			}
+		}
+		if k.tier == Modern {
+			spec[p].Maps["dt_events"].MaxEntries = uint32(k.opt.RingBytes)
+		}
+		shared := map[string]*ebpf.Map{}
+		for name := range spec[p].Maps {
+			if m := s.maps[name]; m != nil {
+				shared[name] = m
+			}
+		}
+		c, err := ebpf.NewCollectionWithOptions(spec[p], ebpf.CollectionOptions{MapReplacements: shared})
+		if err != nil {
+			var ve *ebpf.VerifierError
+			if errors.As(err, &ve) {
+				return nil, fmt.Errorf("load probe %s (%s tier): %+v", p, k.tier, ve)
+			}
+			return nil, fmt.Errorf("load probe %s (%s tier): %w", p, k.tier, err)
+		}
+		for name, m := range c.Maps {
+			if shared[name] == nil {
+				s.maps[name] = m
+				delete(c.Maps, name)
+			}
+		}
+		s.progs[p] = c.Programs
+		c.Programs = nil
+		c.Close()
+	}
+	conf := k.config
+	conf.Wake = uint32(watermark(k.opt.RingBytes))
+	if err := s.maps["dt_config"].Put(uint32(0), conf); err != nil {
+		return nil, fmt.Errorf("map dt_config: %w", err)
+	}
+	if k.tier == Modern {
+		r, err := ringbuf.NewReader(s.maps["dt_events"])
+		if err != nil {
+			return nil, fmt.Errorf("ring buffer: %w", err)
+		}
+		s.buffer = &ringBuffer{r: r}
+	} else {
+		r, err := perf.NewReaderWithOptions(s.maps["dt_events"], k.opt.PerfBytes, perf.ReaderOptions{Watermark: watermark(k.opt.PerfBytes)})
+		if err != nil {
+			return nil, fmt.Errorf("perf buffer: %w", err)
+		}
+		s.buffer = &perfBuffer{r: r}
+	}
+	s.seq = newSequence()
+	go s.sweeper()
+	return s, nil
+}

@@ -1,0 +1,90 @@
+package bpf
+
+// lossCause is enum dt_loss_cause of include/dt_loss.h, followed by the causes
+// that user space counts.
+type lossCause uint32
+
+const (
+	lossOutput lossCause = iota
+	lossConns
+	lossGathers
+	lossInflight
+	lossEnter
+	lossFault
+	lossIovec
+	lossReused
+	lossStale
+	lossTargets
+	lossClones
+	lossExecs
+	lossForgot
+	kernelCauses // DT_LOSS_CAUSES
+
+	lossRecord lossCause = iota - 1
+	lossEnded
+	numCauses
+)
+
+// lossNames are the causes as Losses shows them.
+var lossNames = [numCauses]string{
+	lossOutput:   "buffer full",
+	lossConns:    "table of sockets full",
+	lossGathers:  "table of gathered pieces full",
+	lossInflight: "table of calls full",
+	lossEnter:    "start of the call not seen",
+	lossFault:    "memory of the process not readable",
+	lossIovec:    "too many vectors in one call",
+	lossReused:   "close of a socket not seen",
+	lossStale:    "socket closed during a call",
+	lossTargets:  "table of processes full",
+	lossClones:   "table of clone calls full",
+	lossExecs:    "table of exec calls full",
+	lossForgot:   "close_range",
+	lossRecord:   "record malformed",
+	lossEnded:    "socket ended with its process",
+}
+
+// String returns the cause as Losses shows it.
+func (c lossCause) String() string {
+	if c < numCauses {
+		return lossNames[c]
+	}
+	return "unknown"
+}
+
+// Loss counts what a probe could not record, by cause, since Load.
+type Loss struct {
+	Probe Probe
+	Cause string
+	Count uint64
+}
+
+// Probe is a set of programs that are attached together.
+type Probe uint8
+
+// Probes.
+const (
+	Stream  Probe = 1 // sockets and log lines of targets
+	Process Probe = 2 // fork, exec and exit of targets and their children
+)
+
+const numProbes = 2
+
+// String returns the name that losses and attachments are shown with.
+func (p Probe) String() string {
+	switch p {
+	case Stream:
+		return "stream"
+	case Process:
+		return "process"
+	}
+	return "unknown"
+}
+
+// probeOf returns the probe that makes records of a kind.
+func probeOf(k Kind) Probe {
+	if k >= KindFork {
+		return Process
+	}
+	return Stream
+}

@@ -1,0 +1,151 @@
+//go:build linux
+
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/perf"
+	"github.com/cilium/ebpf/ringbuf"
+)
+
+// Record is one record of the wire contract.
+type Record struct {
+	CPU  int
+	Raw  []byte // starts with a Hdr and is Hdr.Size long; valid until the next Read
+	Lost uint64 // records that this CPU and probe made before this one and that did not fit
+}
+
+// buffer is the way out of the kernel: a ring buffer, or a perf buffer for each
+// CPU.
+type buffer interface {
+	read() ([]byte, error) // os.ErrDeadlineExceeded and errFlushed only when empty
+	deadline(time.Time)
+	flush() error // makes read return what is there, then errFlushed
+	close() error // makes read return os.ErrClosed
+}
+
+var errFlushed = perf.ErrFlushed // the same value as ringbuf.ErrFlushed
+
+type ringBuffer struct {
+	r   *ringbuf.Reader
+	rec ringbuf.Record
+}
+
+func (b *ringBuffer) read() ([]byte, error) {
+	err := b.r.ReadInto(&b.rec)
+	return b.rec.RawSample, err
+}
+func (b *ringBuffer) deadline(t time.Time) { b.r.SetDeadline(t) }
+func (b *ringBuffer) flush() error         { return b.r.Flush() }
+func (b *ringBuffer) close() error         { return b.r.Close() }
+
+type perfBuffer struct {
+	r   *perf.Reader
+	rec perf.Record
+}
+
+func (b *perfBuffer) read() ([]byte, error) {
+	for {
+		err := b.r.ReadInto(&b.rec)
+		if err == nil && b.rec.LostSamples > 0 {
+			continue // the gap in seq says the same, and for which probe
+		}
+		if perf.IsUnknownEvent(err) {
+			continue
+		}
+		return b.rec.RawSample, err
+	}
+}
+func (b *perfBuffer) deadline(t time.Time) { b.r.SetDeadline(t) }
+func (b *perfBuffer) flush() error         { return b.r.Flush() }
+func (b *perfBuffer) close() error         { return b.r.Close() }
+
+const hdrSize = int(unsafe.Sizeof(Hdr{}))
+
+// sequence finds gaps in the records of each CPU and probe.
+type sequence struct {
+	next map[uint32]*[numProbes]uint32 // by CPU
+}
+
+func newSequence() *sequence { return &sequence{next: map[uint32]*[numProbes]uint32{}} }
+
+// lost returns how many records are missing before record seq.
+func (s *sequence) lost(cpu uint32, p Probe, seq uint32) uint32 {
+	n := s.next[cpu]
+	if n == nil {
+		n = new([numProbes]uint32)
+		s.next[cpu] = n
+	}
+	gap := seq - n[p-1]
+	n[p-1] = seq + 1
+	return gap
+}
+
+// Read waits for the next record. One goroutine may call it. After Close it
+// returns what is left in the buffers, then os.ErrClosed.
+//
+// A record arrives here some 10 ms after it was made, earlier when much is
+// going on. Records of one CPU come in their order, those of several CPUs
+// nearly so.
+func (s *Session) Read(r *Record) error {
+	if s.reading.CompareAndSwap(false, true) {
+		s.buffer.deadline(time.Now().Add(s.pollInterval()))
+	}
+	for {
+		raw, err := s.buffer.read()
+		switch {
+		case err == nil:
+			if s.take(r, raw) {
+				return nil
+			}
+		case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, errFlushed):
+			if s.closing.Load() {
+				s.drained()
+				return fmt.Errorf("read records: %w", os.ErrClosed)
+			}
+			s.buffer.deadline(time.Now().Add(s.pollInterval()))
+		default:
+			return fmt.Errorf("read records: %w", err)
+		}
+	}
+}
+
+// pollInterval returns how long records may wait to be looked for.
+func (s *Session) pollInterval() time.Duration {
+	if s.active.Load() > 0 {
+		return pollEvery
+	}
+	return pollIdle
+}
+
+// take makes a Record of raw; false if it is none.
+func (s *Session) take(r *Record, raw []byte) bool {
+	if len(raw) < hdrSize {
+		s.userLost[Stream-1][lossRecord].Add(1)
+		return false
+	}
+	var (
+		size = binary.LittleEndian.Uint32(raw[unsafe.Offsetof(Hdr{}.Size):])
+		seq  = binary.LittleEndian.Uint32(raw[unsafe.Offsetof(Hdr{}.Seq):])
+		kind = Kind(binary.LittleEndian.Uint16(raw[unsafe.Offsetof(Hdr{}.Kind):]))
+		cpu  = binary.LittleEndian.Uint16(raw[unsafe.Offsetof(Hdr{}.CPU):])
+	)
+	if int(size) < hdrSize || int(size) > len(raw) {
+		s.userLost[Stream-1][lossRecord].Add(1)
+		return false
+	}
+	probe := probeOf(kind)
+	r.CPU = int(cpu)
+	r.Raw = raw[:size] // perf buffers pad
+	r.Lost = uint64(s.seq.lost(uint32(cpu), probe, seq))
+	if s.tier == Legacy && r.Lost > 0 {
+		s.userLost[probe-1][lossOutput].Add(r.Lost)
+	}
+	return true
+}

@@ -1,0 +1,186 @@
+//go:build linux
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// SeedSocket makes an open, connected stream socket of a target known. A socket
+// that the kernel side knows already, or that is no longer fd of tgid, is left
+// alone. switchSocket says that its peer is message-switch. The socket's
+// KindOpen record comes with its first use. Call it after Attach(Stream) and
+// SetTarget, and SeedThreads after it.
+func (s *Session) SeedSocket(tgid uint32, fd int32, ino uint64, switchSocket bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	var t target
+	if err := s.maps["dt_targets"].Lookup(tgid, &t); err != nil {
+		return fmt.Errorf("socket %d of process %d: target: %w", fd, tgid, err)
+	}
+	key := connKey{tgid, fd}
+	c := conn{Born: ktime(), Ino: ino, Flags: connNew, Component: t.Component}
+	if switchSocket {
+		c.Flags |= connSwitch
+	}
+	if err := s.maps["dt_conns"].Update(key, c, ebpf.UpdateNoExist); errors.Is(err, ebpf.ErrKeyExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("socket %d of process %d: %w", fd, tgid, err)
+	}
+	// It may have been closed since the caller looked, before the entry was there.
+	if name, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", tgid, fd)); err == nil && name == fmt.Sprintf("socket:[%d]", ino) {
+		return nil
+	}
+	var now conn
+	if s.maps["dt_conns"].Lookup(key, &now) == nil && now.Born == c.Born {
+		s.maps["dt_conns"].Delete(key)
+	}
+	return nil
+}
+
+// ops are the system calls in which SeedThreads looks for threads.
+var ops = map[int64]uint8{
+	unix.SYS_READ:     opRead,
+	unix.SYS_RECVFROM: opRead,
+	unix.SYS_READV:    opReadv,
+	unix.SYS_ACCEPT:   opAccept,
+	unix.SYS_ACCEPT4:  opAccept,
+}
+
+// SeedThreads finds the threads of a target that wait in a read or an accept
+// since before the probe was attached, so that what ends their wait is not
+// missed. Call it after SeedSocket. The records have FlagNoEnter.
+func (s *Session) SeedThreads(tgid uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	var t target
+	if err := s.maps["dt_targets"].Lookup(tgid, &t); err != nil {
+		return fmt.Errorf("threads of process %d: target: %w", tgid, err)
+	}
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", tgid))
+	if err != nil {
+		return fmt.Errorf("threads of process %d: %w", tgid, err)
+	}
+	for _, task := range tasks {
+		tid, err := strconv.ParseUint(task.Name(), 10, 32)
+		if err != nil {
+			continue
+		}
+		s.seedThread(tgid, uint32(tid), t)
+	}
+	return nil
+}
+
+func (s *Session) seedThread(tgid, tid uint32, t target) {
+	path := fmt.Sprintf("/proc/%d/task/%d/syscall", tgid, tid)
+	before, err := os.ReadFile(path)
+	if err != nil {
+		return
+	}
+	nr, args, ok := parseSyscall(string(before))
+	op := ops[nr]
+	if !ok || op == opNone {
+		return
+	}
+	f := inflight{Buf: args[1], Len: args[2], FD: int32(args[0]), NR: int32(nr), Op: op, Component: t.Component, Noenter: 1}
+	if op != opAccept {
+		var c conn
+		if s.maps["dt_conns"].Lookup(connKey{tgid, f.FD}, &c) != nil || c.Flags&connPlain != 0 {
+			return
+		}
+		f.Born = c.Born
+	}
+	id := uint64(tgid)<<32 | uint64(tid)
+	// An entry that is there is of a call that began since, and is right.
+	if s.maps["dt_inflight"].Update(id, f, ebpf.UpdateNoExist) != nil {
+		return
+	}
+	if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {
+		s.maps["dt_inflight"].Delete(id)
+	}
+}
+
+// parseSyscall parses /proc/PID/task/TID/syscall: number, six arguments, stack
+// and instruction pointer; "running" when the thread is in none.
+func parseSyscall(line string) (nr int64, args [6]uint64, ok bool) {
+	w := strings.Fields(line)
+	if len(w) < 7 {
+		return 0, args, false
+	}
+	nr, err := strconv.ParseInt(w[0], 10, 64)
+	if err != nil || nr < 0 {
+		return 0, args, false
+	}
+	for i := range args {
+		if args[i], err = strconv.ParseUint(w[i+1], 0, 64); err != nil {
+			return 0, args, false
+		}
+	}
+	return nr, args, true
+}
+
+// sweepEvery is how often what ended processes left behind is taken out.
+const sweepEvery = 5 * time.Second
+
+func (s *Session) sweeper() {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.sweep:
+			return
+		case <-tick.C:
+		}
+		s.mu.Lock()
+		if !s.closed {
+			if err := s.sweepConns(); err != nil {
+				s.kernel.opt.Log.Debug("sweep of known sockets", "err", err)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// sweepConns forgets the sockets of processes that are no targets any more. The
+// kernel closes the sockets of a process that ends without a system call, and
+// the programs have no loop to find them.
+func (s *Session) sweepConns() error {
+	all, err := s.targets()
+	if err != nil {
+		return err
+	}
+	keys, err := mapKeys[connKey](s.maps["dt_conns"])
+	if err != nil {
+		return fmt.Errorf("map dt_conns: %w", err)
+	}
+	for _, k := range keys {
+		var c conn
+		if s.maps["dt_conns"].Lookup(k, &c) != nil {
+			continue
+		}
+		if t, ok := all[k.TGID]; ok && c.Born >= t.Since {
+			continue
+		}
+		if c.Gather != 0 || c.BulkCalls > 0 {
+			s.userLost[Stream-1][lossEnded].Add(1)
+		}
+		s.maps["dt_conns"].Delete(k)
+		s.maps["dt_gathers"].Delete(k)
+	}
+	return nil
+}

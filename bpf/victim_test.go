@@ -1,0 +1,294 @@
+//go:build linux
+
+package bpf
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+)
+
+// A victim is this test binary run once more as a real process that makes the
+// system calls it is told to make, each on the thread it is told to use.
+
+const victimEnv = "DTAGENT_BPF_TEST_VICTIM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(victimEnv) != "" {
+		victimMain()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// order is one thing to do.
+type order struct {
+	Thread int
+	Do     string
+	FD     int
+	N      int // bytes a read asks for; the second fd of dup2
+	Times  int // 0: once
+	Data   string
+	Parts  []string // of vectors
+	Path   string
+}
+
+// outcome is what came of it.
+type outcome struct {
+	Ret   int
+	Ret2  int
+	Errno int
+	TID   int
+	Data  string
+}
+
+type victim struct {
+	t   testing.TB
+	cmd *exec.Cmd
+	in  *json.Encoder
+	out *json.Decoder
+}
+
+// startVictim starts a victim that has the given files as fds 3, 4, ….
+func startVictim(t testing.TB, files ...*os.File) *victim {
+	t.Helper()
+	exe, err := os.Executable()
+	qt.Assert(t, qt.IsNil(err))
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), victimEnv+"=1", "GOMAXPROCS=2")
+	cmd.ExtraFiles = files
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	qt.Assert(t, qt.IsNil(err))
+	out, err := cmd.StdoutPipe()
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(cmd.Start()))
+	v := &victim{t: t, cmd: cmd, in: json.NewEncoder(in), out: json.NewDecoder(out)}
+	t.Cleanup(func() { v.kill() })
+	v.do(order{Do: "tid"}) // it runs
+	return v
+}
+
+func (v *victim) pid() uint32 { return uint32(v.cmd.Process.Pid) }
+
+func (v *victim) kill() {
+	v.cmd.Process.Kill()
+	v.cmd.Wait()
+}
+
+// start gives an order without waiting for its outcome.
+func (v *victim) start(o order) {
+	v.t.Helper()
+	qt.Assert(v.t, qt.IsNil(v.in.Encode(o)))
+}
+
+func (v *victim) wait() outcome {
+	v.t.Helper()
+	var r outcome
+	qt.Assert(v.t, qt.IsNil(v.out.Decode(&r)))
+	return r
+}
+
+func (v *victim) do(o order) outcome {
+	v.t.Helper()
+	v.start(o)
+	return v.wait()
+}
+
+// must is do for an order that has to succeed.
+func (v *victim) must(o order) outcome {
+	v.t.Helper()
+	r := v.do(o)
+	qt.Assert(v.t, qt.Equals(syscall.Errno(r.Errno), 0), qt.Commentf("%+v", o))
+	return r
+}
+
+func (v *victim) read(fd, n int) outcome { v.t.Helper(); return v.must(order{Do: "read", FD: fd, N: n}) }
+func (v *victim) write(fd int, data string) outcome {
+	v.t.Helper()
+	return v.must(order{Do: "write", FD: fd, Data: data})
+}
+
+// victimMain runs orders until stdin ends. Each thread number is one OS thread.
+func victimMain() {
+	in := json.NewDecoder(bufio.NewReader(os.Stdin))
+	out := json.NewEncoder(os.Stdout)
+	type job struct {
+		o    order
+		done chan outcome
+	}
+	threads := map[int]chan job{}
+	results := make(chan chan outcome, 64)
+	go func() {
+		for r := range results {
+			out.Encode(<-r)
+		}
+	}()
+	for {
+		var o order
+		if err := in.Decode(&o); err != nil {
+			os.Exit(0)
+		}
+		jobs := threads[o.Thread]
+		if jobs == nil {
+			jobs = make(chan job, 8)
+			threads[o.Thread] = jobs
+			go func() {
+				runtime.LockOSThread()
+				for j := range jobs {
+					j.done <- obey(j.o)
+				}
+			}()
+		}
+		done := make(chan outcome, 1)
+		jobs <- job{o, done}
+		results <- done
+	}
+}
+
+func obey(o order) outcome {
+	var r outcome
+	for range max(o.Times, 1) {
+		r = obeyOnce(o)
+	}
+	return r
+}
+
+func obeyOnce(o order) outcome {
+	r := outcome{TID: unix.Gettid()}
+	set := func(n uintptr, errno syscall.Errno) {
+		r.Ret, r.Errno = int(n), int(errno)
+	}
+	bytes := func(b []byte) uintptr {
+		if len(b) == 0 {
+			return 0
+		}
+		return uintptr(unsafe.Pointer(&b[0]))
+	}
+	fd := uintptr(o.FD)
+	buf := []byte(o.Data)
+	if o.N > 0 {
+		buf = make([]byte, o.N)
+	}
+	var iov []unix.Iovec
+	for i := range o.Parts {
+		p := []byte(o.Parts[i])
+		v := unix.Iovec{Base: &p[0]}
+		v.SetLen(len(p))
+		iov = append(iov, v)
+	}
+	var msg unix.Msghdr
+	if iov != nil {
+		msg.Iov = &iov[0]
+		msg.SetIovlen(len(iov))
+	}
+	errno := func(err error) {
+		if err != nil {
+			r.Errno = int(err.(syscall.Errno))
+		}
+	}
+	two := [2]int32{}
+	switch o.Do {
+	case "tid":
+	case "read":
+		n, _, e := unix.Syscall(unix.SYS_READ, fd, bytes(buf), uintptr(len(buf)))
+		set(n, e)
+		if e == 0 {
+			r.Data = string(buf[:n])
+		}
+	case "recvfrom", "peek":
+		flags := uintptr(0)
+		if o.Do == "peek" {
+			flags = unix.MSG_PEEK
+		}
+		n, _, e := unix.Syscall6(unix.SYS_RECVFROM, fd, bytes(buf), uintptr(len(buf)), flags, 0, 0)
+		set(n, e)
+	case "readv":
+		n, _, e := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+		set(n, e)
+	case "recvmsg":
+		n, _, e := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&msg)), 0)
+		set(n, e)
+	case "write":
+		n, _, e := unix.Syscall(unix.SYS_WRITE, fd, bytes(buf), uintptr(len(buf)))
+		set(n, e)
+	case "sendto":
+		n, _, e := unix.Syscall6(unix.SYS_SENDTO, fd, bytes(buf), uintptr(len(buf)), unix.MSG_NOSIGNAL, 0, 0)
+		set(n, e)
+	case "writev":
+		n, _, e := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+		set(n, e)
+	case "sendmsg":
+		n, _, e := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&msg)), 0)
+		set(n, e)
+	case "listen":
+		r.Ret, _ = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		errno(unix.Bind(r.Ret, &unix.SockaddrUnix{Name: o.Path}))
+		if r.Errno == 0 {
+			errno(unix.Listen(r.Ret, 8))
+		}
+	case "listen6":
+		r.Ret, _ = unix.Socket(unix.AF_INET6, unix.SOCK_STREAM, 0)
+		errno(unix.Bind(r.Ret, &unix.SockaddrInet6{}))
+		if r.Errno == 0 {
+			errno(unix.Listen(r.Ret, 8))
+		}
+		sa, err := unix.Getsockname(r.Ret)
+		if err == nil {
+			r.Ret2 = sa.(*unix.SockaddrInet6).Port
+		}
+	case "accept":
+		n, _, err := unix.Accept4(o.FD, 0)
+		r.Ret = n
+		errno(errOf(err))
+	case "connect", "connect-dgram":
+		kind := unix.SOCK_STREAM
+		if o.Do == "connect-dgram" {
+			kind = unix.SOCK_DGRAM
+		}
+		r.Ret, _ = unix.Socket(unix.AF_UNIX, kind, 0)
+		errno(errOf(unix.Connect(r.Ret, &unix.SockaddrUnix{Name: o.Path})))
+	case "pair":
+		_, _, e := unix.RawSyscall6(unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_STREAM, 0, uintptr(unsafe.Pointer(&two)), 0, 0)
+		r.Ret, r.Ret2, r.Errno = int(two[0]), int(two[1]), int(e)
+	case "close":
+		_, _, e := unix.Syscall(unix.SYS_CLOSE, fd, 0, 0)
+		set(0, e)
+	case "dup2":
+		n, _, e := unix.Syscall(unix.SYS_DUP2, fd, uintptr(o.N), 0)
+		set(n, e)
+	case "shutdown":
+		_, _, e := unix.Syscall(unix.SYS_SHUTDOWN, fd, unix.SHUT_WR, 0)
+		set(0, e)
+	case "exec":
+		cmd := exec.Command(o.Parts[0], o.Parts[1:]...)
+		if err := cmd.Start(); err != nil {
+			r.Errno = int(unix.ENOENT)
+			break
+		}
+		r.Ret = cmd.Process.Pid
+		cmd.Wait()
+	case "exit":
+		unix.Exit(o.N)
+	default:
+		panic(fmt.Sprintf("order %q", o.Do))
+	}
+	runtime.KeepAlive(iov)
+	return r
+}
+
+func errOf(err error) error {
+	if err == nil {
+		return nil
+	}
+	return err.(syscall.Errno)
+}
