@@ -257,16 +257,20 @@ func TestEmpty(t *testing.T) {
 }
 
 func BenchmarkExport(b *testing.B) {
-	e := New(Options{Dir: b.TempDir()})
-	defer e.Close()
-	batch := records(512, "xapi")
-	b.ReportAllocs()
-	n := 0
-	for b.Loop() {
-		if err := e.Export(context.Background(), batch); err != nil {
-			b.Fatal(err)
-		}
-		n += len(batch)
+	for _, noCompress := range []bool{false, true} {
+		b.Run(map[bool]string{false: "zstd", true: "plain"}[noCompress], func(b *testing.B) {
+			e := New(Options{Dir: b.TempDir(), NoCompress: noCompress})
+			defer e.Close()
+			batch := records(512, "xapi")
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				if err := e.Export(context.Background(), batch); err != nil {
+					b.Fatal(err)
+				}
+				n += len(batch)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/span")
+		})
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/span")
 }

@@ -53,7 +53,6 @@ func (r *Record) AppendTags(dst []attribute.KeyValue) []attribute.KeyValue {
 	if s.TraceState != "" {
 		dst = append(dst, KeyTraceState.String(s.TraceState))
 	}
-	dst = append(dst, r.Attributes...)
 	if s.Error != "" {
 		dst = append(dst, KeyError.String("true"))
 	}
@@ -65,7 +64,43 @@ func (r *Record) AppendTags(dst []attribute.KeyValue) []attribute.KeyValue {
 	if s.Incomplete != "" {
 		dst = append(dst, KeyIncomplete.String(s.Incomplete))
 	}
-	return dst[:start+len(SortTags(dst[start:]))]
+	dst = dst[:start+len(SortTags(dst[start:]))]
+	return mergeTags(dst, start, r.Attributes, s)
+}
+
+// mergeTags merges the Observer's tags, which are sorted already, into
+// dst[start:]: from the end, so that nothing is overwritten before it is read.
+func mergeTags(dst []attribute.KeyValue, start int, tags []attribute.KeyValue, s *correlate.Span) []attribute.KeyValue {
+	i, j := len(dst)-1, len(tags)-1
+	dst = append(dst, tags...) // room
+	w := len(dst)
+	for j >= 0 {
+		w--
+		switch {
+		case i < start || tags[j].Key < dst[i].Key:
+			dst[w] = tags[j]
+			j--
+		case tags[j].Key > dst[i].Key:
+			dst[w] = dst[i]
+			i--
+		default:
+			if trust(tags[j].Key, s) {
+				dst[w] = dst[i]
+			} else {
+				dst[w] = tags[j]
+			}
+			i--
+			j--
+		}
+	}
+	// dst[start:i+1] is in its place; close the gap that equal keys left.
+	n := copy(dst[i+1:], dst[w:])
+	return dst[:i+1+n]
+}
+
+// trust tells the tags that no attribute overrides.
+func trust(k attribute.Key, s *correlate.Span) bool {
+	return k == KeyLinkMethod || k == KeyIncomplete && s.Incomplete != "" || k == KeyError && s.Error != ""
 }
 
 // SortTags puts tags into descending key order in place and keeps the last of
