@@ -101,3 +101,19 @@ type Setup struct {
 	VMs     []VM
 	Root    string // directory for truth, devlog and logs
 }
+
+// SR is the uuid of the pool's one storage repository, of type lvm.
+const SR = "5c1a8d0e-7b7c-4f6e-9a53-2d6c1f0e8b11"
+
+// VDI is the uuid of the virtual disk of a VM's device.
+func VDI(vm, dev string) string {
+	if len(vm) < 8 || dev == "" {
+		return vm
+	}
+	return "d" + vm[1:len(vm)-2] + hexByte(dev[len(dev)-1])
+}
+
+func hexByte(c byte) string {
+	const hex = "0123456789abcdef"
+	return string([]byte{hex[c>>4], hex[c&15]})
+}

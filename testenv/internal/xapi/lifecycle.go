@@ -1,0 +1,314 @@
+//go:build linux
+
+package xapi
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/xenserver/dtagent/testenv/internal/mswitch"
+	"github.com/xenserver/dtagent/testenv/internal/node"
+	"github.com/xenserver/dtagent/testenv/internal/xenopsd"
+)
+
+// work is a task in its thread, with its native span.
+type work struct {
+	x    *xapi
+	t    *node.Thread
+	span node.Context
+	tag  string
+	ref  string
+}
+
+// long does a long call.
+func (x *xapi) long(t *node.Thread, method string, params []any, span node.Context, ref string) (any, *failure) {
+	w := &work{x: x, t: t, span: span, tag: t.Tag, ref: ref}
+	v := x.db.byRef(str(params, 1))
+	if v == nil {
+		return nil, fail("HANDLE_INVALID", "VM", str(params, 1))
+	}
+	want := map[string]string{"VM.start": "Halted", "VM.start_on": "Halted", "VM.unpause": "Paused", "VM.clean_shutdown": "Running", "VM.hard_shutdown": "Running", "VM.shutdown": "Running"}[method]
+	t.Log(node.Debug, "audit", "%s: VM = '%s (%s)'", method, v.UUID, v.Name)
+	if f := x.db.begin(v, ref, want); f != nil {
+		t.Log(node.Error, "xapi_vm_lifecycle", "VM %s cannot be changed: %s", v.UUID, f.code)
+		return nil, f
+	}
+	defer x.db.end(v)
+	t.Log(node.Debug, "redo_log", "WriteField(VM, %s, current_operations, (), (('%s' '%s')))", v.Ref, ref, method)
+	var f *failure
+	switch method {
+	case "VM.start", "VM.start_on":
+		f = w.start(v, method)
+	case "VM.unpause":
+		f = w.sync(v, "VM.unpause", "")
+	case "VM.clean_shutdown":
+		f = w.shutdown(v, "1200.")
+	case "VM.hard_shutdown":
+		f = w.shutdown(v, "")
+	case "VM.shutdown":
+		if f = w.shutdown(v, "60."); f != nil {
+			t.Log(node.Debug, "xapi_vm", "clean_shutdown failed; attempting hard_shutdown")
+			f = w.shutdown(v, "")
+		}
+	}
+	status := "OK"
+	if f != nil {
+		status = "ERROR:" + f.code
+	}
+	w.t.Tag = w.tag
+	t.Audit("('trackid=%s' 'LOCAL_SUPERUSER' 'root' 'ALLOWED' '%s' 'API' '%s' (('vm' '%s' '%s' '%s')))", trackID(str(params, 0)), status, method, v.Name, v.UUID, v.Ref)
+	t.Log(node.Debug, "redo_log", "WriteField(task, %s, status, pending, success)", ref)
+	return "", f
+}
+
+// debug logs one line under a span of its own.
+func (w *work) debug(module, format string, args ...any) {
+	w.t.Log(node.Debug, module, format, args...)
+}
+
+// rpc calls xenopsd under a span below parent. members stand before debug_info,
+// each with a comma behind it.
+func (w *work) rpc(parent node.Context, method, members string) (json.RawMessage, *failure) {
+	own := w.t.NewSpanIf(parent)
+	params := "{" + members + `"debug_info":` + mswitch.Quoted(w.t.P.DebugInfo(w.tag, own)) + "}"
+	got, err := w.x.client.Call(w.t, xenopsd.Queue, method, params)
+	w.t.Trace = parent.String()
+	if err != nil {
+		var f *mswitch.Failure
+		if errors.As(err, &f) {
+			return nil, fail("XENOPSD_ERROR", f.Parts...)
+		}
+		return nil, fail("INTERNAL_ERROR", err.Error())
+	}
+	return got, nil
+}
+
+func id(s string) string { return `"id":` + mswitch.Quoted(s) + "," }
+
+// start is VM.start in the order in which xapi has been seen to do it.
+func (w *work) start(v *vm, method string) *failure {
+	t := w.t
+	w.debug("xapi_vm_helpers", "Checking whether VM %s can run on host %s", v.Ref, w.x.db.hostRef)
+	w.debug("xapi_vm_helpers", "host dom0; available_memory = 7503609856; memory_required = 71303168")
+	w.debug("xapi_vm_helpers", "All fine, VM %s can run on host %s!", v.Ref, w.x.db.hostRef)
+	w.debug("audit", "Reserve resources for VM %s on host %s", v.Ref, w.x.db.hostRef)
+	w.debug("redo_log", "WriteField(host, %s, current_operations, (), (('%s' 'vm_start')))", w.x.db.hostRef, w.ref)
+	w.debug("vgpuops", "vGPUs allocated to VM (%s) are: ", v.Ref)
+
+	outer := t.NewSpanIf(w.span)
+	if _, f := w.rpc(outer, "VM.exists", id(v.UUID)); f != nil {
+		return f
+	}
+	w.debug("xenops", "Sending VM %s configuration to xenopsd", v.Ref)
+	md := metadata(v, w.x.p.Setup.Options.Disks, w.x.p.Setup.Options.NICs)
+	inner := t.NewSpanIf(outer)
+	t.Log(node.Info, "xenops", "xenops: VM.import_metadata %s", md)
+	if _, f := w.rpc(inner, "VM.import_metadata", `"metadata":`+mswitch.Quoted(md)+","); f != nil {
+		return f
+	}
+	w.debug("xenops", "xapi_cache: creating cache for %s", v.UUID)
+	w.debug("xenops", "xenops_cache: creating empty cache for %s", v.UUID)
+	t.Trace = outer.String()
+	t.Log(node.Info, "xenops", "xenops: VM.start %s", v.UUID)
+	start, f := w.rpc(outer, "VM.start", `"paused":false,`+id(v.UUID))
+	if f != nil {
+		return f
+	}
+	t.Log(node.Info, "xenops", "xenops: Queueing VM.unpause %s", v.UUID)
+	unpause, f := w.rpc(outer, "VM.unpause", id(v.UUID))
+	if f != nil {
+		return f
+	}
+	failed := w.wait(outer, text(start))
+	if f := w.wait(outer, text(unpause)); failed == nil {
+		failed = f
+	}
+	if failed != nil {
+		return failed
+	}
+	w.debug("xenops", "VM %s set_resident_on", v.UUID)
+	w.internal(outer, v)
+	w.debug("xenops", "Signalling xenapi event thread to re-register, and xenopsd events to sync")
+	t.Log(node.Info, "xenops", "xenops: UPDATES.refresh_vm %s", v.UUID)
+	return w.settle(outer, v, true)
+}
+
+// internal are calls that xapi makes to itself in this thread: their log lines have
+// other tags and other traces.
+func (w *work) internal(outer node.Context, v *vm) {
+	t := w.t
+	session := "OpaqueRef:" + uuid()
+	t.NewSpanIf(outer)
+	d := newRef("D")
+	w.debug("dummytaskhelper", "task dispatch:session.slave_login %s created by task %s", d, w.ref)
+	t.Tag = "session.slave_login " + newRef("D")
+	t.NewSpan(node.Context{})
+	t.Log(node.Info, "xapi_session", "Session.create trackid=%s pool=true uname= originator=xapi is_local_superuser=true auth_user_sid= parent=trackid=9834f5af41c964e225f24279aefe4e49", trackID(session))
+	t.Tag = w.tag
+	t.NewSpanIf(outer)
+	d = newRef("D")
+	w.debug("dummytaskhelper", "task dispatch:VM.atomic_set_resident_on %s created by task %s", d, w.ref)
+	sub := newRef("R")
+	t.Tag = "dispatch:VM.atomic_set_resident_on " + d
+	t.Trace = ""
+	t.Log(node.Info, "taskhelper", "task VM.atomic_set_resident_on %s (uuid:%s) created (trackid=%s) by task %s", sub, uuid(), trackID(session), w.ref)
+	t.Tag = "VM.atomic_set_resident_on " + sub
+	t.NewSpan(node.Context{})
+	w.debug("audit", "VM.atomic_set_resident_on: VM = '%s (%s)'", v.UUID, v.Name)
+	w.debug("redo_log", "WriteField(VM, %s, resident_on, OpaqueRef:NULL, %s)", v.Ref, w.x.db.hostRef)
+	t.Tag = w.tag
+	t.NewSpanIf(outer)
+	w.debug("dummytaskhelper", "task dispatch:session.logout %s created by task %s", newRef("D"), w.ref)
+	t.Tag = "session.logout " + newRef("D")
+	t.NewSpan(node.Context{})
+	t.Log(node.Info, "xapi_session", "Session.destroy trackid=%s", trackID(session))
+	t.Tag = w.tag
+	t.Trace = outer.String()
+}
+
+// text is a JSON string's value.
+func text(j json.RawMessage) string {
+	var s string
+	_ = json.Unmarshal(j, &s) // xenopsd answers strings here
+	return s
+}
+
+// wait waits for a task of xenopsd by its updates, asks how it went, and removes it.
+func (w *work) wait(parent node.Context, task string) *failure {
+	deeper := w.t.NewSpanIf(w.t.NewSpanIf(parent))
+	last, f := w.rpc(deeper, "UPDATES.last_id", "")
+	if f != nil {
+		return f
+	}
+	from := string(last)
+	for {
+		st, f := w.stat(deeper, task)
+		if f != nil {
+			return f
+		}
+		if st.done {
+			break
+		}
+		got, f := w.rpc(deeper, "UPDATES.get", `"timeout":30,"last_id":`+from+",")
+		if f != nil {
+			return f
+		}
+		var u []json.RawMessage
+		if json.Unmarshal(got, &u) == nil && len(u) == 3 {
+			from = string(u[2])
+		}
+	}
+	deep := w.t.NewSpanIf(parent)
+	w.debug("redo_log", "WriteField(task, %s, allowed_operations, ('cancel'), ())", w.ref)
+	st, f := w.stat(deep, task)
+	if f != nil {
+		return f
+	}
+	if _, f := w.rpc(deep, "Task.destroy", id(task)); f != nil {
+		return f
+	}
+	if st.failed != nil {
+		w.t.Log(node.Error, "xenops", "Re-raising as %s [ %s ]", st.failed.code, strings.Join(st.failed.params, "; "))
+	}
+	return st.failed
+}
+
+type status struct {
+	done   bool
+	failed *failure
+}
+
+func (w *work) stat(parent node.Context, task string) (status, *failure) {
+	got, f := w.rpc(parent, "Task.stat", id(task))
+	if f != nil {
+		return status{}, f
+	}
+	var r struct {
+		State []json.RawMessage `json:"state"`
+	}
+	if err := json.Unmarshal(got, &r); err != nil || len(r.State) != 2 {
+		return status{}, fail("INTERNAL_ERROR", "Task.stat")
+	}
+	switch text(r.State[0]) {
+	case "Completed":
+		return status{done: true}, nil
+	case "Failed":
+		var e []json.RawMessage
+		var params []string
+		if json.Unmarshal(r.State[1], &e) == nil && len(e) == 2 {
+			_ = json.Unmarshal(e[1], &params) // without parameters it is the code alone
+			return status{done: true, failed: fail(text(e[0]), params...)}, nil
+		}
+		return status{done: true, failed: fail("INTERNAL_ERROR", "Task failed")}, nil
+	}
+	return status{}, nil
+}
+
+// settle waits until xapi's event thread has taken all that xenopsd has told so
+// far.
+func (w *work) settle(outer node.Context, v *vm, refresh bool) *failure {
+	deep := w.t.NewSpanIf(outer)
+	if refresh {
+		if _, f := w.rpc(deep, "UPDATES.refresh_vm", id(v.UUID)); f != nil {
+			return f
+		}
+	}
+	n, passed := w.x.events.barrier()
+	w.debug("xenops", "Client.UPDATES.inject_barrier %d", n)
+	if _, f := w.rpc(deep, "UPDATES.inject_barrier", `"id":`+strconv.FormatInt(n, 10)+`,"vm_id":`+mswitch.Quoted(v.UUID)+","); f != nil {
+		return f
+	}
+	<-passed
+	if refresh {
+		w.debug("xenops", "triggering xapi event thread to re-register via event injection")
+		if _, f := w.rpc(deep, "VM.exists", id(v.UUID)); f != nil {
+			return f
+		}
+		w.debug("xenops", "xapi_cache: not updating cache for %s", v.UUID)
+	}
+	return nil
+}
+
+// sync is a call to xenopsd that is one task.
+func (w *work) sync(v *vm, method, members string) *failure {
+	outer := w.t.NewSpanIf(w.span)
+	w.t.Log(node.Info, "xenops", "xenops: %s %s", method, v.UUID)
+	got, f := w.rpc(outer, method, members+id(v.UUID))
+	if f != nil {
+		return f
+	}
+	if f := w.wait(outer, text(got)); f != nil {
+		return f
+	}
+	return w.settle(outer, v, false)
+}
+
+func (w *work) shutdown(v *vm, timeout string) *failure {
+	members := ""
+	if timeout != "" {
+		members = `"timeout":` + timeout + "0,"
+		w.debug("xapi_vm", "Setting ha_always_run on vm=%s as false during VM.clean_shutdown", v.Ref)
+	} else {
+		w.debug("xapi_vm", "Setting ha_always_run on vm=%s as false during VM.hard_shutdown", v.Ref)
+	}
+	return w.sync(v, "VM.shutdown", members)
+}
+
+// metadata is what xenopsd is told of a VM: kilobytes, before debug_info comes.
+func metadata(v *vm, disks, nics int) string {
+	var vbds, vifs []string
+	for i := range disks {
+		vbds = append(vbds, fmt.Sprintf(`{"persistent":true,"qos":[],"extra_private_keys":{},"extra_backend_keys":{"polling-duration":"1000","polling-idle-threshold":"50"},"unpluggable":true,"ty":["Disk"],"backend":["VDI","%s/%s"],"mode":["ReadWrite"],"position":[%d,%d,%d],"id":[%q,"xvd%c"]}`,
+			"5c1a8d0e-7b7c-4f6e-9a53-2d6c1f0e8b11", v.UUID, i, 0, 0, v.UUID, 'a'+i%26))
+	}
+	for i := range nics {
+		vifs = append(vifs, fmt.Sprintf(`{"static_ip_setting":{},"vlan":null,"ipv6_configuration":["Unspecified6"],"ipv4_configuration":["Unspecified4"],"extra_private_keys":{"vif-uuid":%q},"locking_mode":["Unlocked"],"other_config":{},"mtu":1500,"rate":null,"backend":["Local","xenbr%d"],"carrier":true,"mac":"fe:ff:ff:00:00:%02x","position":%d,"id":[%q,"%d"]}`,
+			v.UUID, i, i, i, v.UUID, i))
+	}
+	return `{"vusbs":[],"vgpus":[],"pcis":[],"vifs":[` + strings.Join(vifs, ",") + `],"vbds":[` + strings.Join(vbds, ",") +
+		`],"vm":{"generation_id":"","has_vendor_device":false,"pci_power_mgmt":false,"pci_msitranslate":true,"on_softreboot":["Softreboot"],"on_reboot":["Start"],"on_shutdown":["Shutdown"],"on_crash":["Start"],"scheduler_params":{"affinity":[],"priority":[256,0]},"vcpus":1,"vcpu_max":1,"memory_dynamic_min":67108864,"memory_dynamic_max":67108864,"memory_static_max":67108864,"suppress_spurious_page_faults":false,"ty":["PV",{"pci_passthrough":false,"vncterm":true,"framebuffer":false,"boot":["Direct",{"cmdline":"","kernel":"/var/lib/xcp/guest/vmlinuz"}]}],"bios_strings":{"bios-vendor":"Xen","bios-version":"","system-manufacturer":"Xen","system-product-name":"HVM domU","system-version":"","system-serial-number":"","hp-rombios":"","oem-1":"Xen","oem-2":"MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d"},"platformdata":{"featureset":"","timeoffset":"0","usb":"true","usb_tablet":"true"},"xsdata":{},"ssidref":0,"name":` +
+		mswitch.Quoted(v.Name) + `,"id":` + mswitch.Quoted(v.UUID) + "}}"
+}

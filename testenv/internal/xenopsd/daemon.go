@@ -1,0 +1,214 @@
+//go:build linux
+
+// Package xenopsd is xenopsd-xc as it looks from outside: one thread a message,
+// pools of workers that run tasks made of atoms, a metadata store, children.
+package xenopsd
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/xenserver/dtagent/testenv/internal/mswitch"
+	"github.com/xenserver/dtagent/testenv/internal/node"
+)
+
+// Queue is where xenopsd takes its orders.
+const Queue = "org.xen.xapi.xenops.classic"
+
+type daemon struct {
+	p       *node.Proc
+	devs    devices
+	store   store
+	updates *updates
+
+	defaultPool, parallelPool, nestedPool, receivePool *pool
+
+	taskMu   sync.Mutex
+	tasks    map[string]*task
+	nextTask int
+
+	vmMu   sync.Mutex
+	domids map[string]int
+	nextID int
+	power  map[string]string
+
+	lock sync.Mutex
+	hold chan time.Duration
+	held chan struct{}
+
+	clientMu sync.Mutex
+	mux      *mswitch.Client
+}
+
+// Run is the process.
+func Run(p *node.Proc) error {
+	o := p.Setup.Options
+	d := &daemon{
+		p: p, devs: devicesOf(o.Disks, o.NICs), store: store{root: "/var/run/nonpersistent/xenopsd/classic"}, updates: newUpdates(),
+		defaultPool: newPool(), parallelPool: newPool(), nestedPool: newPool(), receivePool: newPool(),
+		tasks: map[string]*task{}, domids: map[string]int{}, nextID: 1, power: map[string]string{},
+		hold: make(chan time.Duration), held: make(chan struct{}),
+	}
+	for _, pool := range []*pool{d.defaultPool, d.parallelPool, d.nestedPool, d.receivePool} {
+		for range o.Workers {
+			p.Go("", func(t *node.Thread) { d.work(t, pool) })
+		}
+	}
+	p.Go("", d.holder)
+	if err := mswitch.Listen(p, Queue, d.call); err != nil {
+		return err
+	}
+	return nil
+}
+
+// client is made by the first thread that needs it, as in xenopsd.
+func (d *daemon) client() (*mswitch.Client, error) {
+	d.clientMu.Lock()
+	defer d.clientMu.Unlock()
+	if d.mux == nil {
+		c, err := mswitch.NewClient(d.p)
+		if err != nil {
+			return nil, err
+		}
+		d.mux = c
+	}
+	return d.mux, nil
+}
+
+func (d *daemon) newDomain(vm string) int {
+	d.vmMu.Lock()
+	defer d.vmMu.Unlock()
+	d.domids[vm] = d.nextID
+	d.nextID++
+	return d.domids[vm]
+}
+
+func (d *daemon) domid(vm string) int {
+	d.vmMu.Lock()
+	defer d.vmMu.Unlock()
+	return d.domids[vm]
+}
+
+func (d *daemon) setPower(vm, state string) {
+	d.vmMu.Lock()
+	defer d.vmMu.Unlock()
+	d.power[vm] = state
+}
+
+func (d *daemon) powerOf(vm string) string {
+	d.vmMu.Lock()
+	defer d.vmMu.Unlock()
+	if s := d.power[vm]; s != "" {
+		return s
+	}
+	return "Halted"
+}
+
+// call is one RPC, on its own thread. Such a thread's tag is the whole debug_info.
+func (d *daemon) call(t *node.Thread, method string, p mswitch.Params) (string, error) {
+	info := p.DebugInfo()
+	tag, c := node.ParseDebugInfo(info)
+	t.Trace = c.String()
+	t.Tag = info
+	id := p.String("id")
+	debug := func(format string, args ...any) { t.Log(node.Debug, "xenops_server", format, args...) }
+	switch method {
+	case "VM.exists":
+		_, ok := d.store.read(id)
+		return strconv.FormatBool(ok), nil
+	case "VM.import_metadata":
+		return d.importMetadata(t, p.String("metadata"), info, c)
+	case "VM.start":
+		if _, ok := d.store.read(id); !ok {
+			return "", &mswitch.Failure{Parts: []string{"Does_not_exist", "VM", id}}
+		}
+		return d.enqueue(t, id, info, startOf(id, d.devs, string(p["paused"]) == "true")), nil
+	case "VM.unpause":
+		return d.enqueue(t, id, info, atomic(atom{name: "VM_unpause", vm: id})), nil
+	case "VM.shutdown":
+		timeout := string(p["timeout"])
+		return d.enqueue(t, id, info, poweroffOf(id, d.devs, timeout != "", timeout)), nil
+	case "VM.remove":
+		return d.enqueue(t, id, info, atomic(atom{name: "VM_remove", vm: id})), nil
+	case "VM.stat":
+		t.Tag = tag
+		debug("VM.stat %s", id)
+		config, ok := d.store.read(id)
+		if !ok {
+			return "", &mswitch.Failure{Parts: []string{"Does_not_exist", "VM", id}}
+		}
+		d.store.get("domain/" + id)
+		return fmt.Sprintf(`[%s,{"power_state":[%s],"domids":[%d],"consoles":[],"memory_target":67108864,"memory_actual":67108864,"vcpu_target":1,"rtc_timeoffset":"0","uncooperative_balloon_driver":false,"guest_agent":{},"last_start_time":0.0,"hvm":false,"nomigrate":false,"nested_virt":false,"domain_type":["Domain_PV"]}]`,
+			config, quoted(d.powerOf(id)), d.domid(id)), nil
+	case "Task.stat", "TASK.stat":
+		tk := d.task(id)
+		if tk == nil {
+			return "", &mswitch.Failure{Parts: []string{"Does_not_exist", "task", id}}
+		}
+		return tk.stat(), nil
+	case "Task.destroy", "TASK.destroy":
+		d.taskMu.Lock()
+		delete(d.tasks, id)
+		d.taskMu.Unlock()
+		return "null", nil
+	case "UPDATES.last_id":
+		return strconv.FormatInt(d.updates.last(), 10), nil
+	case "UPDATES.get":
+		return d.updates.get(p.Int("last_id"), time.Duration(p.Int("timeout"))*time.Second), nil
+	case "UPDATES.refresh_vm":
+		debug("UPDATES.refresh_vm %s", id)
+		debug("VM_DB.signal %s", id)
+		d.updates.add("Vm", id)
+		return "null", nil
+	case "UPDATES.inject_barrier":
+		debug("UPDATES.inject_barrier %s %d", p.String("vm_id"), p.Int("id"))
+		d.updates.add("Barrier", strconv.FormatInt(p.Int("id"), 10))
+		return "null", nil
+	case "UPDATES.remove_barrier":
+		debug("UPDATES.remove_barrier %d", p.Int("id"))
+		d.updates.removeBarrier(strconv.FormatInt(p.Int("id"), 10))
+		return "null", nil
+	}
+	return "", &mswitch.Failure{Parts: []string{"Unknown_RPC", method}}
+}
+
+// enqueue makes a task of the operation and gives its id at once.
+func (d *daemon) enqueue(t *node.Thread, vm, info string, op operation) string {
+	tk := d.newTask(t, info)
+	d.defaultPool.push(t, vm, item{op: op, task: tk})
+	return quoted(tk.id)
+}
+
+// importMetadata runs on the message's own thread, as a task of its own.
+func (d *daemon) importMetadata(t *node.Thread, metadata, info string, c node.Context) (string, error) {
+	var md struct {
+		VM json.RawMessage `json:"vm"`
+	}
+	var vm struct {
+		ID string `json:"id"`
+	}
+	if json.Unmarshal([]byte(metadata), &md) != nil || json.Unmarshal(md.VM, &vm) != nil || vm.ID == "" {
+		return "", &mswitch.Failure{Parts: []string{"Internal_error", "bad metadata"}}
+	}
+	tk := d.newTask(t, info)
+	op := operation{name: "Atomic", vm: vm.ID, atoms: []atom{{name: "VM_import_metadata", vm: vm.ID, args: "," + metadata}}}
+	s := t.Begin("operation", op.Name())
+	s.Detail = tk.id
+	t.Log(node.Debug, "xenops_server", "Task %s reference %s: %s", tk.id, tk.tag, op.JSON())
+	a := t.Begin("atom", "VM_import_metadata")
+	t.Log(node.Debug, "xenops_server", "VM.import_metadata: overwriting VM metadata for VM: %s", vm.ID)
+	t.Log(node.Debug, "xenops_server", "Platformdata:featureset=")
+	t.Log(node.Debug, "xenops_server", "VM.add %s", md.VM)
+	d.write(t, "VM/"+vm.ID, "config", string(md.VM))
+	d.store.read(vm.ID)
+	a.End()
+	t.Log(node.Debug, "task_server", "Task %s completed; duration = 0", tk.id)
+	s.End()
+	d.taskMu.Lock()
+	delete(d.tasks, tk.id)
+	d.taskMu.Unlock()
+	return quoted(vm.ID), nil
+}
