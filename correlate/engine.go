@@ -154,6 +154,7 @@ func (e *Engine) Advance(now event.Time) {
 	e.messages.expire(before)
 	e.jobs.expire(before)
 	e.tasks.expire(before)
+	e.trimPushes()
 }
 
 // Drain emits everything, as at the end of a run. Spans that are still open are
