@@ -62,7 +62,6 @@ type headReader struct {
 // read reads the next header. io.EOF before its first byte ends the connection
 // in order.
 func (h *headReader) read() (*request, error) {
-	b := h.buf[:0]
 	n, err := sys.Read(h.fd, h.buf[:6])
 	if err != nil {
 		return nil, err
@@ -71,9 +70,7 @@ func (h *headReader) read() (*request, error) {
 	if err := sys.ReadFull(h.fd, h.buf[n:6]); err != nil {
 		return nil, unexpected(err)
 	}
-	framed := false
-	switch string(h.buf[:6]) {
-	case "PROXY ":
+	if string(h.buf[:6]) == "PROXY " {
 		line, err := h.proxyLine()
 		if err != nil {
 			return nil, err
@@ -81,16 +78,17 @@ func (h *headReader) read() (*request, error) {
 		if f := strings.Fields(line); len(f) >= 2 && f[0] == "TCP6" {
 			h.peer = f[1] // of TCP4 lines xapi takes nothing
 		}
-		if err := sys.ReadFull(h.fd, h.buf[:18]); err != nil {
+		err = sys.ReadFull(h.fd, h.buf[:18])
+		if err != nil {
 			return nil, unexpected(err)
 		}
-		b = h.buf[:18]
-	case "FRAME ":
-		framed = true
-		if err := sys.ReadFull(h.fd, h.buf[:12]); err != nil {
-			return nil, unexpected(err)
-		}
-		size, err := strconv.Atoi(string(h.buf[:12]))
+	} else if err := sys.ReadFull(h.fd, h.buf[6:18]); err != nil {
+		return nil, unexpected(err)
+	}
+	b := h.buf[:18]
+	framed := bytes.HasPrefix(b, []byte("FRAME "))
+	if framed {
+		size, err := strconv.Atoi(string(b[6:]))
 		if err != nil || size < 0 {
 			return nil, errParse
 		}
@@ -101,11 +99,6 @@ func (h *headReader) read() (*request, error) {
 			return nil, unexpected(err)
 		}
 		b = h.buf[:size]
-	default:
-		if err := sys.ReadFull(h.fd, h.buf[6:18]); err != nil {
-			return nil, unexpected(err)
-		}
-		b = h.buf[:18]
 	}
 	limit := headBuffer
 	if h.tcp {
