@@ -87,6 +87,14 @@ func (r *Redactor) logMessage(i, n int) {
 		case c.at(j, " failed; "):
 			r.logFailure(i, j+len(" failed; "), n)
 		}
+	case c.at(i, "TASK.signal "):
+		// TASK.signal 6 = ["Pending",0.2]: how far a task of xenopsd is
+		v := i + len("TASK.signal ")
+		v += setDigit.run(c.src[v:n])
+		if pending := ` = ["Pending",`; c.at(v, pending) {
+			v += len(pending)
+			c.keep(i, v+setNumber.run(c.src[v:n]))
+		}
 	case c.at(i, "spawning a new thread to handle the current task (trackid="):
 		v := i + len("spawning a new thread to handle the current task (trackid=")
 		c.keep(i, v)

@@ -1,0 +1,84 @@
+//go:build linux
+
+package target
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// execs calls f with the tgid of each process that executes a program, until
+// ctx ends or the connector fails: it needs CAP_NET_ADMIN in the first network
+// and pid name spaces. A socket filter lets nothing but exec events through,
+// so that a host that makes many threads costs nothing.
+func execs(ctx context.Context, f func(tgid uint32)) error {
+	s, err := nl.Subscribe(unix.NETLINK_CONNECTOR, netlink.CN_IDX_PROC)
+	if err != nil {
+		return fmt.Errorf("proc connector: %w", err)
+	}
+	defer s.Close()
+	if err := unix.SetsockoptSockFprog(s.GetFd(), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{
+		Len: uint16(len(execFilter)), Filter: &execFilter[0],
+	}); err != nil {
+		return fmt.Errorf("proc connector: filter: %w", err)
+	}
+	var req nl.NetlinkRequest
+	req.Type = unix.NLMSG_DONE
+	req.Len = uint32(unix.SizeofNlMsghdr)
+	req.AddData(nl.NewCnMsg(netlink.CN_IDX_PROC, netlink.CN_VAL_PROC, netlink.PROC_CN_MCAST_LISTEN))
+	if err := s.Send(&req); err != nil {
+		return fmt.Errorf("proc connector: %w", err)
+	}
+	timeout := unix.Timeval{Usec: 200_000} // how late the end of ctx is seen
+	if err := s.SetReceiveTimeout(&timeout); err != nil {
+		return fmt.Errorf("proc connector: %w", err)
+	}
+	for ctx.Err() == nil {
+		msgs, from, err := s.Receive()
+		switch err {
+		case nil:
+		case unix.EAGAIN, unix.EINTR, unix.ENOBUFS: // lost ones are found by the next scan
+			continue
+		default:
+			return fmt.Errorf("proc connector: %w", err)
+		}
+		if from.Pid != nl.PidKernel {
+			continue
+		}
+		for i := range msgs {
+			if tgid, ok := execOf(&msgs[i]); ok {
+				f(tgid)
+			}
+		}
+	}
+	return nil
+}
+
+// Lengths of struct cn_msg and of the head of struct proc_event.
+const (
+	cnMsgLen     = 20
+	eventHeadLen = 16
+)
+
+// execOf returns whose exec a message tells of.
+func execOf(m *syscall.NetlinkMessage) (uint32, bool) {
+	if len(m.Data) < cnMsgLen+eventHeadLen+8 || binary.LittleEndian.Uint32(m.Data[cnMsgLen:]) != netlink.PROC_EVENT_EXEC {
+		return 0, false
+	}
+	return binary.LittleEndian.Uint32(m.Data[cnMsgLen+eventHeadLen+4:]), true
+}
+
+// execFilter passes messages whose proc_event.what is PROC_EVENT_EXEC. Classic
+// BPF loads words in network order.
+var execFilter = []unix.SockFilter{
+	{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: unix.SizeofNlMsghdr + cnMsgLen},
+	{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: netlink.PROC_EVENT_EXEC << 24, Jf: 1},
+	{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+	{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+}
