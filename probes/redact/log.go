@@ -93,7 +93,11 @@ func (r *Redactor) logMessage(i, n int) {
 		v += setDigit.run(c.src[v:n])
 		if pending := ` = ["Pending",`; c.at(v, pending) {
 			v += len(pending)
-			c.keep(i, v+setNumber.run(c.src[v:n]))
+			v += setNumber.run(c.src[v:n])
+			if c.at(v, "]") {
+				v++
+			}
+			c.keep(i, v)
 		}
 	case c.at(i, "spawning a new thread to handle the current task (trackid="):
 		v := i + len("spawning a new thread to handle the current task (trackid=")

@@ -389,6 +389,7 @@ func TestLogLines(t *testing.T) {
 		head + `Performing: ["Parallel",["` + vm + `","VBD.plug vm=` + vm + `",[["VBD_plug",["` + vm + `","xvda"]],["Nested_parallel",["` + vm + `","VIF.plug vm=` + vm + `",[["VIF_plug",["` + vm + `","0"]]]]]]]]`,
 		head + `Queue.pop returned ["Atomic",["VM_remove","` + vm + `"]]`,
 		head + `Task 12 completed; duration = 0.25`,
+		head + `TASK.signal 12 = ["Pending",0.6000000000000001]`,
 		head + `spawning a new thread to handle the current task (trackid=fda2d175b935dd6aa2c32cf5043ef959)`,
 		head + `task VM.atomic_set_resident_on R:57890aeb1784 (uuid:89727ec7-d91d-d870-2c67-052f9e9e9270) created (trackid=df3990c0b509ec9d1d829379e638106d) by task R:22eebf8c7058`,
 		head + `task dispatch:session.logout D:5ebc2384e757 created by task D:e3452f893b94`,
