@@ -206,6 +206,18 @@ func compare(t *testing.T, name string, events []event.Event) *comparison {
 	c.matchTasks()
 	c.matchMessages()
 	c.matchOperations()
+	for _, s := range c.o.spans {
+		p := c.o.byID[s.ParentID]
+		if p == nil {
+			continue
+		}
+		if p.TraceID != s.TraceID {
+			c.problem("%s is in trace %s, its parent in %s", c.o.path(s), s.TraceID, p.TraceID)
+		}
+		if s.Start < p.Start {
+			c.problem("%s begins %.3f ms before its parent", c.o.path(s), float64(p.Start-s.Start)/1e6)
+		}
+	}
 	return c
 }
 
@@ -309,6 +321,9 @@ func (c *comparison) matchMessages() {
 			c.scores.of(correlate.LinkQueue).missing++
 		case rpc.ParentID == send.SpanID && rpc.TraceID == send.TraceID:
 			c.scores.of(rpc.Link).right++
+		case rpc.Link == correlate.LinkTraceparent && rpc.TraceID.String() == m.TraceID:
+			c.scores.of(correlate.LinkQueue).missing++
+			c.problem("%s: RPC is only in the right trace", what)
 		case rpc.ParentID.IsValid():
 			c.scores.of(rpc.Link).wrong++
 			c.problem("%s: RPC is %s", what, c.o.path(rpc))
@@ -372,11 +387,19 @@ func (c *comparison) sendParent(m *Message, send *correlate.Span, what string) {
 	if parent.Kind != trace.SpanKindServer {
 		call = c.o.above(parent, trace.SpanKindServer)
 	}
-	task := attribute(call, "xs.xapi.task.id")
-	if call.Name != m.Label || task != m.Task {
-		c.scores.of(send.Link).wrong++
-		c.problem("%s: send hangs under %s (task %q)", what, c.o.path(parent), task)
+	if call == nil {
+		c.scores.of(correlate.LinkThread).missing++
+		c.problem("%s: send hangs under a task without its call: %s", what, c.o.path(send))
 		return
+	}
+	task := attribute(call, "xs.xapi.task.id")
+	if call.Name != m.Label || m.TraceID != "" && send.TraceID.String() != m.TraceID {
+		c.scores.of(send.Link).wrong++
+		c.problem("%s: send hangs under %s", what, c.o.path(parent))
+		return
+	}
+	if task != m.Task {
+		c.problem("%s: its call is said to be task %q", what, task)
 	}
 	c.scores.of(send.Link).right++
 }
@@ -400,6 +423,12 @@ func (c *comparison) matchOperations() {
 			c.problem("%s: the recording does not tell who asked for it", what)
 		case s.ParentID == rpc.SpanID && s.TraceID == rpc.TraceID:
 			c.scores.of(s.Link).right++
+		case s.Link == correlate.LinkTraceparent && s.TraceID.String() == op.AskedFor.TraceID:
+			c.scores.of(correlate.LinkTask).missing++
+			c.problem("%s: is only in the right trace", what)
+		case strings.HasPrefix(c.o.path(rpc), c.o.path(c.o.byID[s.ParentID])) && s.TraceID == rpc.TraceID:
+			c.scores.of(correlate.LinkTask).missing++
+			c.problem("%s: is %s, which is above the right place", what, c.o.path(s))
 		case s.ParentID.IsValid():
 			c.scores.of(s.Link).wrong++
 			c.problem("%s: is %s, not under %s", what, c.o.path(s), c.o.path(rpc))
@@ -558,6 +587,65 @@ func TestMixedCPUs(t *testing.T) {
 			}
 			c := compare(t, name, mixed)
 			c.report(t)
+		})
+	}
+}
+
+// TestRedactionKeepsWhatIsNeeded compares the spans of the redacted events with
+// those of the events as they left the kernel.
+func TestRedactionKeepsWhatIsNeeded(t *testing.T) {
+	for _, name := range Names() {
+		t.Run(name, func(t *testing.T) {
+			r, err := Load(name)
+			qt.Assert(t, qt.IsNil(err))
+			whole, redacted := run(Convert(r.Records, r.Processes).Events), run(r.Events())
+			qt.Assert(t, qt.HasLen(redacted.spans, len(whole.spans)))
+			for i, s := range redacted.spans {
+				w := whole.spans[i]
+				qt.Check(t, qt.Equals(redacted.path(s), whole.path(w)))
+				qt.Check(t, qt.Equals(s.TraceID.String(), w.TraceID.String()))
+				qt.Check(t, qt.Equals(s.Error, w.Error))
+				qt.Check(t, qt.Equals(s.End, w.End))
+				for _, key := range []string{"xs.xapi.task.id", "dt.vm.uuid", "messaging.message.id", "rpc.method", "dt.xenopsd.task.id"} {
+					qt.Check(t, qt.Equals(attribute(s, key), attribute(w, key)), qt.Commentf("%s of %s", key, s.Name))
+				}
+			}
+		})
+	}
+}
+
+// TestLosses leaves out events at random, as a full buffer does. Links may then
+// be missing, but none may be wrong.
+func TestLosses(t *testing.T) {
+	for _, name := range Names() {
+		t.Run(name, func(t *testing.T) {
+			all := Events(t, name)
+			sum := make(scores)
+			for seed := range uint64(20) {
+				random := rand.New(rand.NewPCG(seed, 5))
+				var events []event.Event
+				for _, e := range all {
+					if random.IntN(50) > 0 {
+						events = append(events, e)
+					} else if random.IntN(2) == 0 {
+						events = append(events, event.Event{Kind: event.KindLost, Time: e.Time, Count: 1})
+					}
+				}
+				c := compare(t, name, events)
+				for l, s := range c.scores {
+					sum.of(l).right += s.right
+					sum.of(l).wrong += s.wrong
+					sum.of(l).missing += s.missing
+				}
+				for _, p := range c.problems {
+					if !strings.Contains(p, "no span for") && !strings.Contains(p, "no send") && !strings.Contains(p, "no RPC span") && !strings.Contains(p, "incomplete") && !strings.Contains(p, "ends ") && !strings.Contains(p, "complete") && !strings.Contains(p, "no operation span") && !strings.Contains(p, "is no call") && !strings.Contains(p, "is no message") && !strings.Contains(p, "has no parent") && !strings.Contains(p, "only in the right trace") && !strings.Contains(p, "hangs under no call") {
+						t.Logf("seed %d: %s", seed, p)
+					}
+				}
+			}
+			t.Logf("2%% of the events lost, 20 times:%s", sum)
+			total := sum.total()
+			qt.Check(t, qt.IsTrue(ratio(total.right, total.right+total.wrong) >= 0.99))
 		})
 	}
 }

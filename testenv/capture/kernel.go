@@ -68,6 +68,10 @@ type flight struct {
 	born  event.Time // of the socket at enter
 }
 
+// small tells whether a call that moved n bytes asked for no more than limit.
+// (One that got more than it asked for is a recording gone wrong.)
+func (f flight) small(n int64, limit int) bool { return f.ask <= limit && n <= int64(f.ask) }
+
 type op uint8
 
 const (
@@ -222,7 +226,8 @@ func (k *Kernel) ReadExit(at event.Time, task Task, ret int64, data []byte) {
 	switch {
 	case c == nil:
 	case ret > 0:
-		k.moved(at, c, task, event.In, at, int(ret), data, f.ask <= smallRead)
+		data = data[:min(int64(len(data)), ret)]
+		k.moved(at, c, task, event.In, at, int(ret), data, f.small(ret, smallRead))
 	case f.ask > 0:
 		k.eof(at, c, task)
 	}
@@ -241,7 +246,7 @@ func (k *Kernel) WriteExit(at event.Time, task Task, ret int64, data []byte) {
 		return
 	}
 	if c := k.socket(task, f, ret); c != nil {
-		k.moved(at, c, task, event.Out, f.enter, int(ret), data, f.ask <= smallWrite)
+		k.moved(at, c, task, event.Out, f.enter, int(ret), data, f.small(ret, smallWrite))
 	}
 }
 
