@@ -28,6 +28,7 @@ import (
 	"github.com/xenserver/dtagent/testenv"
 	"github.com/xenserver/dtagent/testenv/client"
 	"github.com/xenserver/dtagent/testenv/config"
+	_ "github.com/xenserver/dtagent/testenv/internal/early" // vfork_helper, xenguest, tap-ctl
 	"github.com/xenserver/dtagent/testenv/internal/helper"
 	"github.com/xenserver/dtagent/testenv/internal/launch"
 	"github.com/xenserver/dtagent/testenv/internal/mswitch"
@@ -48,14 +49,8 @@ func main() {
 
 func run(name string, args []string) error {
 	switch name {
-	case "vfork_helper":
-		return node.Helper(args)
-	case "xenguest":
-		return helper.Xenguest()
 	case "sm-python3":
 		return helper.SM(args)
-	case "tap-ctl":
-		return nil
 	case "rsyslogd":
 		return daemon(name, "", helper.Syslog)
 	case "stunnel":

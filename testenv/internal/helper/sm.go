@@ -17,26 +17,10 @@ import (
 	"github.com/xenserver/dtagent/testenv/truth"
 )
 
-// pause sleeps for DOM0_DELAY, which the caller set.
+// pause sleeps for DOM0_DELAY_US, which the caller set.
 func pause() {
-	if d, err := time.ParseDuration(os.Getenv("DOM0_DELAY")); err == nil {
-		sys.Sleep(d)
-	}
-}
-
-// Xenguest takes orders on its standard input and answers when the domain is
-// built.
-func Xenguest() error {
-	buf := make([]byte, 512)
-	for {
-		n, err := sys.Read(0, buf)
-		if err != nil {
-			return nil
-		}
-		if bytes.HasPrefix(buf[:n], []byte("result")) {
-			pause()
-			return sys.Write(1, []byte("result:1044476 1044475\n"))
-		}
+	if us, err := strconv.Atoi(os.Getenv("DOM0_DELAY_US")); err == nil {
+		sys.Sleep(time.Duration(us) * time.Microsecond)
 	}
 }
 

@@ -5,10 +5,10 @@ package node
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -93,35 +93,7 @@ func name(c Child) string {
 	return filepath.Base(c.Path) + " " + c.Operation
 }
 
-// Helper is the body of vfork_helper: it moves the streams, leaves the session and
-// becomes the program. It returns only if it cannot.
-func Helper(args []string) error {
-	move := map[string]int{"-I": 0, "-O": 1, "-E": 2}
-	var dups [][2]int
-	for len(args) > 0 && args[0] != "--" {
-		if len(args) < 2 {
-			return fmt.Errorf("vfork_helper: %s needs a value", args[0])
-		}
-		fd, err := strconv.Atoi(args[1])
-		if err != nil {
-			return fmt.Errorf("vfork_helper: %s: %w", args[0], err)
-		}
-		if to, ok := move[args[0]]; ok {
-			dups = append(dups, [2]int{fd, to})
-		} else {
-			unix.CloseOnExec(fd) // -e: its closing tells the caller that exec worked
-		}
-		args = args[2:]
-	}
-	if len(args) < 2 {
-		return fmt.Errorf("vfork_helper: no command")
-	}
-	_, _ = unix.Setsid()
-	for _, d := range dups {
-		if err := unix.Dup3(d[0], d[1], 0); err != nil {
-			return fmt.Errorf("vfork_helper: dup: %w", err)
-		}
-		unix.CloseOnExec(d[0])
-	}
-	return syscall.Exec(args[1], args[1:], os.Environ())
+// DelayEnv tells a child how long to sleep.
+func DelayEnv(d time.Duration) string {
+	return "DOM0_DELAY_US=" + strconv.FormatInt(d.Microseconds(), 10)
 }

@@ -68,7 +68,7 @@ func (x *xapi) plugin(t *node.Thread, method string, p mswitch.Params) (string, 
 		env = append(env, "DOM0_TRUTH="+t.P.Setup.Root)
 	}
 	if op == "vdi_attach" || op == "vdi_activate" {
-		env = append(env, "DOM0_DELAY="+k.Delay[config.LayerSM].String())
+		env = append(env, node.DelayEnv(k.Delay[config.LayerSM]))
 	}
 	out, err := t.Run(node.Child{Path: script, Args: []string{smCall(op, session, p, x.db.hostRef)}, Operation: op, Component: "smapi", Env: env})
 	if err != nil {

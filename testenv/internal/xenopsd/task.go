@@ -349,7 +349,7 @@ func (d *daemon) xenguest(t *node.Thread, vm string) error {
 		Path:      "/usr/libexec/xen/bin/xenguest",
 		Args:      []string{"-controloutfd", "1", "-controlinfd", "0", "-debuglog", "/tmp/xenguest." + strconv.Itoa(d.domid(vm)) + ".log", "-mode", "hvm_build", "-domid", strconv.Itoa(d.domid(vm))},
 		Component: t.P.Component,
-		Env:       []string{"DOM0_DELAY=" + t.P.Knobs().Delay[config.LayerXenguest].String()},
+		Env:       []string{node.DelayEnv(t.P.Knobs().Delay[config.LayerXenguest])},
 		Input:     []byte("result\n"),
 	})
 	if err != nil {
