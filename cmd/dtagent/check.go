@@ -9,6 +9,8 @@ import (
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/observer"
+	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/target"
 )
 
 // checkReport is what `dtagent check --json` prints.
@@ -47,9 +49,8 @@ is 0 when all that is needed works, 1 when something that is needed does not.`,
 	}
 	legacy := cmd.Flags().Bool("legacy", false, "check the programs for Linux 4.19 even where the modern ones work")
 	dir := cmd.Flags().String("observers-dir", observer.DefaultDir, "directory of the Observer files")
-	smDir := cmd.Flags().String("sm-dir", "", "further directory of SM scripts")
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
-		r := runCheck(*legacy, *dir, *smDir)
+		r := runCheck(*legacy, *dir)
 		if asJSON(cmd) {
 			if err := printJSON(cmd, r); err != nil {
 				return err
@@ -65,7 +66,7 @@ is 0 when all that is needed works, 1 when something that is needed does not.`,
 	return cmd
 }
 
-func runCheck(legacy bool, dir, smDir string) checkReport {
+func runCheck(legacy bool, dir string) checkReport {
 	r := checkReport{OK: true, Kernel: []checkItem{}, Targets: []checkedPID{}}
 	k, err := bpf.Open(bpf.Options{Legacy: legacy})
 	if k != nil {
@@ -82,11 +83,14 @@ func runCheck(legacy bool, dir, smDir string) checkReport {
 	if os.Geteuid() != 0 {
 		r.Notes = append(r.Notes, "not run as root: eBPF, and which files processes of others run, could not be looked at; run `sudo dtagent check`")
 	}
-	var found []checkedPID
-	if found, err = targets(smDir); err != nil {
-		r.Notes = append(r.Notes, err.Error())
+	processes, err := target.NewWatcher(target.Options{}).Scan()
+	if err != nil {
+		r.Notes = append(r.Notes, fmt.Sprintf("processes: %v", err))
 	}
-	r.Targets = append(r.Targets, found...)
+	for _, p := range processes {
+		c, _ := target.Plan(event.AllComponents, p.Program)
+		r.Targets = append(r.Targets, checkedPID{TGID: p.TGID, Component: c.String(), Program: p.Program})
+	}
 
 	entries, err := observer.NewStore(dir).List()
 	r.Files = checkItem{Name: "Observers", OK: err == nil, Detail: fmt.Sprintf("%d in %s", len(entries), dir)}

@@ -66,7 +66,7 @@ func printStatus(out io.Writer, s *control.Status) error {
 	for _, t := range s.Targets {
 		byComponent[t.Component] = append(byComponent[t.Component], fmt.Sprint(t.TGID))
 	}
-	fmt.Fprintf(w, "processes\t%d watched\n", len(s.Targets))
+	fmt.Fprintf(w, "processes\t%d watched, and %d children of theirs\n", len(s.Targets), s.Children)
 	for _, c := range slices.Sorted(maps.Keys(byComponent)) {
 		fmt.Fprintf(w, "\t%s: %s\n", c, cutList(byComponent[c], 8))
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/xenserver/dtagent/probes"
 	"github.com/xenserver/dtagent/probes/clock"
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/target"
 )
 
 // Config is all that the daemon is told.
@@ -83,9 +85,9 @@ func Run(ctx context.Context, c Config) (err error) {
 
 func smDirs(dir string) []string {
 	if dir == "" {
-		return nil
+		return target.SMDirs
 	}
-	return []string{dir}
+	return append(slices.Clone(target.SMDirs), dir)
 }
 
 // agent is the running daemon.
@@ -124,9 +126,7 @@ func (a *agent) run(ctx context.Context, ln net.Listener) error {
 		}
 	}
 
-	var serving, correlating, reading, watching, timing sync.WaitGroup
-	timed, stopClock := context.WithCancel(context.Background()) // outlives the last event
-	timing.Go(func() { fail(a.clock.Run(timed)) })
+	var serving, correlating, reading, watching sync.WaitGroup
 	serving.Go(func() { fail(a.server.Serve(ln)) })
 	correlating.Go(a.correlate)
 	reading.Go(func() {
@@ -147,8 +147,6 @@ func (a *agent) run(ctx context.Context, ln net.Listener) error {
 	watching.Wait()    // no more changes
 	reading.Wait()     // no more events
 	correlating.Wait() // no more spans
-	stopClock()
-	timing.Wait()
 	flush, done := context.WithTimeout(context.Background(), flushTimeout)
 	defer done()
 	if err := a.set.Close(flush); err != nil {
@@ -167,7 +165,7 @@ func (a *agent) run(ctx context.Context, ln net.Listener) error {
 func (a *agent) correlate() {
 	defer close(a.ended)
 	engine := correlate.New(correlate.Config{
-		Wall: a.clock.Wall,
+		Wall: a.manager.Wall,
 		Emit: func(s *correlate.Span) {
 			a.set.Export(s)
 			a.server.Publish(s)

@@ -22,8 +22,11 @@ type Status struct {
 	Targets    []Target `json:"targets"`           // processes watched
 	Probes     []Probe  `json:"probes"`            // programs attached
 
-	Events   map[string]uint64 `json:"events"` // by kind
-	Losses   []Loss            `json:"losses"` // events that did not get through, by probe and cause
+	Children int `json:"children"` // of targets, watched too
+
+	Events   map[string]uint64 `json:"events"`  // by kind
+	Missing  uint64            `json:"missing"` // records that never arrived, by the gaps in their numbers; Losses has their causes
+	Losses   []Loss            `json:"losses"`  // events that did not get through, by probe and cause
 	Handover Handover          `json:"handover"`
 	Engine   correlate.Stats   `json:"engine"`
 

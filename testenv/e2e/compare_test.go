@@ -1,0 +1,120 @@
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xenserver/dtagent/cmd/dtagent/tree"
+	"github.com/xenserver/dtagent/testenv/truth"
+)
+
+// tolerance of times between what a process wrote down and what the kernel
+// side saw. Both stand around the same system calls; on a busy machine the
+// scheduler comes between.
+const tolerance = 25 * time.Millisecond
+
+// comparison of the spans of one call with the ground truth.
+type comparison struct {
+	t      testing.TB
+	truth  *truth.Log
+	offset int64 // ns since 1970 at ktime 0
+	spans  int
+	worst  time.Duration
+	bad    []string
+}
+
+// links are the methods by which the parent of an entry can be found, by kind,
+// in a toolstack without tracing of its own.
+var links = map[truth.Kind][]string{
+	truth.API:       {"traceparent", "none", "socket"},
+	truth.Task:      {"clone", "task"},
+	truth.Send:      {"thread"},
+	truth.RPC:       {"queue"},
+	truth.Operation: {"task", "queue"},
+	truth.Atom:      {"thread", "task"},
+	truth.Process:   {"fork"},
+}
+
+// subtree compares a span and all below it with an entry and all below it: same
+// names, components, parents, link methods that can be, times within the
+// tolerance, and nothing missing or added.
+func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
+	path += "/" + e.Name
+	c.spans++
+	if n.Name != e.Name {
+		c.errorf("%s: span is named %q", path, n.Name)
+	}
+	if want := e.Component; want != "" && n.Service() != want {
+		c.errorf("%s: service is %q, not %q", path, n.Service(), want)
+	}
+	if !slices.Contains(links[e.Kind], n.Link()) {
+		c.errorf("%s: %s was linked by %q, not by one of %v", path, e.Kind, n.Link(), links[e.Kind])
+	}
+	if n.Incomplete() != "" {
+		c.errorf("%s: incomplete: %s", path, n.Incomplete())
+	}
+	if got := n.Error(); (got != "") != (e.Err != "") || e.Err != "" && !strings.Contains(got, e.Err) {
+		c.errorf("%s: error is %q, not %q", path, got, e.Err)
+	}
+	c.time(path+" start", e.Start, n.Timestamp)
+	c.time(path+" end", e.End, n.End())
+
+	left := slices.Clone(n.Children)
+	for _, child := range c.truth.Children(e.ID) {
+		if child.Kind == truth.Delay {
+			continue
+		}
+		i := c.nearest(child, left)
+		if i < 0 {
+			c.errorf("%s: no span for %s %s (%s)", path, child.Kind, child.Name, child.Component)
+			continue
+		}
+		match := left[i]
+		left = slices.Delete(left, i, i+1)
+		c.subtree(child, match, path)
+	}
+	for _, extra := range left {
+		c.errorf("%s: span %s %q (link %s) is not in the ground truth", path, extra.Service(), extra.Name, extra.Link())
+	}
+}
+
+// nearest returns the node of the entry's name that began nearest to it.
+func (c *comparison) nearest(e truth.Entry, nodes []*tree.Node) int {
+	best := -1
+	distance := func(n *tree.Node) int64 { d := n.Timestamp - (e.Start+c.offset)/1000; return max(d, -d) }
+	for i, n := range nodes {
+		if n.Name == e.Name && (best < 0 || distance(n) < distance(nodes[best])) {
+			best = i
+		}
+	}
+	return best
+}
+
+func (c *comparison) time(what string, ktime, micros int64) {
+	d := time.Duration(micros)*time.Microsecond - time.Duration(ktime+c.offset)
+	c.worst = max(c.worst, d.Abs())
+	if d.Abs() > tolerance {
+		c.errorf("%s: %v off", what, d)
+	}
+}
+
+func (c *comparison) errorf(format string, args ...any) {
+	c.bad = append(c.bad, fmt.Sprintf(format, args...))
+}
+
+// report fails the test with all differences and both trees.
+func (c *comparison) report(e truth.Entry, t *tree.Trace) {
+	c.t.Helper()
+	if len(c.bad) == 0 {
+		c.t.Logf("%d spans as they should be, times within %v", c.spans, c.worst.Round(time.Microsecond))
+		return
+	}
+	var b strings.Builder
+	if t != nil {
+		_ = tree.Print(&b, t, tree.Style{}) // a Builder does not fail
+	}
+	c.t.Errorf("%d differences:\n%s\nground truth:\n%s\nspans:\n%s", len(c.bad), strings.Join(c.bad, "\n"), c.truth.Tree(e.ID), b.String())
+}

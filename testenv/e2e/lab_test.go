@@ -1,0 +1,209 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/xenserver/dtagent/cmd/dtagent/control"
+	"github.com/xenserver/dtagent/cmd/dtagent/tree"
+	"github.com/xenserver/dtagent/cmd/dtagent/zipkin"
+	"github.com/xenserver/dtagent/testenv"
+	"github.com/xenserver/dtagent/testenv/client"
+	"github.com/xenserver/dtagent/testenv/daemon"
+	"github.com/xenserver/dtagent/testenv/truth"
+)
+
+// built holds the binaries that all tests share.
+var built struct {
+	sync.Once
+	dir           string
+	dom0, dtagent string
+	err           error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
+
+// needRoot skips tests that load eBPF and make mount namespaces.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for eBPF and a mount namespace")
+	}
+}
+
+// binaries builds dtagent and the simulated dom0 once.
+func binaries(t testing.TB) (dtagent, dom0 string) {
+	t.Helper()
+	built.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "dtagent-e2e-"); built.err != nil {
+			return
+		}
+		if built.dtagent, built.err = daemon.Build(context.Background(), built.dir); built.err == nil {
+			built.dom0, built.err = testenv.Build(context.Background(), built.dir)
+		}
+	})
+	qt.Assert(t, qt.IsNil(built.err))
+	return built.dtagent, built.dom0
+}
+
+// lab is a simulated dom0 with an agent beside it.
+type lab struct {
+	t     testing.TB
+	dom0  *testenv.Dom0
+	agent *daemon.Daemon
+	dir   string
+}
+
+// newLab starts both. The agent has no Observer yet.
+func newLab(t testing.TB, o testenv.Options, args ...string) *lab {
+	t.Helper()
+	needRoot(t)
+	dtagent, dom0 := binaries(t)
+	l := &lab{t: t, dir: t.TempDir()}
+	o.Binary = dom0
+	var err error
+	l.dom0, err = testenv.Start(context.Background(), o)
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { qt.Check(t, qt.IsNil(l.dom0.Close())) })
+	args = append([]string{"--host-uuid", l.dom0.HostUUID(), "--host-name", "lab"}, args...)
+	l.agent, err = daemon.Start(context.Background(), daemon.Options{Binary: dtagent, Dir: l.dir, Args: args})
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() {
+		qt.Check(t, qt.IsNil(l.agent.Stop()))
+		if t.Failed() {
+			t.Logf("the agent's log:\n%s", l.agent.Log())
+		}
+	})
+	return l
+}
+
+// observe creates an Observer and waits until the probes are attached.
+func (l *lab) observe(words ...string) string {
+	l.t.Helper()
+	out, err := l.agent.Run(context.Background(), append([]string{"observer", "create", "name-label=e2e", "enabled=true"}, words...)...)
+	qt.Assert(l.t, qt.IsNil(err))
+	l.wait("watches xapi and xenopsd", func(s *control.Status) bool {
+		found := map[string]bool{}
+		for _, t := range s.Targets {
+			found[t.Component] = true
+		}
+		return len(s.Probes) > 0 && found["xapi"] && found["xenopsd"]
+	})
+	return strings.TrimSpace(out)
+}
+
+func (l *lab) wait(what string, ok func(*control.Status) bool) {
+	l.t.Helper()
+	qt.Assert(l.t, qt.IsNil(l.agent.Wait(context.Background(), 15*time.Second, what, ok)))
+}
+
+func (l *lab) status() *control.Status {
+	l.t.Helper()
+	s, err := l.agent.Status(context.Background())
+	qt.Assert(l.t, qt.IsNil(err))
+	return s
+}
+
+// noLosses asserts that no event got lost anywhere.
+func (l *lab) noLosses() {
+	l.t.Helper()
+	s := l.status()
+	for _, loss := range s.Losses {
+		qt.Check(l.t, qt.Equals(loss.Count, 0), qt.Commentf("%s: %s", loss.Probe, loss.Cause))
+	}
+	qt.Check(l.t, qt.Equals(s.Handover.Dropped, 0))
+	qt.Check(l.t, qt.Equals(s.Engine.EventsLost, 0))
+}
+
+// traces returns all that is in the bugtool files, once the agent has sent what
+// it had.
+func (l *lab) traces() []*tree.Trace {
+	l.t.Helper()
+	qt.Assert(l.t, qt.IsNil(l.agent.Settled(context.Background(), 20*time.Second)))
+	return tree.Build(l.spans())
+}
+
+// spans returns the spans of the bugtool files.
+func (l *lab) spans() []zipkin.Span {
+	l.t.Helper()
+	var spans []zipkin.Span
+	qt.Assert(l.t, qt.IsNil(zipkin.ReadPath(l.agent.SpansDir(), func(s zipkin.Span) { spans = append(spans, s) })))
+	return spans
+}
+
+func (l *lab) truth() *truth.Log {
+	l.t.Helper()
+	log, err := l.dom0.Truth()
+	qt.Assert(l.t, qt.IsNil(err))
+	return log
+}
+
+// dial returns a client of one of xapi's listeners: unix, tcp, tcp6, or tls,
+// behind which stunnel sends PROXY lines.
+func (l *lab) dial(transport string, o client.Options) *client.Client {
+	addr := func(a netip.AddrPort) string { return a.String() }
+	switch transport {
+	case "tcp":
+		return client.TCP(addr(l.dom0.Addr()), o)
+	case "tcp6":
+		return client.TCP(addr(l.dom0.Addr6()), o)
+	case "tls":
+		return client.TLS(addr(l.dom0.TLSAddr()), o)
+	}
+	return client.Unix(l.dom0.XapiSocket(), o)
+}
+
+// task waits until an XAPI task has ended and returns its status.
+func (l *lab) task(session, ref string) string {
+	l.t.Helper()
+	c := l.dial("unix", client.Options{Shape: client.Node, KeepAlive: true})
+	defer c.Close()
+	for range 1000 {
+		state, err := c.Call(context.Background(), "task.get_status", session, ref)
+		qt.Assert(l.t, qt.IsNil(err))
+		if state != "pending" {
+			return fmt.Sprint(state)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	l.t.Fatalf("task %s does not end", ref)
+	return ""
+}
+
+// session logs in.
+func (l *lab) session() string {
+	l.t.Helper()
+	c := l.dial("unix", client.Options{Shape: client.Node})
+	s, err := c.Login(context.Background())
+	qt.Assert(l.t, qt.IsNil(err))
+	return s
+}
+
+// ktime reads the clock of the ground truth.
+func ktime(t testing.TB) int64 {
+	t.Helper()
+	var ts unix.Timespec
+	qt.Assert(t, qt.IsNil(unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)))
+	return ts.Nano()
+}
+
+// wallOffset is what turns the ground truth's times into ns since 1970.
+func wallOffset(t testing.TB) int64 {
+	t.Helper()
+	return time.Now().UnixNano() - ktime(t)
+}

@@ -1,0 +1,101 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/xenserver/dtagent/cmd/dtagent/tree"
+	"github.com/xenserver/dtagent/testenv"
+	"github.com/xenserver/dtagent/testenv/client"
+	"github.com/xenserver/dtagent/testenv/truth"
+)
+
+// TestVMStartTree starts a VM in every way in which callers do and compares the
+// whole tree with the ground truth.
+func TestVMStartTree(t *testing.T) {
+	l := newLab(t, testenv.Options{VMs: 24})
+	l.observe()
+	session := l.session()
+	vm := 0
+	for _, shape := range []struct {
+		name  string
+		shape client.Shape
+	}{{"xml", client.Python}, {"json", client.Node}} {
+		for _, transport := range []string{"unix", "tcp", "tls"} {
+			for _, flags := range []string{"", "00", "01"} {
+				method := "VM.start"
+				if vm%2 == 1 {
+					method = "Async.VM.start"
+				}
+				name := fmt.Sprintf("%s %s over %s, flags %q", method, shape.name, transport, flags)
+				id, parent := "", ""
+				o := client.Options{Shape: shape.shape}
+				if flags != "" {
+					id, parent = fmt.Sprintf("%032x", 0xabc000+vm), fmt.Sprintf("%016x", 0xdef000+vm)
+					o.Traceparent = "00-" + id + "-" + parent + "-" + flags
+					o.Tracestate = "vendor=x"
+				}
+				target := l.dom0.VMs()[vm]
+				vm++
+				t.Run(name, func(t *testing.T) {
+					l.t = t
+					began := ktime(t)
+					got, err := l.dial(transport, o).Call(context.Background(), method, session, target.Ref, false, false)
+					qt.Assert(t, qt.IsNil(err))
+					if method == "Async.VM.start" {
+						qt.Assert(t, qt.Equals(l.task(session, fmt.Sprint(got)), "success"))
+					}
+					l.compare(began, method, id, parent)
+				})
+			}
+		}
+	}
+	l.t = t
+	l.noLosses()
+}
+
+// compare finds the one call of method since began, in ground truth and spans,
+// and compares them. id and parent are the caller's, "" if it sent none.
+func (l *lab) compare(began int64, method, id, parent string) {
+	t := l.t
+	t.Helper()
+	traces := l.traces()
+	c := &comparison{t: t, truth: l.truth(), offset: wallOffset(t)}
+	var entry *truth.Entry
+	for _, e := range c.truth.Find(truth.API, method) {
+		if e.Start >= began {
+			qt.Assert(t, qt.IsNil(entry), qt.Commentf("the ground truth has two calls of %s", method))
+			entry = &e
+		}
+	}
+	qt.Assert(t, qt.IsNotNil(entry), qt.Commentf("the ground truth has no call of %s", method))
+	var root *tree.Node
+	var of *tree.Trace
+	for _, tr := range traces {
+		if i := c.nearest(*entry, tr.Roots); i >= 0 {
+			n := tr.Roots[i]
+			if off := time.Duration(n.Timestamp)*time.Microsecond - time.Duration(entry.Start+c.offset); off.Abs() < time.Second && n.Kind == "SERVER" {
+				qt.Assert(t, qt.IsNil(root), qt.Commentf("two spans of %s at the same time", method))
+				root, of = n, tr
+			}
+		}
+	}
+	if root == nil {
+		t.Fatalf("no span of %s; there are %d traces", method, len(traces))
+	}
+	if id != "" {
+		qt.Check(t, qt.Equals(root.TraceID, id))
+		qt.Check(t, qt.Equals(root.ParentID, parent))
+		qt.Check(t, qt.Equals(root.Link(), "traceparent"))
+		qt.Check(t, qt.Equals(root.Tags["w3c.tracestate"], "vendor=x"))
+	} else {
+		qt.Check(t, qt.Equals(root.ParentID, ""))
+		qt.Check(t, qt.Equals(root.Link(), "none"))
+	}
+	c.subtree(*entry, root, "")
+	c.report(*entry, of)
+}
