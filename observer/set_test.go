@@ -264,6 +264,27 @@ func TestSetResume(t *testing.T) {
 	qt.Assert(t, qt.DeepEquals(b.made[0].names, []string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}))
 }
 
+// TestSetOrder: a batch that is tried again keeps its place.
+func TestSetOrder(t *testing.T) {
+	fails := 3
+	b := newBench(fast, nil, func(string) func(context.Context, []*Record) error {
+		return func(context.Context, []*Record) error {
+			if fails--; fails >= 0 {
+				return &export.Failure{Err: errors.New("down"), Retry: true}
+			}
+			return nil
+		}
+	})
+	b.Apply([]Observer{enabled(uuidA, "e")})
+	var want []string
+	for i := range 200 {
+		b.Export(span(event.Xapi, fmt.Sprint(i)))
+		want = append(want, fmt.Sprint(i))
+	}
+	closeSet(t, b.Set)
+	qt.Assert(t, qt.DeepEquals(b.made[0].names, want))
+}
+
 // TestSetDeadEndpoint: one that hangs and one that refuses hold up neither the
 // caller nor a third; the oldest spans go when the queue is full.
 func TestSetDeadEndpoint(t *testing.T) {
@@ -529,6 +550,35 @@ func TestSetForReal(t *testing.T) {
 		fd.Close()
 	}
 	qt.Check(t, qt.DeepEquals(inFiles, map[string]int{"o-a xapi": 500, "o-a xenopsd": 500, "o-b xenopsd": 500}))
+}
+
+// TestSetTrims: while an Observer writes files, and only then, the tree is
+// trimmed.
+func TestSetTrims(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "zipkinv2", "json")
+	old := filepath.Join(root, "other", "old file")
+	put := func() {
+		t.Helper()
+		qt.Assert(t, qt.IsNil(os.MkdirAll(filepath.Dir(old), 0o700)))
+		qt.Assert(t, qt.IsNil(os.WriteFile(old, []byte("x"), 0o600)))
+		qt.Assert(t, qt.IsNil(os.Chtimes(old, time.Time{}, time.Now().Add(-40*24*time.Hour))))
+	}
+	gone := func() bool { _, err := os.Stat(old); return errors.Is(err, os.ErrNotExist) }
+	s := NewSet(Options{Host: thisHost, BugtoolDir: dir, Limits: fast})
+	put()
+	s.Apply([]Observer{enabled(uuidA, "http://127.0.0.1:1/")})
+	time.Sleep(50 * time.Millisecond)
+	qt.Assert(t, qt.IsFalse(gone()))
+	s.Apply([]Observer{enabled(uuidA, "bugtool")})
+	eventually(t, "the first trimming", gone)
+	put()
+	s.trim.rotated(trimBytes - 1)
+	time.Sleep(50 * time.Millisecond)
+	qt.Assert(t, qt.IsFalse(gone()))
+	s.trim.rotated(1)
+	eventually(t, "the trimming after much was written", gone)
+	qt.Assert(t, qt.IsNil(s.Close(context.Background())))
 }
 
 func TestTrimRoot(t *testing.T) {

@@ -98,10 +98,16 @@ func (s *Store) Update(id string, f func(*Observer) error) error {
 	})
 }
 
-// Destroy removes the file of the Observer of that uuid.
+// Destroy removes the file of the Observer of that uuid, also when the file has
+// that name but is not good.
 func (s *Store) Destroy(id string) error {
 	return s.locked(func() error {
 		path, _, err := s.find(id)
+		if _, bad := uuid.Parse(id); errors.Is(err, ErrNotFound) && bad == nil {
+			if os.Remove(filepath.Join(s.dir, strings.ToLower(id)+".json")) == nil {
+				return nil
+			}
+		}
 		if err != nil {
 			return err
 		}
