@@ -237,6 +237,10 @@ const (
 // HTTP request (http.ml).
 const frameLength = 18
 
+// maxProxyLine is the longest PROXY line, its end included (HAProxy's
+// proxy-protocol.txt, version 1).
+const maxProxyLine = 107
+
 var (
 	endOfHead = []byte("\r\n\r\n")
 	endOfLine = []byte("\r\n")
@@ -249,11 +253,10 @@ var (
 func measure(text []byte, from int) (size int, what finding) {
 	switch {
 	case hasPrefixOrIs(text, proxy):
-		// HAProxy's version 1 allows 107 bytes.
-		if i := bytes.Index(text, endOfLine); i >= 0 {
+		if i := bytes.Index(text[:min(len(text), maxProxyLine)], endOfLine); i >= 0 {
 			return i + len(endOfLine), proxyLine
 		}
-		if len(text) > 107 {
+		if len(text) >= maxProxyLine {
 			return 0, notHead
 		}
 		return 0, needMore

@@ -20,7 +20,7 @@ const (
 type Reply struct {
 	Protocol Protocol
 	Status   Status
-	Code     []byte // Failed: XAPI's failure code, or the error's name or message, as far as it is there; nil if it was not found
+	Code     []byte // Failed: XAPI's failure code, or the error's name or message; nil if it was not found or is cut
 	Value    []byte // Succeeded: the value if it is a string: "51", "OpaqueRef:…"
 	Task     TaskID // Succeeded: the task whose reference Value is, if the call was an asynchronous one
 }
@@ -140,8 +140,7 @@ func (d *Decoder) jsonError(c cutjson.Cursor) []byte {
 		case !ok:
 			return nil
 		case cutjson.Is(key, "message") && c.Peek() == '"':
-			raw, _ := c.String()
-			return d.unescape(raw)
+			return d.wholeString(&c)
 		default:
 			c.Skip()
 		}
@@ -156,9 +155,15 @@ func (d *Decoder) firstString(c *cutjson.Cursor) []byte {
 			return nil
 		}
 	}
-	if c.Peek() != '"' {
+	return d.wholeString(c)
+}
+
+// wholeString returns the string at the cursor, nil if there is none or it is
+// cut: a part of a failure's code could be another one.
+func (d *Decoder) wholeString(c *cutjson.Cursor) []byte {
+	raw, whole := c.String()
+	if !whole {
 		return nil
 	}
-	raw, _ := c.String()
 	return d.unescape(raw)
 }

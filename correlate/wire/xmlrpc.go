@@ -132,7 +132,7 @@ func (d *Decoder) xmlReply(r *Reply, body []byte) {
 	}
 	if fault, ok := xmlEnter(text, "fault"); ok {
 		r.Status = Failed
-		if leaf, _ := xmlLeaf(xmlMember(fault, "faultString")); leaf != nil {
+		if leaf, whole := xmlLeaf(xmlMember(fault, "faultString")); whole {
 			r.Code = d.xmlText(bytes.TrimSpace(leaf))
 		}
 		return
@@ -147,7 +147,7 @@ func (d *Decoder) xmlReply(r *Reply, body []byte) {
 		}
 	case string(status) == "Failure":
 		r.Status = Failed
-		if code, _ := xmlLeaf(xmlMember(text, "ErrorDescription")); code != nil {
+		if code, whole := xmlLeaf(xmlMember(text, "ErrorDescription")); whole {
 			r.Code = d.xmlText(code)
 		}
 	}
