@@ -83,8 +83,8 @@ func (d *Decoder) jsonReply(r *Reply, body []byte) {
 				}
 				r.Status = Succeeded
 			case '{':
-				r.Status = Succeeded
-				if d.jsonStatus(r, c) {
+				r.Status, r.Code = d.jsonStatus(c)
+				if r.Status != Succeeded {
 					return
 				}
 				c.Skip()
@@ -101,28 +101,39 @@ func (d *Decoder) jsonReply(r *Reply, body []byte) {
 }
 
 // jsonStatus reads XML-RPC's form of a failure, {"Status":"Failure",
-// "ErrorDescription":[…]}, which old XAPIs put into a JSON-RPC result. It is
-// false for any other object.
-func (d *Decoder) jsonStatus(r *Reply, c cutjson.Cursor) bool {
+// "ErrorDescription":[…]}, which old XAPIs put into a JSON-RPC result. Any other
+// object is a success.
+func (d *Decoder) jsonStatus(c cutjson.Cursor) (s Status, code []byte) {
 	c.Enter('{')
 	for {
 		key, ok := c.Key()
-		if !ok {
-			return r.Status == Failed
-		}
 		switch {
-		case string(key) == "Status" && c.Peek() == '"':
-			if raw, _ := c.String(); string(raw) != "Failure" {
-				return false
+		case !ok && c.Cut():
+			return s, code
+		case ok && string(key) == "Status":
+			if raw, whole := c.String(); !whole && c.Cut() {
+				return s, code
+			} else if string(raw) != "Failure" {
+				return Succeeded, nil
 			}
-			r.Status = Failed
-		case string(key) == "ErrorDescription":
-			r.Code = d.firstString(&c)
-			if c.Cut() || r.Status == Failed {
-				return r.Status == Failed
+			s = Failed
+		case ok && string(key) == "ErrorDescription":
+			code = d.firstString(&c)
+			for c.More() {
+				if !c.Skip() {
+					break
+				}
 			}
+			if c.Cut() {
+				return s, code
+			}
+		case s == Failed:
+			return s, code
 		default:
-			return r.Status == Failed
+			return Succeeded, nil
+		}
+		if s == Failed && code != nil {
+			return s, code
 		}
 	}
 }
