@@ -137,28 +137,22 @@ func (e *Engine) peek(c *conn, ev *event.Event, whole bool) {
 		return
 	}
 	whole = whole || len(b.buf) >= peekBytes || b.tail != nil
-	if ev.Dir == event.In {
-		b.read = e.peekRequest(c, a, b, whole)
-	} else {
-		b.read = e.peekReply(a, b, whole)
+	if ev.Dir == event.In && e.peekRequest(c, a, b, whole) || ev.Dir == event.Out && e.peekReply(a, b, whole) {
+		e.readBody(b)
 	}
 }
 
 func (e *Engine) peekRequest(c *conn, a *activity, b *body, whole bool) bool {
 	if strings.HasSuffix(a.name, " /cli") {
-		line, _, complete := bytes.Cut(b.buf, []byte("\n"))
+		line, rest, complete := bytes.Cut(b.buf, []byte("\n"))
 		if !complete && !whole {
 			return false
 		}
 		line = bytes.TrimSpace(line)
-		if rest, ok := bytes.CutPrefix(line, []byte("session_id=")); ok {
+		if bytes.HasPrefix(line, []byte("session_id=")) {
 			// a member of the pool passes the command on behind its session
-			_ = rest
-			line = nil
-			if _, after, ok := bytes.Cut(b.buf, []byte("\n")); ok {
-				line, _, _ = bytes.Cut(after, []byte("\n"))
-				line = bytes.TrimSpace(line)
-			}
+			line, _, _ = bytes.Cut(rest, []byte("\n"))
+			line = bytes.TrimSpace(line)
 		}
 		if len(line) > 0 && !bytes.ContainsAny(line, " =") {
 			e.scratch = append(append(e.scratch[:0], "xe "...), line...)

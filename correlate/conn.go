@@ -49,10 +49,13 @@ type side struct {
 
 // body is what is kept of the body of the message in progress.
 type body struct {
-	buf  []byte // from Engine.buffers; nil when nothing is kept
-	tail []byte // part of buf: bytes from the end when some between were not seen
-	read bool   // nothing more is wanted
+	buf        []byte // from Engine.buffers; nil when nothing is kept
+	tail       []byte // part of buf: bytes from the end when some between were not seen
+	read       bool   // nothing more is wanted
+	prev, next *body  // those that keep something, oldest first
 }
+
+func (b *body) links() (prev, next **body) { return &b.prev, &b.next }
 
 type fdKey struct {
 	tgid uint32
@@ -168,7 +171,10 @@ func (e *Engine) handleData(ev *event.Event) {
 	e.read(c, s, ev, ev.Head, false)
 	seen := uint64(len(ev.Head) + len(ev.Tail))
 	if ev.Bytes > seen && !c.tunnel && c.role != clientRole {
-		s.reader.Skip(ev.Bytes - seen)
+		if s.reader.Skip(ev.Bytes-seen) == wire.PartBad {
+			s.begun, s.busy = false, false
+			e.badHead(c, ev)
+		}
 		e.maybeDone(c, s, ev)
 	}
 	if len(ev.Tail) > 0 {
@@ -277,17 +283,18 @@ func (e *Engine) keep(c *conn, p []byte, tail bool) {
 		return
 	}
 	if b.buf == nil {
-		if n := len(e.buffers); n > 0 {
-			b.buf = e.buffers[n-1][:0]
-			e.buffers = e.buffers[:n-1]
-		} else if e.inUse < e.limits.Buffers {
-			b.buf = make([]byte, 0, e.limits.BodyBytes)
-		} else {
+		if e.bodies.len >= e.limits.Buffers {
+			// the one that has been incomplete for the longest time
 			e.stats.UnreadBodies++
-			b.read = true
-			return
+			e.readBody(e.bodies.head)
 		}
-		e.inUse++
+		if n := len(e.buffers); n > 0 {
+			b.buf = e.buffers[n-1]
+			e.buffers = e.buffers[:n-1]
+		} else {
+			b.buf = make([]byte, 0, e.limits.BodyBytes)
+		}
+		e.bodies.add(b)
 	}
 	if tail && b.tail == nil {
 		// what was not seen lies before: room is made for the end
@@ -306,10 +313,17 @@ func (e *Engine) keep(c *conn, p []byte, tail bool) {
 	b.buf = append(b.buf, p[:min(len(p), cap(b.buf)-len(b.buf))]...)
 }
 
-func (e *Engine) dropBody(c *conn) {
-	if c.body.buf != nil {
-		e.buffers = append(e.buffers, c.body.buf)
-		e.inUse--
+// readBody keeps nothing more of the body.
+func (e *Engine) readBody(b *body) {
+	if b.buf != nil {
+		e.bodies.del(b)
+		e.buffers = append(e.buffers, b.buf[:0])
 	}
-	c.body = body{}
+	*b = body{read: true}
+}
+
+// dropBody makes room for the next body.
+func (e *Engine) dropBody(c *conn) {
+	e.readBody(&c.body)
+	c.body.read = false
 }

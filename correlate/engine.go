@@ -33,7 +33,7 @@ type Limits struct {
 	Threads    int           // threads that have work; default 4,096. The least recently used goes first
 	Keys       int           // of each sort: messages, xenopsd tasks, XAPI tasks; default 16,384. The oldest goes first
 	BodyBytes  int           // kept of one body; default 16,384
-	Buffers    int           // bodies kept at once; default 256. Others are not read
+	Buffers    int           // bodies kept at once; default 256. The oldest incomplete one is given up
 	Age        time.Duration // of activities and keys; default 1 h
 }
 
@@ -84,7 +84,7 @@ type Engine struct {
 	arena   arena
 	scratch []byte
 	buffers [][]byte
-	inUse   int // buffers handed out
+	bodies  list[body, *body] // that have one
 }
 
 // New returns an Engine.

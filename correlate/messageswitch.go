@@ -235,10 +235,10 @@ func (e *Engine) endRPC(c *conn, ev *event.Event) {
 	}
 	r := e.dec.Reply(c.body.buf)
 	e.outcome(a, &r)
-	if r.Status == wire.Succeeded {
-		if n, ok := jobNumber(r.Value); ok {
-			e.answered(a, n)
-		}
+	if n, ok := jobNumber(r.Value); ok && r.Status == wire.Succeeded {
+		e.answered(a, n)
+	} else {
+		e.unanswered(a)
 	}
 	if send := m.send.get(); m.hasSend && (send == nil || !send.open) {
 		e.messages.del(id)

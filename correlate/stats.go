@@ -15,7 +15,7 @@ type Stats struct {
 
 	BadHeads     uint64 `json:"bad_heads"`     // messages on a server's socket that are not HTTP, too long or cut
 	BadMessages  uint64 `json:"bad_messages"`  // message-switch bodies that could not be read to their end
-	UnreadBodies uint64 `json:"unread_bodies"` // no buffer was free
+	UnreadBodies uint64 `json:"unread_bodies"` // given up before they were complete: too many at once
 	NoRequest    uint64 `json:"no_request"`    // replies, bodies and log lines whose beginning was not seen
 
 	ActivitiesEvicted uint64 `json:"activities_evicted"` // too many
