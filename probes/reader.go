@@ -82,6 +82,7 @@ func (m *Manager) record(rec *bpf.Record, ev *event.Event, sink func(*event.Even
 		}
 	case event.KindExec:
 		if x := execOf(rec.Raw); target.IsSM(x.script(), m.smDirs) {
+			ev.Component = event.SMAPI
 			m.script(ev.TGID)
 		}
 	case event.KindFork:
@@ -107,14 +108,19 @@ func (m *Manager) record(rec *bpf.Record, ev *event.Event, sink func(*event.Even
 // script makes a child of xapi that has executed an SM script a target of
 // component smapi. Its own children inherit that in the kernel; those that it
 // made before are found by their fork.
+//
+// A process that has ended already is left alone: its pid may soon be another's.
 func (m *Manager) script(tgid uint32) {
+	if !m.watcher.Proc().Exists(tgid) {
+		return
+	}
 	if !m.reader.addScript(tgid) {
 		m.count.scripts.Add(1)
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.wanted == 0 || m.targets[tgid] != nil || !m.watcher.Proc().Exists(tgid) {
+	if m.wanted == 0 || m.targets[tgid] != nil {
 		return
 	}
 	if err := m.session.SetTarget(tgid, bpf.Target{Component: uint8(event.SMAPI), Watch: bpf.WatchProcess}); err != nil {
