@@ -9,6 +9,7 @@ package logline
 import (
 	"bytes"
 
+	"github.com/xenserver/dtagent/correlate/internal/cutjson"
 	"github.com/xenserver/dtagent/correlate/wire"
 )
 
@@ -31,8 +32,9 @@ type Line struct {
 //
 //	<175>Nov 22 12:22:28 xenopsd-xc: [debug||46 |VM.start_on R:454f085a09b2|xenops_server] Task 0 …
 //
-// It is false for lines in another form. The tag can hold any character. It
-// ends where a module's name and "] " follow for the first time.
+// It is false for lines in another form. The tag can hold any character: it ends
+// where a module's name and "] " follow for the first time, outside of the JSON
+// of a debug_info.
 func Parse(b []byte) (l Line, ok bool) {
 	b, ok = l.priority(b)
 	if !ok {
@@ -130,6 +132,16 @@ func splitTag(b []byte) (tag, module, message []byte) {
 			return b, nil, nil
 		}
 		end := at + i
+		if i := bytes.Index(b[at:end], []byte(`\x0A{`)); i >= 0 {
+			// A debug_info, whose JSON may hold anything in its strings.
+			at += i + len(`\x0A`)
+			c := cutjson.AtLogged(b[at:])
+			if !c.Skip() {
+				return b, nil, nil
+			}
+			at += c.Pos()
+			continue
+		}
 		at = end + 1
 		if at < len(b) && b[at] != ' ' {
 			continue

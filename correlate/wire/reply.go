@@ -42,7 +42,9 @@ func (d *Decoder) reply(body []byte) (r Reply) {
 	case JSONRPC:
 		d.jsonReply(&r, body)
 	}
-	if r.Code != nil {
+	if r.Status != Failed {
+		r.Code = nil
+	} else if r.Code != nil {
 		r.Code = d.printable(r.Code[:min(len(r.Code), maxCode)])
 	}
 	r.Task = ParseTaskRef(r.Value)
