@@ -155,6 +155,9 @@ func (e *Engine) finish(a *activity, end event.Time, cause string) {
 	if !a.task.IsZero() {
 		a.attrs = append(a.attrs, attribute.String("xs.xapi.task.id", e.taskString(a.task)))
 	}
+	if a.kind == callActivity || a.kind == taskActivity {
+		e.endTask(a)
+	}
 	if a.kind == processActivity {
 		e.processEnded(a)
 	}

@@ -27,6 +27,7 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 		e.endCall(a, "no reply was seen before the next request")
 	}
 	th := e.useThread(ev.TGID, ev.TID)
+	e.endSending(th, first)
 	e.unwind(th, 0, e.now, endUnseen) // a connection's thread does one request at a time
 
 	ctx, hasContext := tracecontext.ParseTraceparent(h.Traceparent)
@@ -42,8 +43,11 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	}
 	if h.Task.Real() {
 		a.task = h.Task // the caller's, on this or another host
-		if p := e.tasks.get(h.Task); p != nil && !hasContext {
-			e.join(a, p.place, LinkTask)
+		if !hasContext {
+			e.joinTask(a)
+		}
+		if e.tasks.get(h.Task) == nil {
+			e.tasks.put(h.Task, e.now).place = e.placeOf(a)
 		}
 	}
 	th.push(a)
@@ -269,6 +273,26 @@ func (e *Engine) endCall(a *activity, cause string) {
 type taskPlace struct{ place place }
 
 func (e *Engine) dropTaskPlace(p *taskPlace) { e.release(&p.place) }
+
+// joinTask hangs a, a root, under the span of its task.
+func (e *Engine) joinTask(a *activity) {
+	p := e.tasks.get(a.task)
+	if p == nil {
+		p = e.ended.get(a.task)
+	}
+	if p != nil {
+		e.join(a, p.place, LinkTask)
+	}
+}
+
+// endTask keeps the task key for a while beyond the end of its span.
+func (e *Engine) endTask(a *activity) {
+	if p := e.tasks.get(a.task); p != nil && p.place.span == a.spanID {
+		*e.ended.put(a.task, e.now) = *p
+		*p = taskPlace{}
+		e.tasks.del(a.task)
+	}
+}
 
 // noteTask says that the thread of a call or task logged under a task.
 func (e *Engine) noteTask(a *activity, label []byte, id wire.TaskID) {

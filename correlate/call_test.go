@@ -286,3 +286,37 @@ func TestThreadOfSyncCall(t *testing.T) {
 	s.reply("c", 110, success, "")
 	s.root("send " + xenops + " VM.exists")
 }
+
+// Without message-switch xenopsd is called by HTTP on a socket of its own.
+func TestCallOfXenopsd(t *testing.T) {
+	s := newScript(t)
+	s.open(xenopsd, "c", 18, event.Accepted, "/var/lib/xcp/xenopsd")
+	body := "<methodCall><methodName>VM.start</methodName><params><param><value><struct><member><name>debug_info</name><value>VM.start R:07432559b308&#x0a;" + native + "</value></member></struct></value></param></params></methodCall>"
+	s.in(xenopsd, "c", 210, fmt.Sprintf("POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s", len(body), body))
+	s.started(210, 6, tagged, start)
+	s.completed(210, 6)
+	s.out(xenopsd, "c", 210, "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n<xml>")
+	sp := s.span("VM.start")
+	qt.Check(t, qt.Equals(sp.Service, "xenopsd"))
+	qt.Check(t, qt.Equals(sp.Component, event.Xenopsd))
+	qt.Check(t, qt.Equals(attr(sp, "xs.xapi.task.id"), "R:07432559b308"))
+	s.under("VM_start", "VM.start", LinkThread)
+}
+
+// A call that goes on another host's task, or on one of this host, carries its
+// reference.
+func TestCallTaskID(t *testing.T) {
+	s := newScript(t)
+	s.accept("a", 18)
+	s.accept("b", 19)
+	s.request("a", 110, "VM.start")
+	s.log(xapi, 110, "VM.start R:8ae06e1ea3d1", "x", "y")
+	s.call("b", 111, "VM.forwarded", "task-id: OpaqueRef:8ae06e1e-a3d1-1111-2222-333333333333")
+	s.reply("a", 110, success, "")
+	s.call("b", 111, "VM.other", "task-id: OpaqueRef:ffffffff-a3d1-1111-2222-333333333333")
+	s.under("VM.forwarded", "VM.start", LinkTask)
+	s.root("VM.other")
+	qt.Check(t, qt.Equals(attr(s.span("VM.other"), "xs.xapi.task.id"), "R:ffffffffa3d1"))
+	s.wait(time.Minute)
+	qt.Check(t, qt.Equals(s.e.Stats().Keys, 0))
+}

@@ -77,6 +77,7 @@ type Engine struct {
 	messages table[messageID, message]     // message-switch
 	jobs     table[jobID, job]             // xenopsd's tasks
 	tasks    table[wire.TaskID, taskPlace] // XAPI's tasks
+	ended    table[wire.TaskID, taskPlace] // the same, whose span has ended: late events may still ask for them
 	pushes   pushRing
 
 	dec     wire.Decoder
@@ -109,6 +110,7 @@ func New(c Config) *Engine {
 	e.messages.init(e.limits.Keys, &e.stats.MessagesEvicted, e.dropMessage)
 	e.jobs.init(e.limits.Keys, &e.stats.JobsEvicted, e.dropJob)
 	e.tasks.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
+	e.ended.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
 	return e
 }
 
@@ -151,9 +153,8 @@ func (e *Engine) Advance(now event.Time) {
 		e.evict(a, "open too long")
 	}
 	before := e.now - e.age
-	e.messages.expire(before)
-	e.jobs.expire(before)
-	e.tasks.expire(before)
+	e.stats.KeysAged += e.messages.expire(before) + e.jobs.expire(before) + e.tasks.expire(before)
+	e.ended.expire(e.now - 2*e.hold)
 	e.trimPushes()
 }
 
@@ -166,11 +167,17 @@ func (e *Engine) Drain() {
 }
 
 // handleLost marks what is open: any of it may have missed its end or a child.
+// Where a new thread's work is told by the order of events, it is not any more.
 func (e *Engine) handleLost(ev *event.Event) {
 	e.stats.EventsLost += ev.Count
 	for a := e.activities.live.head; a != nil; a = a.next {
 		if a.open && a.incomplete == "" {
 			a.incomplete = "events lost"
+		}
+	}
+	for th := e.threads.lru.head; th != nil; th = th.next {
+		if th.due > 1 {
+			e.dropDeliveries(th)
 		}
 	}
 }

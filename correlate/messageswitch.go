@@ -41,6 +41,9 @@ type exchange struct {
 
 func (e *Engine) startExchange(c *conn, ev *event.Event, h *wire.Head, first event.Time) {
 	r := e.dec.SwitchRequest(h.Path)
+	if a := c.exchange.send.get(); a != nil && !c.exchange.answered {
+		e.finish(a, first, "its number was not seen")
+	}
 	c.exchange = exchange{
 		action: r.Action, n: r.ID,
 		tid: ev.TID, start: first,
@@ -71,12 +74,16 @@ func (e *Engine) exchanged(c *conn, s *side, ev *event.Event) {
 		return
 	}
 	action := x.action
+	x.action = wire.OtherAction
 	if c.role == unknownRole {
 		// the request was made before the probe was there
 		if !bytes.HasPrefix(c.body.buf, []byte(`{"messages"`)) {
 			return
 		}
 		c.role, action = switchRole, wire.Transfer
+	} else if ev.TID != x.tid {
+		e.stats.Conflicts++ // the reply to another thread's request
+		return
 	}
 	switch action {
 	case wire.Request:
@@ -94,7 +101,6 @@ func (e *Engine) exchanged(c *conn, s *side, ev *event.Event) {
 	case wire.Transfer:
 		e.delivered(c, ev)
 	}
-	x.action = wire.OtherAction
 }
 
 // startSend begins the span of a call through the switch, at its caller.
@@ -102,6 +108,8 @@ func (e *Engine) startSend(c *conn, ev *event.Event) {
 	x := &c.exchange
 	call := e.dec.SwitchCall(c.body.buf, c.body.tail)
 	info := &call.DebugInfo
+	th := e.useThread(ev.TGID, x.tid)
+	e.endSending(th, x.start)
 	parent := e.current(ev.TGID, x.tid)
 	if parent != nil && !info.Task.IsZero() && !info.Task.Real() && info.Context.IsValid() {
 		// background work has a trace of its own
@@ -119,12 +127,22 @@ func (e *Engine) startSend(c *conn, ev *event.Event) {
 	e.messaging(a, "send", x.queue, &call)
 	a.at(ev.TGID, x.tid)
 	x.send = a.ref()
+	th.sending = a.ref()
 	switch {
 	case parent == nil:
 		e.remote(a, info.Context)
 	case info.Context.IsValid():
 		e.fix(a.tree.find(), info.Context.TraceID)
 	}
+}
+
+// endSending ends the call of a thread that goes on to something else: its
+// answer was missed, for a thread waits for that.
+func (e *Engine) endSending(th *thread, at event.Time) {
+	if a := th.sending.get(); a != nil && a.open {
+		e.finish(a, at, "its answer was not seen")
+	}
+	th.sending = ref{}
 }
 
 func (e *Engine) messaging(a *activity, operation, queue string, call *wire.Call) {
@@ -169,6 +187,9 @@ func (e *Engine) joinMessage(m *message, send, rpc *activity) {
 
 // delivered takes the messages that the switch gave a process.
 func (e *Engine) delivered(c *conn, ev *event.Event) {
+	if th := e.threadOf(ev.TGID, ev.TID); th != nil {
+		e.dropDeliveries(th)
+	}
 	all := e.dec.SwitchMessages(c.body.buf, c.body.tail, func(m *wire.SwitchMessage) {
 		switch m.Kind {
 		case wire.Request:
@@ -280,7 +301,5 @@ func (e *Engine) settleRPC(a *activity) {
 		e.remote(a, a.context)
 		return
 	}
-	if p := e.tasks.get(a.task); p != nil {
-		e.join(a, p.place, LinkTask)
-	}
+	e.joinTask(a)
 }

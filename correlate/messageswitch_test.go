@@ -253,3 +253,55 @@ func TestSwitchToXapi(t *testing.T) {
 	qt.Check(t, qt.Equals(s.span("LVMSR vdi_attach").Service, "smapi"))
 	qt.Check(t, qt.Equals(s.span("LVMSR vdi_attach").Component, event.SMAPI))
 }
+
+// What was lost ends when its thread goes on, and leads to no wrong parent.
+func TestSwitchLosses(t *testing.T) {
+	t.Run("answer", func(t *testing.T) {
+		s := newScript(t)
+		s.openSwitch()
+		s.accept("c", 18)
+		s.request("c", 110, "VM.start", "traceparent: "+caller)
+		s.ask(110, "VM.one", "")
+		s.number(110, 1)
+		at := s.ask(110, "VM.two", "")
+		qt.Check(t, qt.Equals(s.span(send+"VM.one").Incomplete, "its answer was not seen"))
+		qt.Check(t, qt.Equals(s.span(send+"VM.one").End, int64(at)))
+		s.number(110, 2)
+		s.reply("c", 110, success, "")
+		s.threadExit(xapi, 110)
+		qt.Check(t, qt.Equals(s.span(send+"VM.two").Incomplete, "its answer was not seen"))
+	})
+	t.Run("number", func(t *testing.T) {
+		s := newScript(t)
+		s.openSwitch()
+		s.ask(110, "VM.one", "")
+		s.ask(111, "VM.two", "")
+		s.number(111, 2)
+		qt.Check(t, qt.Equals(s.span(send+"VM.one").Incomplete, "its number was not seen"))
+	})
+	t.Run("number and the next request", func(t *testing.T) {
+		s := newScript(t)
+		s.openSwitch()
+		s.ask(110, "VM.same", "")
+		s.deliver(2, "VM.same", "")
+		s.respond(2, 210, "null")
+		s.number(111, 2) // of another thread's request
+		s.wait(3 * time.Second)
+		s.root("VM.same")
+		qt.Check(t, qt.Equals(s.e.Stats().Conflicts, 1))
+	})
+	t.Run("new thread", func(t *testing.T) {
+		s := newScript(t)
+		s.openSwitch()
+		s.deliver(1, "VM.one", "")
+		s.deliver(2, "VM.two", "")
+		s.thread(xenopsd, 201, 211)
+		s.fork(xenopsd, 211, 300)
+		s.exec(xenopsd, 300, "two", "")
+		s.exit(xenopsd, 300, 0)
+		s.respond(2, 211, "null")
+		s.wait(3 * time.Second)
+		s.under("two", "VM.two", LinkFork)
+		qt.Check(t, qt.Equals(s.e.Stats().DeliveriesDropped, 1))
+	})
+}

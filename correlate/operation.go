@@ -312,9 +312,7 @@ func (e *Engine) settleOperation(a *activity) {
 		e.remote(a, a.context)
 		return
 	}
-	if p := e.tasks.get(a.task); p != nil {
-		e.join(a, p.place, LinkTask)
-	}
+	e.joinTask(a)
 }
 
 func (e *Engine) startAtom(ev *event.Event, n *logline.Anchor) {

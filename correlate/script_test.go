@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/go-quicktest/qt"
+	"github.com/xenserver/dtagent/correlate/wire"
 	"github.com/xenserver/dtagent/probes/event"
 	"go.opentelemetry.io/otel/trace"
 )
@@ -354,10 +355,13 @@ func (e *Engine) check(t testing.TB) {
 		}
 		return true
 	})
-	for s := e.tasks.order.head; s != nil; s = s.next {
-		if s.value.place.tree != nil {
-			trees[s.value.place.tree]++
-		}
+	for _, tasks := range []*table[wire.TaskID, taskPlace]{&e.tasks, &e.ended} {
+		tasks.each(func(_ wire.TaskID, p *taskPlace) bool {
+			if p.place.tree != nil {
+				trees[p.place.tree]++
+			}
+			return true
+		})
 	}
 	for i := range e.pushes.n {
 		if p := e.pushes.at(i); p.place.tree != nil {

@@ -20,6 +20,7 @@ type Stats struct {
 
 	ActivitiesEvicted uint64 `json:"activities_evicted"` // too many
 	ActivitiesAged    uint64 `json:"activities_aged"`    // open too long
+	KeysAged          uint64 `json:"keys_aged"`          // messages and tasks whose other half never came
 	ConnsEvicted      uint64 `json:"conns_evicted"`
 	ThreadsEvicted    uint64 `json:"threads_evicted"`
 	MessagesEvicted   uint64 `json:"messages_evicted"`
@@ -48,7 +49,7 @@ func (e *Engine) Stats() Stats {
 	s.Trees = e.trees.len
 	s.Conns = len(e.conns.byFD)
 	s.Threads = len(e.threads.byTID)
-	s.Keys = e.messages.len() + e.jobs.len() + e.tasks.len() + e.pushes.len()
+	s.Keys = e.messages.len() + e.jobs.len() + e.tasks.len() + e.ended.len() + e.pushes.len()
 	return s
 }
 

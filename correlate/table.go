@@ -63,11 +63,13 @@ func (t *table[K, V]) del(k K) {
 	}
 }
 
-func (t *table[K, V]) expire(before event.Time) {
+// expire drops what was put before that time and returns how much it was.
+func (t *table[K, V]) expire(before event.Time) (n uint64) {
 	for s := t.order.head; s != nil && s.born < before; s = t.order.head {
-		*t.evicted++
 		t.remove(s)
+		n++
 	}
+	return n
 }
 
 // each calls f for the keys and values, oldest first, and drops those for which

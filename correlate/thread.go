@@ -15,6 +15,7 @@ type thread struct {
 	n          int
 	deliveries [32]ref // messages read for which a thread is still to be made, in order
 	first, due int
+	sending    ref  // the last call through message-switch
 	popped     push // what xenopsd's worker took last from its queue
 	prev, next *thread
 }
@@ -73,6 +74,7 @@ func (e *Engine) dropThread(tid uint32, end event.Time, cause string) {
 	if th == nil {
 		return
 	}
+	e.endSending(th, end)
 	e.unwind(th, 0, end, cause)
 	e.dropDeliveries(th)
 	e.release(&th.popped.place)
