@@ -229,7 +229,7 @@ func (c *comparison) problem(format string, args ...any) {
 // find returns the span of that kind and name that begins at the time.
 func (c *comparison) find(kind trace.SpanKind, comp event.Component, name string, start event.Time) *correlate.Span {
 	for _, s := range c.o.spans {
-		if s.Kind == kind && s.Component == comp && s.Name == name && near(s.Start, int64(start), millisecond/10) && !c.explain[s] {
+		if s.Kind == kind && s.Component == comp && s.Name == name && near(s.Start, int64(start), 2000) && !c.explain[s] {
 			c.explain[s] = true
 			return s
 		}
@@ -324,6 +324,9 @@ func (c *comparison) matchMessages() {
 		case rpc.Link == correlate.LinkTraceparent && rpc.TraceID.String() == m.TraceID:
 			c.scores.of(correlate.LinkQueue).missing++
 			c.problem("%s: RPC is only in the right trace", what)
+		case rpc.Link == correlate.LinkTask && c.serves(rpc, m):
+			c.scores.of(correlate.LinkQueue).missing++
+			c.problem("%s: RPC is %s, which is above the right place", what, c.o.path(rpc))
 		case rpc.ParentID.IsValid():
 			c.scores.of(rpc.Link).wrong++
 			c.problem("%s: RPC is %s", what, c.o.path(rpc))
@@ -362,6 +365,12 @@ func (c *comparison) matchMessages() {
 			c.problem("span %s of %s is no message", s.Name, at(event.Time(s.Start)))
 		}
 	}
+}
+
+// serves tells whether s is below the call that m is sent for.
+func (c *comparison) serves(s *correlate.Span, m *Message) bool {
+	call := c.o.above(s, trace.SpanKindServer)
+	return call != nil && call.Name == m.Label && attribute(call, "xs.xapi.task.id") == m.Task
 }
 
 func (c *comparison) sendParent(m *Message, send *correlate.Span, what string) {
@@ -638,14 +647,15 @@ func TestLosses(t *testing.T) {
 					sum.of(l).missing += s.missing
 				}
 				for _, p := range c.problems {
-					if !strings.Contains(p, "no span for") && !strings.Contains(p, "no send") && !strings.Contains(p, "no RPC span") && !strings.Contains(p, "incomplete") && !strings.Contains(p, "ends ") && !strings.Contains(p, "complete") && !strings.Contains(p, "no operation span") && !strings.Contains(p, "is no call") && !strings.Contains(p, "is no message") && !strings.Contains(p, "has no parent") && !strings.Contains(p, "only in the right trace") && !strings.Contains(p, "hangs under no call") {
-						t.Logf("seed %d: %s", seed, p)
+					if strings.Contains(p, "background work") {
+						t.Errorf("seed %d: %s", seed, p)
 					}
 				}
 			}
 			t.Logf("2%% of the events lost, 20 times:%s", sum)
 			total := sum.total()
 			qt.Check(t, qt.IsTrue(ratio(total.right, total.right+total.wrong) >= 0.99))
+			qt.Check(t, qt.IsTrue(ratio(total.right, total.right+total.wrong+total.missing) >= 0.85))
 		})
 	}
 }

@@ -344,8 +344,12 @@ func ends(data []byte, n int, toSwitch bool) (head, tail []byte) {
 }
 
 // switchRequest tells whether a message begins as a client of message-switch
-// begins one.
+// begins one. The programs look at 16 bytes at once, and no real request is
+// shorter.
 func switchRequest(b []byte) bool {
+	if len(b) < 16 {
+		return len(b) > 8 && bytes.HasPrefix(b, []byte("GET /ack"))
+	}
 	for _, s := range []string{"POST /transfer", "POST /request", "POST /response", "GET /login", "GET /persistent", "GET /transient", "GET /ack"} {
 		if bytes.HasPrefix(b, []byte(s)) {
 			return true
