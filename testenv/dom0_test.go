@@ -263,10 +263,10 @@ func TestKnobs(t *testing.T) {
 	for _, l := range []config.Layer{config.LayerAPI, config.LayerFsync, config.LayerLock, config.LayerSwitch} {
 		qt.Check(t, qt.IsTrue(len(log.Find(truth.Delay, string(l))) > 0), qt.Commentf("%s", l))
 	}
-	for atom, code := range map[string]string{"VM_build": "Domain_build_failed", "vdi_attach": "SR_BACKEND_FAILURE_46"} {
-		qt.Assert(t, qt.IsNil(d.Set(testenv.Knobs{Fail: map[string]string{atom: code}})))
+	for _, f := range [][3]string{{"VM_build", "Domain_build_failed", "INTERNAL_ERROR"}, {"vdi_attach", "SR_BACKEND_FAILURE_46", "SR_BACKEND_FAILURE_46"}} {
+		qt.Assert(t, qt.IsNil(d.Set(testenv.Knobs{Fail: map[string]string{f[0]: f[1]}})))
 		_, err = c.Call(ctx, "VM.start", session, vm, false, false)
-		qt.Check(t, qt.IsTrue(failure(t, err).Code != ""), qt.Commentf("%s: %v", atom, err))
+		qt.Check(t, qt.Equals(failure(t, err).Code, f[2]), qt.Commentf("%s", f[0]))
 		qt.Assert(t, qt.IsNil(d.Set(testenv.Knobs{})))
 	}
 	// Nothing of it has stayed behind.

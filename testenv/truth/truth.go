@@ -111,13 +111,15 @@ func (l *Log) join() {
 	}
 	for i := range l.Entries {
 		e := &l.Entries[i]
-		if e.Parent != "" || e.ParentKey == "" {
-			continue
-		}
-		for _, j := range byKey[e.ParentKey] {
-			if j != i && l.Entries[j].Start <= e.Start {
-				e.Parent = l.Entries[j].ID
+		if e.Parent == "" && e.ParentKey != "" {
+			for _, j := range byKey[e.ParentKey] {
+				if j != i && l.Entries[j].Start <= e.Start {
+					e.Parent = l.Entries[j].ID
+				}
 			}
+		}
+		if j, ok := l.byID[e.Parent]; ok && l.Entries[j].Background {
+			e.Background = true
 		}
 	}
 }

@@ -279,3 +279,11 @@ func (t *Thread) Delay(l config.Layer) {
 	sys.Sleep(d)
 	s.End()
 }
+
+// Tick is the life of the OCaml runtime's tick thread: 20 wake-ups a second,
+// always.
+func Tick(*Thread) {
+	for {
+		sys.Sleep(50 * time.Millisecond)
+	}
+}

@@ -144,10 +144,3 @@ func (x *xapi) chatter(label string, every time.Duration) func(t *node.Thread) {
 		}
 	}
 }
-
-// tick is the OCaml runtime's: 20 wake-ups a second, always.
-func tick(*node.Thread) {
-	for {
-		sys.Sleep(50 * time.Millisecond)
-	}
-}

@@ -79,7 +79,7 @@ func (w *work) rpc(parent node.Context, method, members string) (json.RawMessage
 	if err != nil {
 		var f *mswitch.Failure
 		if errors.As(err, &f) {
-			return nil, fail("XENOPSD_ERROR", f.Parts...)
+			return nil, translated(f.Parts[0], f.Parts[1:])
 		}
 		return nil, fail("INTERNAL_ERROR", err.Error())
 	}
@@ -240,11 +240,22 @@ func (w *work) stat(parent node.Context, task string) (status, *failure) {
 		var params []string
 		if json.Unmarshal(r.State[1], &e) == nil && len(e) == 2 {
 			_ = json.Unmarshal(e[1], &params) // without parameters it is the code alone
-			return status{done: true, failed: fail(text(e[0]), params...)}, nil
+			return status{done: true, failed: translated(text(e[0]), params)}, nil
 		}
 		return status{done: true, failed: fail("INTERNAL_ERROR", "Task failed")}, nil
 	}
 	return status{}, nil
+}
+
+// translated is xenopsd's error as XAPI's.
+func translated(code string, params []string) *failure {
+	switch {
+	case code == "Storage_backend_error" && len(params) > 0:
+		return fail(params[0], params[1:]...)
+	case code == "Does_not_exist" && len(params) == 2:
+		return fail("HANDLE_INVALID", params...)
+	}
+	return fail("INTERNAL_ERROR", "xenopsd internal error: "+strings.Join(append([]string{code}, params...), " "))
 }
 
 // settle waits until xapi's event thread has taken all that xenopsd has told so

@@ -72,11 +72,11 @@ func (x *xapi) plugin(t *node.Thread, method string, p mswitch.Params) (string, 
 	}
 	out, err := t.Run(node.Child{Path: script, Args: []string{smCall(op, session, p, x.db.hostRef)}, Operation: op, Component: "smapi", Env: env})
 	if err != nil {
-		return "", &mswitch.Failure{Parts: []string{"Backend_error", "SR_BACKEND_FAILURE", err.Error()}}
+		return "", &mswitch.Failure{Parts: []string{"Backend_error", "SR_BACKEND_FAILURE_1200", "", err.Error(), ""}}
 	}
 	if f := fault(string(out)); f != nil {
 		t.Log(node.Error, "sm", "%s failed: %s", op, f)
-		return "", &mswitch.Failure{Parts: []string{"Backend_error", f.Error()}}
+		return "", &mswitch.Failure{Parts: []string{"Backend_error", f.Error(), "", "injected", ""}}
 	}
 	if method == "VDI.attach3" {
 		return `{"implementations":[["XenDisk",{"backend_type":"vbd3","extra":{},"params":"/dev/sm/backend/` + p.String("sr") + "/" + p.String("vdi") + `"}]]}`, nil

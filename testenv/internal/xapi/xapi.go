@@ -28,7 +28,7 @@ type xapi struct {
 // Run is the process. It returns the TCP port that it listens on.
 func Run(p *node.Proc) (uint16, error) {
 	x := &xapi{p: p, db: newDatabase(p.Setup), events: newEvents()}
-	p.Go("", tick)
+	p.Go("", node.Tick)
 	var err error
 	if x.client, err = mswitch.NewClient(p); err != nil {
 		return 0, err

@@ -58,6 +58,7 @@ func Run(p *node.Proc) error {
 		}
 	}
 	p.Go("", d.holder)
+	p.Go("", node.Tick)
 	if err := mswitch.Listen(p, Queue, d.call); err != nil {
 		return err
 	}
@@ -160,8 +161,7 @@ func (d *daemon) call(t *node.Thread, method string, p mswitch.Params) (string, 
 		return d.updates.get(p.Int("last_id"), time.Duration(p.Int("timeout"))*time.Second), nil
 	case "UPDATES.refresh_vm":
 		debug("UPDATES.refresh_vm %s", id)
-		debug("VM_DB.signal %s", id)
-		d.updates.add("Vm", id)
+		d.signal(t, "Vm", id)
 		return "null", nil
 	case "UPDATES.inject_barrier":
 		debug("UPDATES.inject_barrier %s %d", p.String("vm_id"), p.Int("id"))

@@ -3,6 +3,7 @@
 package xenopsd
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -161,9 +162,14 @@ func (d *daemon) perform(t *node.Thread, tk *task, op operation, root node.Conte
 		t.Trace = root.String()
 		d.signalTask(t, tk)
 	}
-	t.Log(node.Debug, "xenops_server", "VM_DB.signal %s", op.vm)
-	d.updates.add("Vm", op.vm)
+	d.signal(t, "Vm", op.vm)
 	return nil
+}
+
+// signal tells the world that a VM or a device of it has changed.
+func (d *daemon) signal(t *node.Thread, kind, id string) {
+	t.Log(node.Debug, "xenops_server", "%s_DB.signal %s", strings.ToUpper(kind), id)
+	d.updates.add(kind, id)
 }
 
 // atom does one atom on this thread.
@@ -254,6 +260,7 @@ func (d *daemon) simple(t *node.Thread, tk *task, a atom, own node.Context) *msw
 		debug("VM.create %s memory_upper_bound = None, memory_total_source = None, num_of_vbds = %d, num_of_vifs = %d", a.vm, len(d.devs.vbds), len(d.devs.vifs))
 		d.store.read(a.vm)
 		debug("using domid %d", d.newDomain(a.vm))
+		d.setPower(a.vm, "Paused")
 		d.write(t, "domain", a.vm, domainJSON(a.vm, d.domid(a.vm)))
 	case "VM_build":
 		debug("VM.build %s", a.vm)
@@ -271,15 +278,19 @@ func (d *daemon) simple(t *node.Thread, tk *task, a atom, own node.Context) *msw
 	case "VM_unpause":
 		debug("VM.unpause %s", a.vm)
 		d.store.read(a.vm)
-		t.Log(node.Info, "xenops_server", "VM %s is not paused", a.vm)
+		if d.powerOf(a.vm) != "Paused" {
+			t.Log(node.Info, "xenops_server", "VM %s is not paused", a.vm)
+			break
+		}
 		d.setPower(a.vm, "Running")
+		d.signal(t, "Vm", a.vm)
 	case "VM_pause":
 		debug("VM.pause %s", a.vm)
 		d.write(t, "domain", a.vm, domainJSON(a.vm, d.domid(a.vm)))
-		debug("VM_DB.signal %s", a.vm)
-		d.updates.add("Vm", a.vm)
+		d.signal(t, "Vm", a.vm)
 	case "VM_shutdown_domain":
-		debug("VM.shutdown_domain %s, reason = Halt, timeout = %s, ack timeout = 60.000000", a.vm, strings.TrimPrefix(a.args, `,["Halt"],`))
+		timeout, _ := strconv.ParseFloat(strings.TrimPrefix(a.args, `,["Halt"],`), 64) // of our own making
+		debug("VM.shutdown_domain %s, reason = Halt, timeout = %f, ack timeout = 60.000000", a.vm, timeout)
 	case "VM_destroy_device_model":
 		debug("VM.destroy_device_model %s", a.vm)
 		d.write(t, "domain", a.vm, domainJSON(a.vm, d.domid(a.vm)))
@@ -292,6 +303,7 @@ func (d *daemon) simple(t *node.Thread, tk *task, a atom, own node.Context) *msw
 		d.store.remove("VM/"+a.vm, "config")
 	case "VBD_set_active":
 		debug("VBD.set_active %s.%s true", a.vm, a.dev)
+		d.signal(t, "Vbd", a.vm+"."+a.dev)
 	case "VBD_plug":
 		debug("VBD.plug %s.%s", a.vm, a.dev)
 		for _, m := range []string{"VDI.attach3", "VDI.activate3"} {
@@ -299,7 +311,7 @@ func (d *daemon) simple(t *node.Thread, tk *task, a atom, own node.Context) *msw
 				return err
 			}
 		}
-		d.updates.add("Vbd", a.vm+"."+a.dev)
+		d.signal(t, "Vbd", a.vm+"."+a.dev)
 	case "VBD_unplug":
 		debug("VBD.unplug %s.%s", a.vm, a.dev)
 		for _, m := range []string{"VDI.deactivate", "VDI.detach"} {
@@ -307,13 +319,16 @@ func (d *daemon) simple(t *node.Thread, tk *task, a atom, own node.Context) *msw
 				return err
 			}
 		}
+		d.signal(t, "Vbd", a.vm+"."+a.dev)
 	case "VIF_set_active":
 		debug("VIF.set_active %s.%s true", a.vm, a.dev)
+		d.signal(t, "Vif", a.vm+"."+a.dev)
 	case "VIF_plug":
 		debug("VIF.plug %s.%s", a.vm, a.dev)
-		d.updates.add("Vif", a.vm+"."+a.dev)
+		d.signal(t, "Vif", a.vm+"."+a.dev)
 	case "VIF_unplug":
 		debug("VIF.unplug %s.%s", a.vm, a.dev)
+		d.signal(t, "Vif", a.vm+"."+a.dev)
 	}
 	return nil
 }
@@ -376,7 +391,11 @@ func (d *daemon) storage(t *node.Thread, tk *task, method string, a atom, own no
 		params = "{" + params
 	}
 	if _, err := c.Call(t, "org.xen.xapi.storage", method, params); err != nil {
-		return &mswitch.Failure{Parts: []string{"Storage_backend_error", err.Error()}}
+		var f *mswitch.Failure
+		if errors.As(err, &f) && len(f.Parts) > 1 && f.Parts[0] == "Backend_error" {
+			return &mswitch.Failure{Parts: append([]string{"Storage_backend_error"}, f.Parts[1:]...)}
+		}
+		return &mswitch.Failure{Parts: []string{"Internal_error", err.Error()}}
 	}
 	return nil
 }
