@@ -131,7 +131,7 @@ type legacyStreamDtTarget struct {
 	Code      int32
 	Component uint8
 	Watch     uint8
-	Exiting   uint8
+	State     uint8
 	Pad       uint8
 }
 

@@ -47,7 +47,7 @@ type modernProcessDtTarget struct {
 	Code      int32
 	Component uint8
 	Watch     uint8
-	Exiting   uint8
+	State     uint8
 	Pad       uint8
 }
 

@@ -121,8 +121,10 @@ int dt_fork(void *ctx)
 		 */
 		r.h.flags = DT_F_NOENTER;
 		r.child_tgid = tid;
+		t->state |= DT_T_THREADS;
 		dt_lost(DT_LOSS_ENTER);
 	} else if (*flags & CLONE_THREAD) {
+		t->state |= DT_T_THREADS;
 		r.h.flags = DT_F_THREAD;
 		r.child_tgid = id >> 32;
 	} else {
@@ -206,7 +208,7 @@ int dt_exec(void *ctx)
 	if (!t)
 		return 0;
 	t->since = bpf_ktime_get_ns(); /* of the sockets, only those without CLOEXEC are left */
-	t->exiting = 0;
+	t->state = 0; /* an exec ends the other threads first */
 	e = bpf_map_lookup_elem(&dt_execs, &tgid);
 	if (!e) {
 		e = dt_exec_entry(tgid);
@@ -238,7 +240,7 @@ int dt_e_exitgrp(struct dt_sys_enter *ctx)
 
 	if (t) {
 		t->code = (ctx->arg[0] & 0xff) << 8;
-		t->exiting = 1;
+		t->state |= DT_T_CODE;
 	}
 	return 0;
 }
@@ -248,17 +250,29 @@ int dt_exit(void *ctx)
 {
 	__u64 id = bpf_get_current_pid_tgid();
 	__u32 tgid = id >> 32;
-	struct dt_target *t = dt_target(tgid, DT_WATCH_PROCESS);
+	__u8 leader = (__u32)id == tgid;
+	struct dt_target *t = bpf_map_lookup_elem(&dt_targets, &tgid);
 	struct dt_exit r = {};
 
 	if (!t)
 		return 0;
-	dt_head(&r.h, DT_EXIT, (__u32)id == tgid ? DT_F_LEADER : 0, t->component, id);
-	dt_exit_facts(&r, t->code, t->exiting);
 	bpf_map_delete_elem(&dt_clones, &id);
-	if ((__u32)id == tgid) {
+	if (!(t->watch & DT_WATCH_PROCESS) && (leader || !(t->state & DT_T_GONE))) {
+		if (leader) /* of a target without process watch, or of another process with the number of one */
+			bpf_map_delete_elem(&dt_targets, &tgid);
+		return 0;
+	}
+	dt_head(&r.h, DT_EXIT, leader ? DT_F_LEADER : 0, t->component, id);
+	dt_exit_facts(&r, t->code, t->state & DT_T_CODE);
+	if (leader) {
 		bpf_map_delete_elem(&dt_execs, &tgid);
-		bpf_map_delete_elem(&dt_targets, &tgid);
+		if (t->state & DT_T_THREADS) {
+			/* User space takes it out a little later. */
+			t->watch = 0;
+			t->state |= DT_T_GONE;
+		} else {
+			bpf_map_delete_elem(&dt_targets, &tgid);
+		}
 	}
 	dt_send(ctx, &r.h, sizeof(r));
 	return 0;

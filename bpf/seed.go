@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -132,55 +131,4 @@ func parseSyscall(line string) (nr int64, args [6]uint64, ok bool) {
 		}
 	}
 	return nr, args, true
-}
-
-// sweepEvery is how often what ended processes left behind is taken out.
-const sweepEvery = 5 * time.Second
-
-func (s *Session) sweeper() {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-s.sweep:
-			return
-		case <-tick.C:
-		}
-		s.mu.Lock()
-		if !s.closed {
-			if err := s.sweepConns(); err != nil {
-				s.kernel.opt.Log.Debug("sweep of known sockets", "err", err)
-			}
-		}
-		s.mu.Unlock()
-	}
-}
-
-// sweepConns forgets the sockets of processes that are no targets any more. The
-// kernel closes the sockets of a process that ends without a system call, and
-// the programs have no loop to find them.
-func (s *Session) sweepConns() error {
-	all, err := s.targets()
-	if err != nil {
-		return err
-	}
-	keys, err := mapKeys[connKey](s.maps["dt_conns"])
-	if err != nil {
-		return fmt.Errorf("map dt_conns: %w", err)
-	}
-	for _, k := range keys {
-		var c conn
-		if s.maps["dt_conns"].Lookup(k, &c) != nil {
-			continue
-		}
-		if t, ok := all[k.TGID]; ok && c.Born >= t.Since {
-			continue
-		}
-		if c.Gather != 0 || c.BulkCalls > 0 {
-			s.userLost[Stream-1][lossEnded].Add(1)
-		}
-		s.maps["dt_conns"].Delete(k)
-		s.maps["dt_gathers"].Delete(k)
-	}
-	return nil
 }

@@ -57,7 +57,9 @@ type Session struct {
 	read      chan struct{} // closed when Read has returned everything
 	sweep     chan struct{} // closed to end the sweeper
 
-	mu     sync.Mutex
+	attach sync.Mutex // held while attaching and detaching, which takes a second; taken before mu
+
+	mu     sync.Mutex // of the fields below and of the maps' entries, never held for long
 	links  map[Probe][]attached
 	closed bool
 }
@@ -67,12 +69,12 @@ var errClosed = fmt.Errorf("session: %w", os.ErrClosed)
 // Attach attaches the programs of a probe. Attaching an attached probe does
 // nothing. Attach(Stream) begins with no known socket: seed afterwards.
 func (s *Session) Attach(p Probe) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	s.attach.Lock()
+	defer s.attach.Unlock()
+	if s.isClosed() {
 		return errClosed
 	}
-	if len(s.links[p]) > 0 {
+	if len(s.attachedTo(p)) > 0 {
 		return nil
 	}
 	if p == Stream {
@@ -88,32 +90,57 @@ func (s *Session) Attach(p Probe) error {
 		if err != nil {
 			return errors.Join(fmt.Errorf("probe %s: attach %s to %s: %w", p, h.program, h, err), s.detach(p))
 		}
+		s.mu.Lock()
 		s.links[p] = append(s.links[p], attached{h, l})
+		s.mu.Unlock()
 	}
 	s.active.Add(1)
 	return s.buffer.flush() // ends a Read's long sleep
 }
 
 // Detach detaches a probe; records already made can still be read. Detaching
-// what is not attached does nothing.
+// what is not attached does nothing. It takes about a second: for each hook the
+// kernel waits until no CPU can be in it any more.
 func (s *Session) Detach(p Probe) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.links[p]) == 0 {
+	s.attach.Lock()
+	defer s.attach.Unlock()
+	if len(s.attachedTo(p)) == 0 {
 		return nil
 	}
 	s.active.Add(-1)
 	return s.detach(p)
 }
 
+func (s *Session) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+func (s *Session) attachedTo(p Probe) []attached {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.links[p])
+}
+
+// detach needs s.attach. It closes all links at once, which halves the wait.
 func (s *Session) detach(p Probe) error {
-	var errs []error
-	for _, a := range slices.Backward(s.links[p]) {
-		if err := a.link.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("probe %s: detach from %s: %w", p, a.hook, err))
-		}
+	var (
+		wg    sync.WaitGroup
+		links = s.attachedTo(p)
+		errs  = make([]error, len(links))
+	)
+	for i, a := range slices.Backward(links) {
+		wg.Go(func() {
+			if err := a.link.Close(); err != nil {
+				errs[i] = fmt.Errorf("probe %s: detach from %s: %w", p, a.hook, err)
+			}
+		})
 	}
+	wg.Wait()
+	s.mu.Lock()
 	s.links[p] = nil
+	s.mu.Unlock()
 	return errors.Join(errs...)
 }
 
@@ -140,8 +167,8 @@ func (s *Session) SetTarget(tgid uint32, t Target) error {
 		return errClosed
 	}
 	var v target
-	if err := s.maps["dt_targets"].Lookup(tgid, &v); err != nil {
-		v = target{Since: ktime()}
+	if err := s.maps["dt_targets"].Lookup(tgid, &v); err != nil || v.State&targetGone != 0 {
+		v = target{Since: ktime(), State: targetThreads}
 	}
 	v.Component, v.Watch = t.Component, t.Watch
 	if err := s.maps["dt_targets"].Put(tgid, v); err != nil {
@@ -178,6 +205,9 @@ func (s *Session) Targets() (map[uint32]Target, error) {
 	}
 	out := make(map[uint32]Target, len(all))
 	for tgid, t := range all {
+		if t.State&targetGone != 0 {
+			continue
+		}
 		out[tgid] = Target{Component: t.Component, Watch: t.Watch}
 	}
 	return out, nil
@@ -231,14 +261,16 @@ func (s *Session) Close() error {
 		s.mu.Unlock()
 		return nil
 	}
-	s.closed = true
+	s.closed = true // nothing is attached and no map is used after this
+	close(s.sweep)
+	s.mu.Unlock()
+
+	s.attach.Lock()
+	defer s.attach.Unlock()
 	var errs []error
 	for _, p := range allProbes {
 		errs = append(errs, s.detach(p))
 	}
-	s.active.Store(0)
-	close(s.sweep)
-	s.mu.Unlock()
 
 	s.closing.Store(true)
 	if s.reading.Load() {

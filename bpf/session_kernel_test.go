@@ -4,12 +4,14 @@ package bpf
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -34,17 +36,61 @@ func openKernel(t testing.TB, tier Tier, o Options) *Kernel {
 	return k
 }
 
+// sessions are the sessions that inTiers shares, since detaching takes seconds.
+var sessions = map[Tier]*collector{}
+
+func closeSessions() {
+	for _, c := range sessions {
+		c.close()
+	}
+}
+
 // inTiers runs a test in both tiers with everything attached.
 func inTiers(t *testing.T, f func(t *testing.T, c *collector)) {
 	for _, tier := range []Tier{Legacy, Modern} {
 		t.Run(tier.String(), func(t *testing.T) {
-			c := collect(t, openKernel(t, tier, Options{}))
-			for _, p := range allProbes {
-				qt.Assert(t, qt.IsNil(c.s.Attach(p)))
+			c := sessions[tier]
+			if c == nil {
+				c = newCollector(t, openKernel(t, tier, Options{}))
+				sessions[tier] = c
+				for _, p := range allProbes {
+					qt.Assert(t, qt.IsNil(c.s.Attach(p)))
+				}
 			}
+			c.reset(t)
 			f(t, c)
 		})
 	}
+}
+
+// reset forgets what earlier tests left.
+func (c *collector) reset(t testing.TB) {
+	targets, err := c.s.Targets()
+	qt.Assert(t, qt.IsNil(err))
+	for tgid := range targets {
+		qt.Assert(t, qt.IsNil(c.s.DeleteTarget(tgid)))
+	}
+	c.t = t
+	c.settle()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.got, c.lost, c.before = nil, 0, c.s.Losses()
+}
+
+// losses returns what was lost since reset.
+func (c *collector) losses() []Loss {
+	var out []Loss
+	for _, l := range c.s.Losses() {
+		for _, b := range c.before {
+			if b.Probe == l.Probe && b.Cause == l.Cause {
+				l.Count -= b.Count
+			}
+		}
+		if l.Count > 0 {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // got is a decoded record of any kind.
@@ -126,25 +172,37 @@ func decodeRecord(raw []byte) (g got, err error) {
 
 // collector reads all records of a session.
 type collector struct {
-	t testing.TB
-	s *Session
+	t      testing.TB
+	s      *Session
+	before []Loss
 
 	mu   sync.Mutex
 	got  []got
 	lost uint64
+	errs []error
 	done chan struct{}
 }
 
-func collect(t testing.TB, k *Kernel) *collector {
+func newCollector(t testing.TB, k *Kernel) *collector {
 	t.Helper()
 	s, err := k.Load()
 	qt.Assert(t, qt.IsNil(err))
 	c := &collector{t: t, s: s, done: make(chan struct{})}
 	go c.run()
-	t.Cleanup(func() {
-		qt.Check(t, qt.IsNil(s.Close()))
-		<-c.done
-	})
+	return c
+}
+
+func (c *collector) close() error {
+	err := c.s.Close()
+	<-c.done
+	return err
+}
+
+// collect is newCollector for one test only.
+func collect(t testing.TB, k *Kernel) *collector {
+	t.Helper()
+	c := newCollector(t, k)
+	t.Cleanup(func() { qt.Check(t, qt.IsNil(c.close())) })
 	return c
 }
 
@@ -157,35 +215,41 @@ func (c *collector) run() {
 			return
 		}
 		if err != nil {
-			c.t.Errorf("read: %v", err)
+			c.mu.Lock()
+			c.errs = append(c.errs, err)
+			c.mu.Unlock()
 			return
 		}
 		g, err := decodeRecord(r.Raw)
-		if err != nil {
-			c.t.Errorf("record: %v", err)
-		}
 		c.mu.Lock()
+		if err != nil {
+			c.errs = append(c.errs, err)
+		}
 		c.got = append(c.got, g)
 		c.lost += r.Lost
 		c.mu.Unlock()
 	}
 }
 
-// take returns the records that came since the last take, of one process and of
-// the given kinds, once no more come.
-func (c *collector) take(tgid uint32, kinds ...Kind) []got {
-	c.t.Helper()
-	n := -1
-	for {
-		time.Sleep(5 * pollEvery)
+// settle waits until no more records come.
+func (c *collector) settle() {
+	for n := -1; ; {
+		time.Sleep(4 * pollEvery)
 		c.mu.Lock()
 		now := len(c.got)
 		c.mu.Unlock()
 		if now == n {
-			break
+			return
 		}
 		n = now
 	}
+}
+
+// take returns the records that came since the last take, of one process and of
+// the given kinds, once no more come. There have to be none of others.
+func (c *collector) take(tgid uint32, kinds ...Kind) []got {
+	c.t.Helper()
+	c.settle()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var out []got
@@ -199,8 +263,16 @@ func (c *collector) take(tgid uint32, kinds ...Kind) []got {
 			}
 		}
 	}
+	qt.Check(c.t, qt.HasLen(c.errs, 0))
 	c.got = nil
-	return out
+	return sorted(out)
+}
+
+// sorted orders records by time: the buffers of several CPUs are read one after
+// another.
+func sorted(recs []got) []got {
+	slices.SortStableFunc(recs, func(a, b got) int { return cmp.Compare(a.Ktime, b.Ktime) })
+	return recs
 }
 
 const streamAndLog = WatchStream | WatchLog
@@ -238,7 +310,9 @@ func send(t testing.TB, f *os.File, data string) {
 
 func (c *collector) noLosses() {
 	c.t.Helper()
-	qt.Check(c.t, qt.HasLen(c.s.Losses(), 0), qt.Commentf("%v", c.s.Losses()))
+	qt.Check(c.t, qt.HasLen(c.losses(), 0), qt.Commentf("%v", c.losses()))
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	qt.Check(c.t, qt.Equals(c.lost, 0))
 }
 
@@ -536,7 +610,7 @@ func TestVectorsKernel(t *testing.T) {
 		qt.Check(t, qt.Equals(recs[0].Head, "1234"))
 		qt.Check(t, qt.Equals(recs[0].Data.Bytes, 304))
 		qt.Check(t, qt.Equals(recs[0].Flags, FlagMore|FlagCut))
-		qt.Check(t, qt.DeepEquals(c.s.Losses(), []Loss{{Stream, lossNames[lossIovec], 1}}))
+		qt.Check(t, qt.DeepEquals(c.losses(), []Loss{{Stream, lossNames[lossIovec], 1}}))
 	})
 }
 
@@ -779,18 +853,22 @@ func TestKilledKernel(t *testing.T) {
 		qt.Check(t, qt.IsTrue(len(keys) >= 2), qt.Commentf("%d threads", len(keys)))
 		v.kill()
 		c.take(v.pid())
-		for _, name := range []string{"dt_inflight", "dt_targets", "dt_clones", "dt_execs"} {
+		for _, name := range []string{"dt_inflight", "dt_clones", "dt_execs"} {
 			m := c.s.maps[name]
 			k := make([]byte, m.KeySize())
 			qt.Check(t, qt.IsNotNil(m.NextKey(nil, &k)), qt.Commentf("%s has an entry left", name))
 		}
 		// The kernel closed the socket without a system call: the sweep finds it, and says so.
 		c.s.mu.Lock()
+		qt.Check(t, qt.IsNil(c.s.sweepTargets()))
 		qt.Check(t, qt.IsNil(c.s.sweepConns()))
 		c.s.mu.Unlock()
+		tgids, err := mapKeys[uint32](c.s.maps["dt_targets"])
+		qt.Assert(t, qt.IsNil(err))
+		qt.Check(t, qt.HasLen(tgids, 0))
 		keys2, err := mapKeys[connKey](c.s.maps["dt_conns"])
 		qt.Assert(t, qt.IsNil(err))
 		qt.Check(t, qt.HasLen(keys2, 0))
-		qt.Check(t, qt.DeepEquals(c.s.Losses(), []Loss{{Stream, lossNames[lossEnded], 1}}))
+		qt.Check(t, qt.DeepEquals(c.losses(), []Loss{{Stream, lossNames[lossEnded], 1}}))
 	})
 }

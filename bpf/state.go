@@ -3,12 +3,19 @@ package bpf
 // Mirrors of the map values of include/dt_maps.h and include/dt_stream.h that
 // user space reads or writes; a test compares them with the BTF of the objects.
 
+// Bits of target.State: DT_T_*.
+const (
+	targetCode = 1 << iota
+	targetThreads
+	targetGone
+)
+
 type target struct {
 	Since     uint64
 	Code      int32
 	Component uint8
 	Watch     Watch
-	Exiting   uint8
+	State     uint8
 	_         uint8
 }
 

@@ -27,7 +27,9 @@ func TestMain(m *testing.M) {
 		victimMain()
 		return
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	closeSessions()
+	os.Exit(code)
 }
 
 // order is one thing to do.
@@ -112,7 +114,10 @@ func (v *victim) must(o order) outcome {
 	return r
 }
 
-func (v *victim) read(fd, n int) outcome { v.t.Helper(); return v.must(order{Do: "read", FD: fd, N: n}) }
+func (v *victim) read(fd, n int) outcome {
+	v.t.Helper()
+	return v.must(order{Do: "read", FD: fd, N: n})
+}
 func (v *victim) write(fd int, data string) outcome {
 	v.t.Helper()
 	return v.must(order{Do: "write", FD: fd, Data: data})

@@ -14,12 +14,17 @@
 #define DT_WATCH_LOG 2
 #define DT_WATCH_PROCESS 4
 
+/* dt_target.state */
+#define DT_T_CODE 1    /* code is set */
+#define DT_T_THREADS 2 /* may have more threads than its leader */
+#define DT_T_GONE 4    /* the leader ended; kept for the ends of the other threads, watch is 0 */
+
 struct dt_target {
 	__u64 since; /* ktime; sockets that became known before are not this program's */
 	__s32 code;  /* as given to exit_group */
 	__u8 component;
 	__u8 watch;
-	__u8 exiting; /* code is set */
+	__u8 state;
 	__u8 pad;
 };
 
