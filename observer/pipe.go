@@ -15,6 +15,7 @@ import (
 // one goroutine that empties it into an exporter. Pipes share nothing, so that
 // a dead endpoint holds up no other.
 type pipe struct {
+	key      pipeKey
 	endpoint string // as to be shown
 	exp      export.Exporter
 	l        Limits
@@ -31,6 +32,7 @@ type pipe struct {
 	since    time.Time // when the first record of q came
 	state    pipeState
 	expired  bool               // draining, and its time is over
+	until    time.Time          // draining: when it will be expired
 	drains   int                // how often drain was called
 	cut      *time.Timer        // sets expired
 	cancel   context.CancelFunc // of the running Export, else nil
@@ -49,9 +51,9 @@ const (
 	closed
 )
 
-func newPipe(endpoint string, exp export.Exporter, l Limits, log *slog.Logger) *pipe {
+func newPipe(k pipeKey, exp export.Exporter, l Limits, log *slog.Logger) *pipe {
 	p := &pipe{
-		endpoint: endpoint, exp: exp, l: l, log: log,
+		key: k, endpoint: redactEndpoint(k.endpoint), exp: exp, l: l, log: log,
 		wake: make(chan struct{}, 1), ctl: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	go p.run()
@@ -91,17 +93,19 @@ func (p *pipe) push(r export.Record, size int) {
 	}
 }
 
-// drain makes the pipe flush what it holds and end, within d.
+// drain makes the pipe flush what it holds and end, within d. For one that
+// drains already d can only shorten the time.
 func (p *pipe) drain(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state == closed || p.expired {
+	until := time.Now().Add(d)
+	if p.state == closed || p.state == draining && !until.Before(p.until) {
 		return
 	}
-	p.state = draining
 	if p.cut != nil {
 		p.cut.Stop()
 	}
+	p.state, p.until = draining, until
 	p.drains++
 	id := p.drains
 	p.cut = time.AfterFunc(d, func() { p.end(id) })

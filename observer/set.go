@@ -28,6 +28,7 @@ type Limits struct {
 	FlushEvery    time.Duration // longest time that a span waits for others; 1 s
 	ExportTimeout time.Duration // of one Export; 15 s
 	DrainTimeout  time.Duration // to flush the queue of an endpoint no longer named; 5 s
+	Linger        time.Duration // how late a span may come that ended before its Observer was given up; 3 s, < 0: not at all
 	BackoffMin    time.Duration // pause after a first failure, doubled each time; 200 ms
 	BackoffMax    time.Duration // 30 s
 	RetryAfterMax time.Duration // longest pause that a receiver may ask for; 2 min
@@ -51,6 +52,9 @@ func (l Limits) withDefaults() Limits {
 	times(&l.FlushEvery, time.Second)
 	times(&l.ExportTimeout, 15*time.Second)
 	times(&l.DrainTimeout, 5*time.Second)
+	if l.Linger == 0 {
+		l.Linger = 3 * time.Second // correlate holds spans for 2 s
+	}
 	times(&l.BackoffMin, 200*time.Millisecond)
 	times(&l.BackoffMax, 30*time.Second)
 	times(&l.RetryAfterMax, 2*time.Minute)
@@ -75,7 +79,7 @@ type Options struct {
 
 	// OnWanted is called by Apply, never twice at once, when the union of the
 	// components of the Observers in force has changed. Before the first call
-	// it is empty.
+	// it is empty. It must not call the Set.
 	OnWanted func(event.Components)
 
 	// NewExporter makes the exporter of an endpoint; nil: bugtool files and
@@ -100,25 +104,25 @@ type Set struct {
 	apply   sync.Mutex // guards all below; taken before mu
 	active  []Observer
 	wanted  event.Components
+	current []route           // of the Observers in force
+	late    []route           // of what was in force a moment ago
+	ender   *time.Timer       // ends the next of late
 	pipes   map[pipeKey]*pipe // in use
-	leaving []leavingPipe     // being flushed, oldest first
+	leaving []*pipe           // given up, oldest first: linger, then drain, then end
 	retired Counters          // of the pipes that are gone
 	closed  bool
 }
 
 type pipeKey struct{ uuid, endpoint string }
 
-type leavingPipe struct {
-	key  pipeKey
-	pipe *pipe
-}
-
-// route is one Observer in force.
+// route is the way of the spans of some components to the endpoints of one
+// Observer.
 type route struct {
 	components event.Components
 	tags       []attribute.KeyValue
 	size       int // bytes of tags, an estimate
 	pipes      []*pipe
+	before     time.Time // not zero: only for spans that ended by then
 }
 
 // NewSet returns a Set without Observers.
@@ -169,8 +173,9 @@ func (s *Set) newExporter(_ Observer, endpoint string) (export.Exporter, error) 
 // the same ones again. Endpoints that an Observer keeps go on with their queues
 // and connections; changed attributes are on the spans that are exported from
 // then on. Endpoints that are no longer named, or whose Observer was disabled
-// or removed, flush what they hold in the background and then close; when they
-// are named again in that time they go on as if nothing had been.
+// or removed, still get the spans that had ended by then, which come a little
+// later (Limits.Linger), flush what they hold, and then close; when they are named
+// again in that time they go on as if nothing had been.
 //
 // obs are taken to be valid. What cannot be used is shown by Stats. Of several
 // with one uuid the first counts. Apply does nothing after Close.
@@ -181,10 +186,10 @@ func (s *Set) Apply(obs []Observer) {
 		return
 	}
 	s.sweep()
-	s.active = s.active[:0:0]
-	var routes []route
+	old := s.current
+	s.active, s.current = nil, nil
 	var wanted event.Components
-	used := map[pipeKey]bool{}
+	taken := map[*pipe]event.Components{}
 	files := false
 	for _, o := range obs {
 		if slices.ContainsFunc(s.active, func(a Observer) bool { return a.UUID == o.UUID }) {
@@ -202,28 +207,14 @@ func (s *Set) Apply(obs []Observer) {
 		}
 		wanted |= r.components
 		for _, e := range o.endpoints() {
-			k := pipeKey{o.UUID, e}
-			used[k] = true
 			files = files || e == Bugtool
-			r.pipes = append(r.pipes, s.pipe(k, o))
+			p := s.pipe(pipeKey{o.UUID, e}, o)
+			taken[p] = r.components
+			r.pipes = append(r.pipes, p)
 		}
-		routes = append(routes, r)
+		s.current = append(s.current, r)
 	}
-
-	s.mu.Lock() // no Export uses the old routes from here on
-	s.routes = routes
-	s.mu.Unlock()
-
-	for k, p := range s.pipes {
-		if !used[k] {
-			p.drain(s.o.Limits.DrainTimeout)
-			delete(s.pipes, k)
-			s.leaving = append(s.leaving, leavingPipe{k, p})
-		}
-	}
-	for i := range len(s.leaving) - maxDraining {
-		s.leaving[i].pipe.expire()
-	}
+	s.giveUp(old, taken, time.Now())
 	if s.trim != nil {
 		s.trim.set(files)
 	}
@@ -238,11 +229,11 @@ func (s *Set) pipe(k pipeKey, o Observer) *pipe {
 	if p := s.pipes[k]; p != nil {
 		return p
 	}
-	for i, l := range s.leaving {
-		if l.key == k && l.pipe.resume() {
+	for i, p := range s.leaving {
+		if p.key == k && p.resume() {
 			s.leaving = slices.Delete(s.leaving, i, i+1)
-			s.pipes[k] = l.pipe
-			return l.pipe
+			s.pipes[k] = p
+			return p
 		}
 	}
 	log := s.o.Log.With("observer", o.NameLabel, "uuid", o.UUID)
@@ -251,17 +242,17 @@ func (s *Set) pipe(k pipeKey, o Observer) *pipe {
 		log.Warn("endpoint not usable", "endpoint", redactEndpoint(k.endpoint), "err", err)
 		exp = broken{err}
 	}
-	p := newPipe(redactEndpoint(k.endpoint), exp, s.o.Limits, log)
+	p := newPipe(k, exp, s.o.Limits, log)
 	s.pipes[k] = p
 	return p
 }
 
 // sweep adds the pipes that have ended to the retired counters.
 func (s *Set) sweep() {
-	s.leaving = slices.DeleteFunc(s.leaving, func(l leavingPipe) bool {
-		done := l.pipe.isDone()
+	s.leaving = slices.DeleteFunc(s.leaving, func(p *pipe) bool {
+		done := p.isDone()
 		if done {
-			s.retired.add(l.pipe.stats().Counters)
+			s.retired.add(p.stats().Counters)
 		}
 		return done
 	})
@@ -276,7 +267,7 @@ func (s *Set) Export(sp *correlate.Span) {
 	size := 0
 	for i := range s.routes {
 		r := &s.routes[i]
-		if !r.components.Has(sp.Component) {
+		if !r.components.Has(sp.Component) || !r.before.IsZero() && sp.End > r.before.UnixNano() {
 			continue
 		}
 		if size == 0 {
@@ -330,13 +321,17 @@ func (s *Set) Stats() []ObserverStats {
 		}
 		out = append(out, st)
 	}
-	for _, l := range s.leaving {
-		i := slices.IndexFunc(out, func(st ObserverStats) bool { return st.UUID == l.key.uuid })
+	for _, p := range s.leaving {
+		i := slices.IndexFunc(out, func(st ObserverStats) bool { return st.UUID == p.key.uuid })
 		if i < 0 {
 			i = len(out)
-			out = append(out, ObserverStats{UUID: l.key.uuid})
+			out = append(out, ObserverStats{UUID: p.key.uuid})
 		}
-		out[i].Endpoints = append(out[i].Endpoints, l.pipe.stats())
+		st := p.stats()
+		if st.State != "closed" {
+			st.State = "draining"
+		}
+		out[i].Endpoints = append(out[i].Endpoints, st)
 	}
 	return out
 }
@@ -350,8 +345,8 @@ func (s *Set) Totals() Counters {
 	for _, p := range s.pipes {
 		sum.add(p.stats().Counters)
 	}
-	for _, l := range s.leaving {
-		sum.add(l.pipe.stats().Counters)
+	for _, p := range s.leaving {
+		sum.add(p.stats().Counters)
 	}
 	return sum
 }
@@ -368,9 +363,11 @@ func (s *Set) Close(ctx context.Context) error {
 		return nil
 	}
 	s.closed = true
-	s.mu.Lock()
-	s.routes = nil
-	s.mu.Unlock()
+	s.current, s.late = nil, nil
+	s.useRoutes()
+	if s.ender != nil {
+		s.ender.Stop()
+	}
 	if s.trim != nil {
 		s.trim.close()
 	}
@@ -379,31 +376,32 @@ func (s *Set) Close(ctx context.Context) error {
 	if t, ok := ctx.Deadline(); ok {
 		left = max(time.Until(t), 0)
 	}
-	for k, p := range s.pipes {
-		s.leaving = append(s.leaving, leavingPipe{k, p})
+	for _, p := range s.pipes {
+		s.leaving = append(s.leaving, p)
 	}
 	clear(s.pipes)
-	for _, l := range s.leaving {
-		l.pipe.drain(left)
+	pipes := slices.Clone(s.leaving)
+	for _, p := range pipes {
+		p.drain(left)
 	}
 	stop := context.AfterFunc(ctx, func() {
-		for _, l := range s.leaving {
-			l.pipe.expire()
+		for _, p := range pipes {
+			p.expire()
 		}
 	})
 	defer stop()
 	over, cancel := context.WithTimeout(context.Background(), left+closeGrace)
 	defer cancel()
 	var errs []error
-	for _, l := range s.leaving {
+	for _, p := range pipes {
 		select {
-		case <-l.pipe.done:
+		case <-p.done:
 		case <-over.Done():
-			errs = append(errs, fmt.Errorf("observer %s: endpoint %s hangs", l.key.uuid, l.pipe.endpoint))
+			errs = append(errs, fmt.Errorf("observer %s: endpoint %s hangs", p.key.uuid, p.endpoint))
 			continue
 		}
-		if st := l.pipe.stats(); st.Dropped[export.Unsent] > 0 {
-			errs = append(errs, fmt.Errorf("observer %s: endpoint %s: %d spans not delivered: %s", l.key.uuid, l.pipe.endpoint, st.Dropped[export.Unsent], st.LastError))
+		if st := p.stats(); st.Dropped[export.Unsent] > 0 {
+			errs = append(errs, fmt.Errorf("observer %s: endpoint %s: %d spans not delivered: %s", p.key.uuid, p.endpoint, st.Dropped[export.Unsent], st.LastError))
 		}
 	}
 	s.sweep()

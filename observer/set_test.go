@@ -45,7 +45,7 @@ func enabled(id string, endpoints ...string) Observer {
 }
 
 // fast are limits under which tests need no long waits.
-var fast = Limits{FlushEvery: 5 * time.Millisecond, BatchSpans: 16, BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, DrainTimeout: 10 * time.Second}
+var fast = Limits{FlushEvery: 5 * time.Millisecond, BatchSpans: 16, BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, DrainTimeout: 10 * time.Second, Linger: -1}
 
 // memory is an exporter that keeps what it gets, or fails as it is told.
 type memory struct {
@@ -120,9 +120,9 @@ func newBench(l Limits, wanted func(event.Components), export func(endpoint stri
 
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within 30 s: %s", what)
 		}
 	}
 }
@@ -227,10 +227,60 @@ func TestSetChange(t *testing.T) {
 	qt.Assert(t, qt.HasLen(b.made, 3))
 }
 
-func (s *Set) leavingNow() []leavingPipe {
+func (s *Set) leavingNow() []*pipe {
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	return slices.Clone(s.leaving)
+}
+
+// TestSetLinger: spans that had ended before a change, but come after it, go
+// where they belonged; each once; later ones do not.
+func TestSetLinger(t *testing.T) {
+	l := fast
+	l.Linger = 300 * time.Millisecond
+	b := newBench(l, nil, nil)
+	ended := func(c event.Component, name string, at time.Time) *correlate.Span {
+		s := span(c, name)
+		s.Start, s.End = at.UnixNano()-1000, at.UnixNano()
+		return s
+	}
+	a := enabled(uuidA, "one", "two")
+	a.Attributes = map[string]string{"k0": "old"}
+	b.Apply([]Observer{a})
+	before := time.Now()
+	a.Components, a.Endpoints, a.Attributes = []string{"xapi"}, []string{"one"}, map[string]string{"k0": "new"}
+	b.Apply([]Observer{a}) // endpoint two is gone, and xenopsd for one
+	b.Export(ended(event.Xapi, "xapi before", before))
+	b.Export(ended(event.Xenopsd, "xenopsd before", before))
+	b.Export(ended(event.Xapi, "xapi after", time.Now()))
+	b.Export(ended(event.Xenopsd, "xenopsd after", time.Now()))
+	for range 5 { // off and on, with a span each time that ended while it was on
+		b.Apply(nil)
+		b.Export(ended(event.Xapi, "off", time.Now()))
+		b.Export(ended(event.Xapi, "late", before))
+		b.Apply([]Observer{a})
+		b.Export(ended(event.Xapi, "on", before))
+	}
+	b.Apply(nil)
+	eventually(t, "the end", func() bool { b.Stats(); return len(b.leavingNow()) == 0 })
+	b.Export(ended(event.Xapi, "too late", before))
+	c := closeSet(t, b.Set)
+	want := []string{"xapi before", "xenopsd before", "xapi after"}
+	for range 5 {
+		want = append(want, "late", "on")
+	}
+	qt.Check(t, qt.DeepEquals(b.made[0].names, want))
+	var two []string
+	for _, n := range b.made[1].names {
+		if n != "late" { // had ended while endpoint two was named
+			two = append(two, n)
+		}
+	}
+	qt.Check(t, qt.DeepEquals(two, []string{"xapi before", "xenopsd before", "on", "on", "on", "on", "on"}))
+	qt.Check(t, qt.HasLen(b.made, 2))
+	qt.Check(t, qt.Equals(b.made[0].tags[1]["k0"], "old"))
+	qt.Check(t, qt.Equals(b.made[0].tags[2]["k0"], "new"))
+	qt.Check(t, qt.Equals(c.Lost(), 0))
 }
 
 // TestSetResume: an endpoint that comes back while it drains goes on.
@@ -308,7 +358,7 @@ func TestSetDeadEndpoint(t *testing.T) {
 	for i := range 1000 {
 		begin := time.Now()
 		b.Export(span(event.Xapi, fmt.Sprint(i)))
-		if d := time.Since(begin); d > 500*time.Millisecond {
+		if d := time.Since(begin); d > 5*time.Second {
 			t.Fatalf("Export took %v", d)
 		}
 		if i%50 == 49 { // its queue holds 100
@@ -375,6 +425,7 @@ func TestAccounting(t *testing.T) {
 			l := fast
 			l.QueueSpans, l.BatchSpans = 50+rng.IntN(200), 1+rng.IntN(40)
 			l.DrainTimeout = time.Duration(1+rng.IntN(30)) * time.Millisecond
+			l.Linger = time.Duration(rng.IntN(20)-5) * time.Millisecond
 			l.ExportTimeout = 10 * time.Millisecond
 			b := newBench(l, nil, func(string) func(context.Context, []*Record) error {
 				rng := rand.New(rand.NewPCG(seed, rng.Uint64()))
@@ -511,7 +562,9 @@ func TestSetForReal(t *testing.T) {
 	dead := httptest.NewServer(http.HandlerFunc(handler))
 	dead.Close()
 
-	s := NewSet(Options{Host: thisHost, BugtoolDir: dir, Limits: fast})
+	l := fast
+	l.BatchSpans = 100
+	s := NewSet(Options{Host: thisHost, BugtoolDir: dir, Limits: l})
 	a, o := enabled(uuidA, "bugtool", good.URL+"/a", dead.URL), enabled(uuidB, "bugtool", good.URL+"/b", good.URL+"/a")
 	o.Components = []string{"xenopsd"}
 	s.Apply([]Observer{a, o})
@@ -519,7 +572,8 @@ func TestSetForReal(t *testing.T) {
 		s.Export(span(event.Xapi, fmt.Sprint("xapi", i)))
 		s.Export(span(event.Xenopsd, fmt.Sprint("xenopsd", i)))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	eventually(t, "the good endpoints", func() bool { return s.Totals().Sent == 3500 })
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	err := s.Close(ctx)
 	qt.Check(t, qt.ErrorMatches(err, `.*1000 spans not delivered: .*connection refused`))
