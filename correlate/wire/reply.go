@@ -56,14 +56,19 @@ func (d *Decoder) jsonReply(r *Reply, body []byte) {
 	if c.Enter('[') && !c.More() || !c.Enter('{') {
 		return
 	}
+	void := false // the result is null
 	for {
 		key, ok := c.Key()
 		if !ok {
+			if void && !c.Cut() {
+				r.Status = Succeeded
+			}
 			return
 		}
 		switch {
 		case cutjson.Is(key, "error"):
 			if c.Null() {
+				r.Status = Succeeded
 				continue
 			}
 			if c.Peek() != 0 {
@@ -72,7 +77,8 @@ func (d *Decoder) jsonReply(r *Reply, body []byte) {
 			}
 			return
 		case cutjson.Is(key, "result"):
-			if c.Null() { // also in 1.0 failures, which tell the error elsewhere
+			if c.Null() { // also in 1.0's failures
+				void = true
 				continue
 			}
 			switch c.Peek() {
