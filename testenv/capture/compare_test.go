@@ -188,12 +188,22 @@ type comparison struct {
 	problems []string
 }
 
-func compare(t *testing.T, name string, events []event.Event) *comparison {
+// known is a recording and what it is known to hold.
+type known struct {
+	r *Recording
+	x *Expected
+}
+
+func know(t *testing.T, name string) known {
 	t.Helper()
 	r, err := Load(name)
 	qt.Assert(t, qt.IsNil(err))
+	return known{r, r.Expect()}
+}
+
+func compare(k known, events []event.Event) *comparison {
 	c := &comparison{
-		r: r, x: r.Expect(), o: run(events), scores: make(scores),
+		r: k.r, x: k.x, o: run(events), scores: make(scores),
 		calls: make(map[*Call]*correlate.Span), rpcs: make(map[*Message]*correlate.Span), sends: make(map[*Message]*correlate.Span),
 		ops: make(map[*Operation]*correlate.Span), explain: make(map[*correlate.Span]bool), callers: make(map[string]bool),
 	}
@@ -485,7 +495,8 @@ func (c *comparison) report(t *testing.T) {
 func TestRecordings(t *testing.T) {
 	for _, name := range Names() {
 		t.Run(name, func(t *testing.T) {
-			c := compare(t, name, Events(t, name))
+			k := know(t, name)
+			c := compare(k, k.r.Events())
 			c.matchClients()
 			c.report(t)
 			total := c.scores.total()
@@ -534,15 +545,16 @@ func (c *comparison) matchClients() {
 
 // TestComparisonSeesMistakes proves that the comparison would tell.
 func TestComparisonSeesMistakes(t *testing.T) {
+	k := know(t, "lifecycle-on")
 	edit := func(what string, f func(*event.Event) bool) {
 		t.Run(what, func(t *testing.T) {
 			var events []event.Event
-			for _, e := range Events(t, "lifecycle-on") {
+			for _, e := range k.r.Events() {
 				if f(&e) {
 					events = append(events, e)
 				}
 			}
-			c := compare(t, "lifecycle-on", events)
+			c := compare(k, events)
 			total := c.scores.total()
 			t.Logf("%d differences, %d wrong, %d missing", len(c.problems), total.wrong, total.missing)
 			qt.Check(t, qt.Not(qt.HasLen(c.problems, 0)))
@@ -572,7 +584,8 @@ func TestComparisonSeesMistakes(t *testing.T) {
 func TestMixedCPUs(t *testing.T) {
 	for _, name := range Names() {
 		t.Run(name, func(t *testing.T) {
-			events := Events(t, name)
+			known := know(t, name)
+			events := known.r.Events()
 			random := rand.New(rand.NewPCG(3, 4))
 			cpu := make(map[uint32]int) // a thread stays for a while
 			var mixed []event.Event
@@ -594,7 +607,7 @@ func TestMixedCPUs(t *testing.T) {
 				}
 				events = events[n:]
 			}
-			c := compare(t, name, mixed)
+			c := compare(known, mixed)
 			c.report(t)
 		})
 	}
@@ -628,7 +641,8 @@ func TestRedactionKeepsWhatIsNeeded(t *testing.T) {
 func TestLosses(t *testing.T) {
 	for _, name := range Names() {
 		t.Run(name, func(t *testing.T) {
-			all := Events(t, name)
+			k := know(t, name)
+			all := k.r.Events()
 			sum := make(scores)
 			for seed := range uint64(20) {
 				random := rand.New(rand.NewPCG(seed, 5))
@@ -640,7 +654,7 @@ func TestLosses(t *testing.T) {
 						events = append(events, event.Event{Kind: event.KindLost, Time: e.Time, Count: 1})
 					}
 				}
-				c := compare(t, name, events)
+				c := compare(k, events)
 				for l, s := range c.scores {
 					sum.of(l).right += s.right
 					sum.of(l).wrong += s.wrong

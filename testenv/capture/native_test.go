@@ -90,7 +90,8 @@ func (d drift) within(n int64) int {
 func TestNative(t *testing.T) {
 	for _, name := range []string{"lifecycle-on", "lifecycle-three"} {
 		t.Run(name, func(t *testing.T) {
-			c := compare(t, name, Events(t, name))
+			k := know(t, name)
+			c := compare(k, k.r.Events())
 			c.problems = nil // TestRecordings tells them
 			n := newNatives(c.r.Native)
 			pairs := c.pair(t, n)
