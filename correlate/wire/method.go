@@ -40,7 +40,7 @@ func (d *Decoder) setMethod(c *Call, name []byte) {
 		name = name[:len(name)-len(proper)+len("unknown-message")]
 	case string(proper) == "system.listMethods":
 		c.Probe = true
-	case !c.Probe && bytes.IndexByte(proper, '.') < 0:
+	case bytes.IndexByte(proper, '.') < 0:
 		if i := classEnd(proper); i > 0 {
 			start := len(d.buf)
 			d.buf = append(d.buf, name...)
@@ -62,15 +62,15 @@ func classEnd(name []byte) int {
 	return max(bytes.IndexByte(name, '_'), 0)
 }
 
-// classes are XAPI's classes with '_' in their name (datamodel.ml and its
-// siblings), a longer one before one that it begins with.
+// classes are XAPI's classes with '_' in their name (the datamodel of xen-api).
+// None begins with another one and '_'.
 var classes = [...]string{
-	"Cluster_host", "DR_task", "GPU_group", "Host_driver", "Driver_variant",
-	"PVS_cache_storage", "PVS_proxy", "PVS_server", "PVS_site", "USB_group",
-	"VBD_metrics", "VGPU_type", "VIF_metrics", "PIF_metrics", "VM_appliance",
-	"VM_group", "VM_guest_metrics", "VM_metrics", "host_cpu", "host_crashdump",
-	"host_metrics", "host_patch", "network_sriov", "pool_patch", "pool_update",
-	"SDN_controller", "vm_peer", "data_source",
+	"Cluster_host", "DR_task", "Driver_variant", "GPU_group", "Host_driver",
+	"PIF_metrics", "PVS_cache_storage", "PVS_proxy", "PVS_server", "PVS_site",
+	"Rate_limit", "SDN_controller", "USB_group", "VBD_metrics", "VGPU_type",
+	"VIF_metrics", "VM_appliance", "VM_group", "VM_guest_metrics", "VM_metrics",
+	"host_cpu", "host_crashdump", "host_metrics", "host_patch", "network_sriov",
+	"pool_patch", "pool_update",
 }
 
 // printable returns b with every byte that is not printable ASCII as '?': names

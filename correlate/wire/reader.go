@@ -193,6 +193,9 @@ func (r *Reader) Skip(n uint64) Part {
 	return PartBody
 }
 
+// Reset makes the Reader ready for a new connection. It keeps its buffers.
+func (r *Reader) Reset() { *r = Reader{buf: r.buf[:0], join: r.join[:0]} }
+
 // Turn says that bytes went in the other direction: what was not HTTP is over,
 // and if the next bytes look like a message head they are one, even when the
 // message before has not ended by its content-length.

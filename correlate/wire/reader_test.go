@@ -324,6 +324,10 @@ func FuzzReader(f *testing.F) {
 		cut.Skip(seed)
 		cut.Turn()
 		feed(t, &cut, b)
+		cut.Reset()
+		if got := feed(t, &cut, b); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Fatalf("%q\nfirst %q\nthen  %q", b, want, got)
+		}
 	})
 }
 
@@ -341,6 +345,7 @@ func TestReaderNoAllocation(t *testing.T) {
 		}
 		r.Next(body)
 		r.Next(twice)
+		r.Reset()
 	}
 	run()
 	qt.Assert(t, qt.Equals(testing.AllocsPerRun(100, run), 0))
