@@ -320,3 +320,41 @@ func TestCallTaskID(t *testing.T) {
 	s.wait(time.Minute)
 	qt.Check(t, qt.Equals(s.e.Stats().Keys, 0))
 }
+
+// Names and values from a request are printable, whatever was sent.
+func TestCallUnprintable(t *testing.T) {
+	s := newScript(t)
+	s.accept("c", 18)
+	s.in(xapi, "c", 110, "GET /a\x1b[31m\xff HTTP/1.1\r\nuser-agent: \x07bell "+strings.Repeat("x", 1000)+"\r\n\r\n")
+	s.out(xapi, "c", 110, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+	for _, sp := range s.spans {
+		qt.Check(t, qt.IsTrue(strings.HasPrefix(sp.Name, "GET /a")))
+		qt.Check(t, qt.Equals(sp.Error, "HTTP 404"))
+		for _, text := range []string{sp.Name, attr(sp, "user_agent.original")} {
+			qt.Check(t, qt.IsFalse(strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })), qt.Commentf("%q", text))
+			qt.Check(t, qt.IsTrue(len(text) <= 256))
+		}
+	}
+}
+
+// A reply that comes before the request's body is read to its end, and one in
+// a protocol of its own.
+func TestCallEarlyReply(t *testing.T) {
+	s := newScript(t)
+	s.accept("c", 18)
+	s.in(xapi, "c", 110, "PUT /import_raw_vdi HTTP/1.1\r\ncontent-length: 1000\r\n\r\n")
+	s.out(xapi, "c", 110, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+	qt.Check(t, qt.HasLen(s.spans, 0))
+	s.in(xapi, "c", 110, strings.Repeat("x", 1000))
+	s.close(xapi, "c")
+	qt.Check(t, qt.Equals(s.span("PUT /import_raw_vdi").Incomplete, ""))
+
+	s.accept("own", 18)
+	s.in(xapi, "own", 110, "POST /cli HTTP/1.0\r\ncontent-length: 8\r\n\r\nvm-list\n")
+	s.out(xapi, "own", 110, "XenSource thin CLI protocol\x00\x00\x00\x00\x02\x00\x00\x00")
+	s.in(xapi, "own", 110, "XenSource thin CLI protocol\x00\x00\x00\x00\x02\x00\x00\x00")
+	last := s.out(xapi, "own", 110, "\x05\x00\x00\x00hello")
+	s.close(xapi, "own")
+	qt.Check(t, qt.Equals(s.span("xe vm-list").End, int64(last-1_000)))
+	qt.Check(t, qt.Equals(s.e.Stats().BadHeads, 0))
+}

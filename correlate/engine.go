@@ -32,7 +32,7 @@ type Limits struct {
 	Conns      int           // connections; default 4,096. The least recently used goes first
 	Threads    int           // threads that have work; default 4,096. The least recently used goes first
 	Keys       int           // of each sort: messages, xenopsd tasks, XAPI tasks; default 16,384. The oldest goes first
-	BodyBytes  int           // kept of one body; default 16,384
+	BodyBytes  int           // kept of one body; default 17,408, the most that an event holds
 	Buffers    int           // bodies kept at once; default 256. The oldest incomplete one is given up
 	Age        time.Duration // of activities and keys; default 1 h
 }
@@ -47,7 +47,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Conns, 4096)
 	def(&l.Threads, 4096)
 	def(&l.Keys, 16384)
-	def(&l.BodyBytes, 16384)
+	def(&l.BodyBytes, 16384+1024)
 	def(&l.Buffers, 256)
 	if l.Age <= 0 {
 		l.Age = time.Hour

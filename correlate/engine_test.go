@@ -286,7 +286,7 @@ func hostile(ev *event.Event, i uint64, rnd *rand.Rand) {
 		ev.Kind, ev.Dir = event.KindData, event.Out
 		ev.Head = fmt.Appendf(nil, "POST /request/q%d/x HTTP/1.1\r\ncontent-length: 50\r\n\r\n%-50s", n, `{"method":"x","params":[{"dbg":"x R:000000000000"}]}`)
 	case 3:
-		ev.Kind, ev.Dir, ev.Conn = event.KindData, event.In, event.Conn{TGID: 100, FD: 1, Born: 1}
+		ev.Kind, ev.Dir, ev.TID = event.KindData, event.In, 201
 		body := fmt.Sprintf(`{"messages":[[["q",%d],{"payload":"{\"method\":\"x\"}","kind":["Request","xapi:100"]}]],"next":"1"}`, n>>1)
 		ev.Head = fmt.Appendf(nil, "HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s", len(body), body)
 	case 4:

@@ -32,12 +32,15 @@ func (e *Engine) dropMessage(m *message) { e.release(&m.sent) }
 type exchange struct {
 	action   wire.Action
 	queue    string
-	n        uint64
+	n        uint64 // Response: number of the message; Transfer: only those above it are asked for
 	tid      uint32
 	start    event.Time
 	send     ref
 	answered bool // send knows its number
 }
+
+// unknownNumber is above the number of any message.
+const unknownNumber = 1<<64 - 1
 
 func (e *Engine) startExchange(c *conn, ev *event.Event, h *wire.Head, first event.Time) {
 	r := e.dec.SwitchRequest(h.Path)
@@ -55,7 +58,7 @@ func (e *Engine) startExchange(c *conn, ev *event.Event, h *wire.Head, first eve
 		if th := e.threadOf(ev.TGID, ev.TID); th != nil {
 			e.dropDeliveries(th)
 		}
-		c.body.read = true
+		c.exchange.n = unknownNumber
 	default:
 		c.body.read = true
 	}
@@ -70,6 +73,10 @@ func (e *Engine) exchanged(c *conn, s *side, ev *event.Event) {
 			e.startSend(c, ev)
 		case wire.Response:
 			e.endRPC(c, ev)
+		case wire.Transfer:
+			if from, ok := e.dec.TransferFrom(c.body.buf); ok {
+				x.n = from
+			}
 		}
 		return
 	}
@@ -80,7 +87,7 @@ func (e *Engine) exchanged(c *conn, s *side, ev *event.Event) {
 		if !bytes.HasPrefix(c.body.buf, []byte(`{"messages"`)) {
 			return
 		}
-		c.role, action = switchRole, wire.Transfer
+		c.role, action, x.n = switchRole, wire.Transfer, unknownNumber
 	} else if ev.TID != x.tid {
 		e.stats.Conflicts++ // the reply to another thread's request
 		return
@@ -190,20 +197,24 @@ func (e *Engine) delivered(c *conn, ev *event.Event) {
 	if th := e.threadOf(ev.TGID, ev.TID); th != nil {
 		e.dropDeliveries(th)
 	}
-	all := e.dec.SwitchMessages(c.body.buf, c.body.tail, func(m *wire.SwitchMessage) {
-		switch m.Kind {
-		case wire.Request:
-			e.startRPC(c, ev, m)
-		case wire.Response:
+	inOrder := true // none before this one was missed
+	all := e.dec.SwitchMessagesAfter(c.exchange.n, c.body.buf, c.body.tail, func(m *wire.SwitchMessage) {
+		switch {
+		case m.Kind == wire.Request, m.Kind == wire.OtherAction && m.Call.Method != nil:
+			e.startRPC(c, ev, m, inOrder)
+		case m.Kind == wire.Response:
 			e.endSend(ev, m)
 		}
+		inOrder = inOrder && !m.Cut
 	})
 	if !all {
 		e.stats.BadMessages++
 	}
 }
 
-func (e *Engine) startRPC(c *conn, ev *event.Event, d *wire.SwitchMessage) {
+// startRPC begins the work for a message. Its thread is the next one that its
+// reader makes; if that is not sure, the one that answers it.
+func (e *Engine) startRPC(c *conn, ev *event.Event, d *wire.SwitchMessage, inOrder bool) {
 	id := messageID{e.text(d.ID.Queue, maxName), d.ID.N}
 	a := e.begin(rpcActivity, c.component, ev.TGID, ev.Last, nil, LinkNone)
 	a.spanKind = trace.SpanKindConsumer
@@ -218,7 +229,9 @@ func (e *Engine) startRPC(c *conn, ev *event.Event, d *wire.SwitchMessage) {
 	e.messageNumber(a, id)
 	a.attrs = append(a.attrs, attribute.Int64("process.pid", int64(ev.TGID)))
 	a.tree.root = a.ref()
-	e.deliver(e.useThread(ev.TGID, ev.TID), a)
+	if inOrder {
+		e.deliver(e.useThread(ev.TGID, ev.TID), a)
+	}
 
 	m := e.messages.get(id)
 	var send *activity

@@ -2,6 +2,7 @@ package correlate
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -304,4 +305,70 @@ func TestSwitchLosses(t *testing.T) {
 		s.under("two", "VM.two", LinkFork)
 		qt.Check(t, qt.Equals(s.e.Stats().DeliveriesDropped, 1))
 	})
+}
+
+// debug_info stands at the end of a body of which the middle was not seen.
+func TestSwitchLongBody(t *testing.T) {
+	s := newScript(t)
+	s.openSwitch()
+	body := rpcBody("VM.import_metadata", debugInfo(tagged, native))
+	front := `{"method":"VM.import_metadata","params":[{"metadata":"`
+	whole := front + strings.Repeat("x", 40000) + `",` + body[strings.Index(body, `"id"`):]
+	s.out(xapi, "ask", 110, fmt.Sprintf("POST /request/%s/xapi:100 HTTP/1.1\r\ncontent-length: %d\r\n\r\n", xenops, len(whole)))
+	ev := xapi.event(event.KindData, 110)
+	ev.Conn, ev.Dir, ev.Flags, ev.Bytes = s.conns["ask"], event.Out, event.FlagMore|event.FlagCut, uint64(len(whole))
+	ev.Head, ev.Tail = []byte(whole[:16384]), []byte(whole[len(whole)-1024:])
+	s.put(ev)
+	s.number(110, 1)
+	payload := quote(whole)
+	message := fmt.Sprintf(`{"messages":[[["%s",1],{"payload":%s,"kind":["Request","xapi:100"]}]],"next":"1"}`, xenops, payload)
+	head := fmt.Sprintf("HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n", len(message))
+	s.post(xenopsd, "listen", 201, "/transfer", `{"from":"0","timeout":30.0,"queues":["`+xenops+`"]}`)
+	ev = xenopsd.event(event.KindData, 201)
+	ev.Conn, ev.Dir, ev.Flags, ev.Bytes = s.conns["listen"], event.In, event.FlagCut, uint64(len(head)+len(message))
+	ev.Head, ev.Tail = []byte((head + message)[:16384]), []byte(message[len(message)-1024:])
+	s.put(ev)
+	s.thread(xenopsd, 201, 210)
+	s.respond(1, 210, "null")
+	s.answered(1, "null")
+	sp := s.span(send + "VM.import_metadata")
+	qt.Check(t, qt.Equals(sp.TraceID.String(), nativeT))
+	qt.Check(t, qt.Equals(attr(sp, "xs.xapi.task.id"), "R:07432559b308"))
+	s.under("VM.import_metadata", send+"VM.import_metadata", LinkQueue)
+	qt.Check(t, qt.Equals(attr(s.span("VM.import_metadata"), "xs.xapi.task.id"), "R:07432559b308"))
+}
+
+// A message that is another call than the one of its number is not its child.
+func TestSwitchConflict(t *testing.T) {
+	s := newScript(t)
+	s.openSwitch()
+	s.ask(110, "VM.one", "")
+	s.number(110, 5)
+	s.deliver(5, "VM.two", "")
+	s.thread(xenopsd, 201, 210)
+	s.respond(5, 210, "null")
+	s.wait(3 * time.Second)
+	s.root("VM.two")
+	qt.Check(t, qt.Equals(s.e.Stats().Conflicts, 1))
+}
+
+func TestSwitchManyMessages(t *testing.T) {
+	s := newScript(t)
+	s.openSwitch()
+	var list []string
+	for i := range 40 {
+		list = append(list, fmt.Sprintf(`[["%s",%d],{"payload":%s,"kind":["Request","xapi:100"]}]`, xenops, i, quote(rpcBody(fmt.Sprintf("VM.m%d", i), ""))))
+	}
+	s.answer(xenopsd, "listen", 201, `{"messages":[`+strings.Join(list, ",")+`],"next":"2"}`)
+	qt.Check(t, qt.Equals(s.e.Stats().DeliveriesDropped, 8))
+	for i := range 40 {
+		s.thread(xenopsd, 201, uint32(300+i))
+	}
+	for i := range 40 {
+		s.respond(i, uint32(300+i), "null")
+	}
+	s.wait(3 * time.Second)
+	qt.Check(t, qt.HasLen(s.spans, 40))
+	qt.Check(t, qt.Equals(s.e.Stats().Reassigned, 0))
+	s.put(event.Event{Kind: event.KindLost, Count: 1})
 }

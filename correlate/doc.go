@@ -1,0 +1,32 @@
+// Package correlate turns what the probes saw into spans: events in, finished
+// spans out. It is pure: no I/O, no clock of its own, no goroutine. The same
+// events and the same random numbers give the same spans, so that a recording
+// can be played back exactly.
+//
+// An [Engine] keeps activities, which are spans in the making, and keys that
+// point at them. An event finds its activity by the strongest key that applies:
+//
+//	traceparent  the HTTP header; debug_info in a message between daemons
+//	socket       request and reply on one connection
+//	thread       what a thread does while it works for an activity
+//	task         XAPI's task (R:…) and xenopsd's task number
+//	clone, fork  threads and processes made by a thread that works for an activity
+//	queue        message-switch's queue and message number; xenopsd's own queues
+//
+// Every key has an epoch: it goes with the thread, process or socket that it
+// was made of, so that a number that is used again never leads to old work. No
+// key, no parent: parents are never guessed.
+//
+// Activities that keys join are a tree, which is one trace. The trace id is
+// bound late: when a request brings one, when XAPI's own shows up in a message
+// that belongs to the tree, when nothing can join the tree any more, or after
+// Config.Hold. Until then finished spans of the tree wait; then they leave as
+// they finish, children before their parents.
+//
+// Everything is bounded (Limits), and whatever is given up is counted by cause
+// (Stats). A span whose end or whose events were missed is Incomplete and says
+// why.
+//
+// A [Sorter] puts the events of several CPUs in order before an Engine sees
+// them.
+package correlate
