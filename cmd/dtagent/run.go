@@ -31,6 +31,7 @@ it: what is still open is sent, which takes up to five seconds.`,
 	flags.StringVar(&c.BugtoolDir, "bugtool-dir", bugtool.DefaultDir, "directory of the bugtool's files")
 	flags.BoolVar(&c.Legacy, "legacy", false, "load the programs for Linux 4.19 even where the modern ones work")
 	flags.StringVar(&c.SMDir, "sm-dir", "", "further directory of SM scripts")
+	flags.StringVar(&c.Proc, "proc", "/proc", "proc file system, or a directory of links to the processes in it that may be traced")
 	flags.StringVar(&c.Host.UUID, "host-uuid", "", "uuid of this host (default: INSTALLATION_UUID in "+agent.Inventory+")")
 	flags.StringVar(&c.Host.Name, "host-name", "", "name of this host (default: the kernel's)")
 	flags.StringVar(&c.Host.PoolUUID, "pool-uuid", "", "uuid of the pool")

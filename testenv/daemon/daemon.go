@@ -4,12 +4,14 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,6 +36,7 @@ func Build(ctx context.Context, dir string) (string, error) {
 type Options struct {
 	Binary string    // as Build made it
 	Dir    string    // holds its Observers, its socket and, below spans, its bugtool files
+	Only   []int     // the processes that it may find; none: all of this machine
 	Args   []string  // further arguments of `dtagent run`
 	Log    io.Writer // also gets what the agent logs; nil: nothing does
 }
@@ -53,7 +56,15 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	if err := os.MkdirAll(d.ObserversDir(), 0o755); err != nil {
 		return nil, err
 	}
-	args := append([]string{"run", "--observers-dir", d.ObserversDir(), "--control", d.Control(), "--bugtool-dir", d.SpansDir()}, o.Args...)
+	args := []string{"run", "--observers-dir", d.ObserversDir(), "--control", d.Control(), "--bugtool-dir", d.SpansDir()}
+	if len(o.Only) > 0 {
+		proc, err := restrict(filepath.Join(o.Dir, "proc"), o.Only)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "--proc", proc)
+	}
+	args = append(args, o.Args...)
 	d.cmd = exec.Command(o.Binary, args...)
 	d.cmd.Stderr = &d.log
 	if o.Log != nil {
@@ -72,6 +83,23 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 		return nil, errors.Join(err, d.Stop())
 	}
 	return d, nil
+}
+
+// restrict makes a directory that shows some of /proc's processes.
+func restrict(dir string, pids []int) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	links := []string{"self", "net", "stat", "uptime"}
+	for _, pid := range pids {
+		links = append(links, strconv.Itoa(pid))
+	}
+	for _, l := range links {
+		if err := os.Symlink(filepath.Join("/proc", l), filepath.Join(dir, l)); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
 }
 
 // ObserversDir is the directory of the agent's Observer files.
@@ -99,22 +127,35 @@ func (d *Daemon) Status(ctx context.Context) (*control.Status, error) {
 func (d *Daemon) Wait(ctx context.Context, most time.Duration, what string, ok func(*control.Status) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
+	var last *control.Status
 	for {
 		s, err := d.Status(ctx)
-		if err == nil && ok(s) {
-			return nil
+		if err == nil {
+			if ok(s) {
+				return nil
+			}
+			last = s
 		}
 		select {
 		case <-d.done:
 			return fmt.Errorf("dtagent ended before it %s: %w\n%s", what, errors.Join(d.err), d.log.String())
 		case <-ctx.Done():
-			return fmt.Errorf("dtagent: %w while waiting until it %s (last error: %v)\n%s", ctx.Err(), what, err, d.log.String())
-		case <-time.After(20 * time.Millisecond):
+			if last != nil {
+				last.Probes = nil // long, and the same everywhere
+			}
+			shown, _ := json.MarshalIndent(last, "", " ") // it came as JSON
+			return fmt.Errorf("dtagent: %w while waiting until it %s (last error: %v)\n%s\n%s", ctx.Err(), what, err, shown, d.log.String())
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// Settled waits until all spans made so far have gone where they should.
+// stillness is how long no span is made once all that can be made are: longer
+// than the engine holds a tree back.
+const stillness = 2500 * time.Millisecond
+
+// Settled waits until the spans of all that has ended have gone where they
+// should. What is still open, such as a long poll, it does not wait for.
 func (d *Daemon) Settled(ctx context.Context, most time.Duration) error {
 	var last uint64
 	since := time.Now()
@@ -125,10 +166,10 @@ func (d *Daemon) Settled(ctx context.Context, most time.Duration) error {
 				queued += e.Queued
 			}
 		}
-		if n := s.Engine.Spans; n != last || s.Handover.Queued > 0 {
+		if n := s.Engine.Spans; n != last || s.Handover.Queued > 0 || queued > 0 {
 			last, since = n, time.Now()
 		}
-		return queued == 0 && s.Engine.Activities == 0 && time.Since(since) > 300*time.Millisecond
+		return time.Since(since) > stillness
 	})
 }
 

@@ -33,7 +33,7 @@ var links = map[truth.Kind][]string{
 	truth.Task:      {"clone", "task"},
 	truth.Send:      {"thread"},
 	truth.RPC:       {"queue"},
-	truth.Operation: {"task", "queue"},
+	truth.Operation: {"task", "queue", "thread"}, // thread: those that xenopsd does while it answers
 	truth.Atom:      {"thread", "task"},
 	truth.Process:   {"fork"},
 }
@@ -44,7 +44,7 @@ var links = map[truth.Kind][]string{
 func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 	path += "/" + e.Name
 	c.spans++
-	if n.Name != e.Name {
+	if n.Name != nameOf(e) {
 		c.errorf("%s: span is named %q", path, n.Name)
 	}
 	if want := e.Component; want != "" && n.Service() != want {
@@ -63,10 +63,7 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 	c.time(path+" end", e.End, n.End())
 
 	left := slices.Clone(n.Children)
-	for _, child := range c.truth.Children(e.ID) {
-		if child.Kind == truth.Delay {
-			continue
-		}
+	for _, child := range c.visible(e) {
 		i := c.nearest(child, left)
 		if i < 0 {
 			c.errorf("%s: no span for %s %s (%s)", path, child.Kind, child.Name, child.Component)
@@ -81,12 +78,39 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 	}
 }
 
+// nameOf is the name that the entry's span has: a task is called as the method
+// that it does, the call that made it as it was sent.
+func nameOf(e truth.Entry) string {
+	if e.Kind == truth.Task {
+		return strings.TrimPrefix(e.Name, "Async.")
+	}
+	return e.Name
+}
+
+// visible returns what happened below an entry, as far as the kernel side can
+// see it. An atom has a log line only when an operation other than Atomic
+// performs it; what a silent one did counts as its parent's. The calls of SM
+// scripts back to xapi have no key to their script: they are roots.
+func (c *comparison) visible(e truth.Entry) []truth.Entry {
+	var out []truth.Entry
+	for _, child := range c.truth.Children(e.ID) {
+		switch {
+		case child.Kind == truth.Delay, child.Kind == truth.API && e.Kind == truth.Process:
+		case child.Kind == truth.Atom && (e.Kind == truth.Atom || strings.HasPrefix(e.Name, "Atomic (")):
+			out = append(out, c.visible(child)...)
+		default:
+			out = append(out, child)
+		}
+	}
+	return out
+}
+
 // nearest returns the node of the entry's name that began nearest to it.
 func (c *comparison) nearest(e truth.Entry, nodes []*tree.Node) int {
 	best := -1
 	distance := func(n *tree.Node) int64 { d := n.Timestamp - (e.Start+c.offset)/1000; return max(d, -d) }
 	for i, n := range nodes {
-		if n.Name == e.Name && (best < 0 || distance(n) < distance(nodes[best])) {
+		if n.Name == nameOf(e) && (best < 0 || distance(n) < distance(nodes[best])) {
 			best = i
 		}
 	}

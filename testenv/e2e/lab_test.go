@@ -3,8 +3,10 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -81,7 +83,7 @@ func newLab(t testing.TB, o testenv.Options, args ...string) *lab {
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { qt.Check(t, qt.IsNil(l.dom0.Close())) })
 	args = append([]string{"--host-uuid", l.dom0.HostUUID(), "--host-name", "lab"}, args...)
-	l.agent, err = daemon.Start(context.Background(), daemon.Options{Binary: dtagent, Dir: l.dir, Args: args})
+	l.agent, err = daemon.Start(context.Background(), daemon.Options{Binary: dtagent, Dir: l.dir, Only: pids(l.dom0), Args: args})
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() {
 		qt.Check(t, qt.IsNil(l.agent.Stop()))
@@ -90,6 +92,11 @@ func newLab(t testing.TB, o testenv.Options, args ...string) *lab {
 		}
 	})
 	return l
+}
+
+// pids are the dom0's processes: other tests may run theirs at the same time.
+func pids(d *testenv.Dom0) []int {
+	return slices.Collect(maps.Values(d.Processes()))
 }
 
 // observe creates an Observer and waits until the probes are attached.
@@ -119,13 +126,17 @@ func (l *lab) status() *control.Status {
 	return s
 }
 
-// noLosses asserts that no event got lost anywhere.
+// noLosses asserts that no event got lost since the lab was made. Calls that
+// were going on when the probes were attached have no start; their events came.
 func (l *lab) noLosses() {
 	l.t.Helper()
 	s := l.status()
 	for _, loss := range s.Losses {
-		qt.Check(l.t, qt.Equals(loss.Count, 0), qt.Commentf("%s: %s", loss.Probe, loss.Cause))
+		if loss.Cause != "start of the call not seen" {
+			qt.Check(l.t, qt.Equals(loss.Count, 0), qt.Commentf("%s: %s", loss.Probe, loss.Cause))
+		}
 	}
+	qt.Check(l.t, qt.Equals(s.Missing, 0))
 	qt.Check(l.t, qt.Equals(s.Handover.Dropped, 0))
 	qt.Check(l.t, qt.Equals(s.Engine.EventsLost, 0))
 }

@@ -78,6 +78,9 @@ func (l *lab) compare(began int64, method, id, parent string) {
 	for _, tr := range traces {
 		if i := c.nearest(*entry, tr.Roots); i >= 0 {
 			n := tr.Roots[i]
+			if n.Tags["process.pid"] != fmt.Sprint(entry.TGID) {
+				continue // of another dom0 on this machine
+			}
 			if off := time.Duration(n.Timestamp)*time.Microsecond - time.Duration(entry.Start+c.offset); off.Abs() < time.Second && n.Kind == "SERVER" {
 				qt.Assert(t, qt.IsNil(root), qt.Commentf("two spans of %s at the same time", method))
 				root, of = n, tr

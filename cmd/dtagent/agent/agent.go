@@ -31,6 +31,7 @@ type Config struct {
 	BugtoolDir   string // "": the toolstack's own
 	Control      string // path of the control socket
 	SMDir        string // further directory of SM scripts; "": none
+	Proc         string // where processes are looked for; "": /proc
 	Legacy       bool   // the programs for Linux 4.19 even where the modern ones work
 	Host         observer.Host
 	Log          *slog.Logger // nil: discarded
@@ -60,7 +61,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w\n`dtagent check` says what this kernel and host allow", err)
 	}
-	m, err := probes.Open(k, probes.Options{Log: c.Log.With("component", "probes"), SMDirs: smDirs(c.SMDir)})
+	m, err := probes.Open(k, probes.Options{Proc: c.Proc, Log: c.Log.With("component", "probes"), SMDirs: smDirs(c.SMDir)})
 	if err != nil {
 		return err
 	}

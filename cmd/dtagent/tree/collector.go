@@ -110,17 +110,18 @@ func (c *Collector) finish(now time.Time, id string) {
 // an Async call, the task that goes on after its reply.
 func (p *pending) rooted() bool {
 	ids := make(map[string]bool, len(p.spans))
-	parents := make(map[string]bool, len(p.spans))
+	parents := make(map[string]bool, len(p.spans)) // with the method of the child
+	method := func(s *zipkin.Span) string { return strings.TrimPrefix(s.Name, "Async.") }
 	for i := range p.spans {
 		ids[p.spans[i].ID] = true
-		parents[p.spans[i].ParentID+" "+p.spans[i].Name] = true
+		parents[p.spans[i].ParentID+" "+method(&p.spans[i])] = true
 	}
 	for i := range p.spans {
 		s := &p.spans[i]
 		if s.ParentID != "" && (ids[s.ParentID] || s.Kind != "SERVER") {
 			continue
 		}
-		if s.Kind == "SERVER" && strings.HasPrefix(s.Name, "Async.") && s.Error() == "" && !parents[s.ID+" "+s.Name] {
+		if s.Kind == "SERVER" && strings.HasPrefix(s.Name, "Async.") && s.Error() == "" && !parents[s.ID+" "+method(s)] {
 			continue
 		}
 		return true

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -70,7 +72,7 @@ func run(ctx context.Context, binary, zipkin string, verbose bool) (err error) {
 			os.RemoveAll(dir)
 			return
 		}
-		for _, d := range []string{"observers.d", "run"} { // only the spans stay
+		for _, d := range []string{"observers.d", "run", "proc"} { // only the spans stay
 			os.RemoveAll(filepath.Join(dir, d))
 		}
 	}()
@@ -90,7 +92,9 @@ func run(ctx context.Context, binary, zipkin string, verbose bool) (err error) {
 	}
 
 	say("Starting the agent: dtagent run")
-	o := daemon.Options{Binary: binary, Dir: dir, Args: []string{"--host-uuid", dom0.HostUUID(), "--host-name", "demo-host"}}
+	// Only the simulated dom0: on a real one the demonstration must not show
+	// the real toolstack.
+	o := daemon.Options{Binary: binary, Dir: dir, Only: slices.Collect(maps.Values(dom0.Processes())), Args: []string{"--host-uuid", dom0.HostUUID(), "--host-name", "demo-host"}}
 	if verbose {
 		o.Log = os.Stderr
 	}
