@@ -56,7 +56,9 @@ func (e *Engine) handleExec(ev *event.Event) {
 		a.name = e.strings.String(e.scratch)
 	}
 	a.set(attribute.String("process.executable.name", ev.Program))
-	if ev.Component != event.NoComponent && ev.Component != a.component {
+	// A script makes a component of its process; what the script starts may
+	// still carry that of the daemon in the kernel's table, which learns it later.
+	if ev.Component == event.SMAPI && ev.Component != a.component {
 		a.component, a.service = ev.Component, serviceOf(ev.Component)
 	}
 }
