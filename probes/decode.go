@@ -166,5 +166,5 @@ func (d *Decoder) open(e *event.Event, raw []byte) error {
 // accepted, -1 if it has none.
 func listenFD(raw []byte) int32 { return int32(binary.LittleEndian.Uint32(raw[52:])) }
 
-// seqOf returns the number of a record within its CPU and probe.
-func seqOf(raw []byte) uint32 { return binary.LittleEndian.Uint32(raw[20:]) }
+// timeOf returns when a record was made.
+func timeOf(raw []byte) event.Time { return event.Time(binary.LittleEndian.Uint64(raw)) }

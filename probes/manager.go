@@ -46,6 +46,7 @@ type Manager struct {
 	log     *slog.Logger
 
 	reader reader // of the goroutine in Run
+	merge  *merge // of the legacy tier
 	count  counters
 
 	mu      sync.Mutex // guards what follows, and the order of changes in the kernel
@@ -88,6 +89,9 @@ func Open(k *bpf.Kernel, o Options) (*Manager, error) {
 		session: s, watcher: w, clock: c, smDirs: o.SMDirs, sw: cmp.Or(o.Switch, target.SwitchPath), log: o.Log,
 		targets: map[uint32]*daemon{},
 	}
+	if k.Tier() == bpf.Legacy {
+		m.merge = newMerge()
+	}
 	m.listeners.proc = w.Proc()
 	m.reader.redactor = redact.New(o.Conns)
 	return m, nil
@@ -111,6 +115,9 @@ func (m *Manager) Want(c event.Components) error {
 	if c == 0 {
 		return m.detach()
 	}
+	if err := m.clock.Refresh(); err != nil {
+		return err
+	}
 	need := target.Watches(c)
 	if err := errors.Join(
 		m.probe(bpf.Process, need&bpf.WatchProcess != 0),
@@ -127,6 +134,11 @@ func (m *Manager) Want(c event.Components) error {
 		ctx, stop := context.WithCancel(context.Background())
 		m.stop = stop
 		m.watching.Go(func() { m.watch(ctx) })
+		m.watching.Go(func() {
+			if err := m.clock.Run(ctx); err != nil {
+				m.log.Warn("wall time may be off", "err", err)
+			}
+		})
 	}
 	return err
 }
@@ -168,7 +180,6 @@ func (m *Manager) detach() error {
 // watch follows starts and ends of processes until ctx ends.
 func (m *Manager) watch(ctx context.Context) {
 	failed := false
-	scans := 0
 	m.watcher.Run(ctx, func(found []target.Process) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -180,12 +191,7 @@ func (m *Manager) watch(ctx context.Context) {
 			m.log.Warn("targets do not follow the processes", "err", err)
 		}
 		failed = err != nil
-		if scans++; scans%10 == 0 {
-			m.reap()
-		}
-		if err := m.clock.Refresh(); err != nil {
-			m.log.Warn("wall clock", "err", err)
-		}
+		m.reap()
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/probes/event"
@@ -35,23 +36,61 @@ func (m *Manager) Run(ctx context.Context, sink func(*event.Event)) error {
 	ended := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() { ended <- m.Close() })
 	defer stop()
+	err := m.read(sink)
+	if !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("probes: %w", err)
+	}
+	if ctx.Err() != nil {
+		return <-ended
+	}
+	return nil // closed by Close
+}
+
+// read hands on records until the session ends.
+func (m *Manager) read(sink func(*event.Event)) error {
 	var (
 		rec bpf.Record
 		ev  event.Event
 	)
-	for {
-		err := m.session.Read(&rec)
-		if err == nil {
+	if m.merge == nil {
+		for {
+			if err := m.session.Read(&rec); err != nil {
+				return err
+			}
 			m.record(&rec, &ev, sink)
-			continue
 		}
-		if !errors.Is(err, os.ErrClosed) {
-			return fmt.Errorf("probes: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		var rec bpf.Record
+		for {
+			if err := m.session.Read(&rec); err != nil {
+				m.merge.close()
+				ended <- err
+				return
+			}
+			m.merge.put(&rec)
 		}
-		if ctx.Err() != nil {
-			return <-ended
+	}()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var over error
+		select {
+		case over = <-ended:
+		case <-tick.C:
 		}
-		return nil // closed by Close
+		now, err := m.clock.Now()
+		if err != nil {
+			return err
+		}
+		for m.merge.take(&rec, now-mergeWindow) {
+			m.record(&rec, &ev, sink)
+			m.merge.done(&rec)
+		}
+		if over != nil {
+			return over
+		}
 	}
 }
 
@@ -82,11 +121,14 @@ func (m *Manager) record(rec *bpf.Record, ev *event.Event, sink func(*event.Even
 		}
 	case event.KindExec:
 		if x := execOf(rec.Raw); target.IsSM(x.script(), m.smDirs) {
-			ev.Component = event.SMAPI
 			m.script(ev.TGID)
 		}
 	case event.KindFork:
-		if ev.Flags&event.FlagThread == 0 && r.scripts[ev.TGID] {
+		if ev.Flags&event.FlagThread != 0 {
+			break
+		}
+		delete(r.scripts, ev.ChildTGID) // whoever had the pid before
+		if r.scripts[ev.TGID] {
 			r.addScript(ev.ChildTGID)
 		}
 	}
@@ -108,19 +150,14 @@ func (m *Manager) record(rec *bpf.Record, ev *event.Event, sink func(*event.Even
 // script makes a child of xapi that has executed an SM script a target of
 // component smapi. Its own children inherit that in the kernel; those that it
 // made before are found by their fork.
-//
-// A process that has ended already is left alone: its pid may soon be another's.
 func (m *Manager) script(tgid uint32) {
-	if !m.watcher.Proc().Exists(tgid) {
-		return
-	}
 	if !m.reader.addScript(tgid) {
 		m.count.scripts.Add(1)
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.wanted == 0 || m.targets[tgid] != nil {
+	if m.wanted == 0 || m.targets[tgid] != nil || !m.watcher.Proc().Exists(tgid) {
 		return
 	}
 	if err := m.session.SetTarget(tgid, bpf.Target{Component: uint8(event.SMAPI), Watch: bpf.WatchProcess}); err != nil {

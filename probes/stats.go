@@ -33,6 +33,7 @@ type Stats struct {
 	Losses      []bpf.Loss            // what the kernel side and its buffers could not record, by probe and cause
 	Forgotten   uint64                // connections that the redactor had no room for: masked more
 	Seeded      uint64                // sockets found in /proc and told to the kernel
+	Hurried     uint64                // records handed on before the other CPUs' were surely read: too many at once
 	Unfollowed  uint64                // SM scripts that could not be made targets
 	Targets     []Target
 	Children    int // of targets, watched too
@@ -62,6 +63,9 @@ func (m *Manager) Stats() Stats {
 		if n := m.count.kinds[k].Load(); n > 0 {
 			s.Events[event.Kind(k)] = n
 		}
+	}
+	if m.merge != nil {
+		s.Hurried = m.merge.hurried()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -13,11 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// execs calls f with the tgid of each process that executes a program, until
-// ctx ends or the connector fails: it needs CAP_NET_ADMIN in the first network
-// and pid name spaces. A socket filter lets nothing but exec events through,
+// unknown is the tgid of events that were lost.
+const unknown = 0
+
+// execs calls ready, then f with the tgid of each process that executes a
+// program, or unknown, until ctx ends or the connector fails: it needs
+// CAP_NET_ADMIN in the first network and pid name spaces. A socket filter lets nothing but exec events through,
 // so that a host that makes many threads costs nothing.
-func execs(ctx context.Context, f func(tgid uint32)) error {
+func execs(ctx context.Context, ready func(), f func(tgid uint32)) error {
 	s, err := nl.Subscribe(unix.NETLINK_CONNECTOR, netlink.CN_IDX_PROC)
 	if err != nil {
 		return fmt.Errorf("proc connector: %w", err)
@@ -39,11 +42,15 @@ func execs(ctx context.Context, f func(tgid uint32)) error {
 	if err := s.SetReceiveTimeout(&timeout); err != nil {
 		return fmt.Errorf("proc connector: %w", err)
 	}
+	ready()
 	for ctx.Err() == nil {
 		msgs, from, err := s.Receive()
 		switch err {
 		case nil:
-		case unix.EAGAIN, unix.EINTR, unix.ENOBUFS: // lost ones are found by the next scan
+		case unix.EAGAIN, unix.EINTR:
+			continue
+		case unix.ENOBUFS:
+			f(unknown)
 			continue
 		default:
 			return fmt.Errorf("proc connector: %w", err)

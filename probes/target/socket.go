@@ -10,12 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
-
-	"github.com/vishvananda/netlink"
 )
-
-// SwitchPath is the socket of message-switch.
-const SwitchPath = "/var/run/message-switch/sock"
 
 // Socket is an open stream socket of a process.
 type Socket struct {
@@ -179,34 +174,4 @@ func parseHexAddr(s string) (netip.AddrPort, bool) {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[:4])), uint16(n)), true
 	}
 	return netip.AddrPortFrom(netip.AddrFrom16(b), uint16(n)), true
-}
-
-// SwitchClients returns the inodes of unix sockets of this network name space
-// whose peer is bound to path. The kernel needs unix_diag for that; without
-// it there is an error.
-func SwitchClients(path string) (map[uint64]bool, error) {
-	all, err := netlink.UnixSocketDiagInfo()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil, fmt.Errorf("unix_diag: %w", err)
-	}
-	bound := map[uint32]bool{}
-	for _, s := range all {
-		if s.DiagMsg != nil && s.Name != nil && boundTo(*s.Name, path) {
-			bound[s.DiagMsg.INode] = true
-		}
-	}
-	out := map[uint64]bool{}
-	for _, s := range all {
-		if s.DiagMsg != nil && s.Peer != nil && bound[*s.Peer] {
-			out[uint64(s.DiagMsg.INode)] = true
-		}
-	}
-	return out, nil
-}
-
-// boundTo compares a name with path up to its NUL: what follows is not part of
-// it. /var/run is a link to /run.
-func boundTo(name, path string) bool {
-	name, _, _ = strings.Cut(name, "\x00")
-	return name != "" && strings.TrimPrefix(name, "/var") == strings.TrimPrefix(path, "/var")
 }

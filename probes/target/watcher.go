@@ -8,12 +8,18 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // ScanInterval is how often all processes are looked at: how late a start or
-// an end is noticed where the proc connector is not allowed.
-const ScanInterval = time.Second
+// an end is noticed where the proc connector is not allowed. A scan costs some
+// 30 µs a process, so where the connector works only one scan in rareScans is
+// made unasked.
+const (
+	ScanInterval = time.Second
+	rareScans    = 10
+)
 
 // Options of a Watcher. The zero value watches this host.
 type Options struct {
@@ -95,18 +101,28 @@ func (w *Watcher) Scan() ([]Process, error) {
 	return out, nil
 }
 
-// Run calls changed with all processes of the toolstack after each scan: every
-// interval, and at once when one of them has executed its program or Wake was
-// called. It returns when ctx ends.
+// undecided tells whether the last scan left out a child that the next may
+// count.
+func (w *Watcher) undecided() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.children) > 0
+}
+
+// Run calls changed with all processes of the toolstack after each scan: at
+// once when one of them has executed its program or Wake was called, and from
+// time to time. It returns when ctx ends.
 func (w *Watcher) Run(ctx context.Context, changed func([]Process)) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	var connected atomic.Bool
 	wg.Go(func() {
-		err := execs(ctx, func(tgid uint32) {
-			if _, ok := w.proc.Process(tgid); ok {
+		err := execs(ctx, func() { connected.Store(true) }, func(tgid uint32) {
+			if _, ok := w.proc.Process(tgid); ok || tgid == unknown {
 				w.Wake()
 			}
 		})
+		connected.Store(false)
 		if err != nil {
 			w.log.Info("starts are noticed by scans only", "interval", w.interval, "err", err)
 		}
@@ -114,13 +130,17 @@ func (w *Watcher) Run(ctx context.Context, changed func([]Process)) {
 	tick := time.NewTicker(w.interval)
 	defer tick.Stop()
 	failed := false
-	for {
+	for skipped := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			if skipped++; connected.Load() && skipped < rareScans && !w.undecided() {
+				continue
+			}
 		case <-w.wake:
 		}
+		skipped = 0
 		found, err := w.Scan()
 		if err != nil {
 			if !failed {
