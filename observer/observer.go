@@ -60,8 +60,10 @@ func (o Observer) Wants() event.Components {
 }
 
 // On tells whether the Observer is in force on the host of that uuid.
-func (o Observer) On(host string) bool {
-	return o.Enabled && (len(o.Hosts) == 0 || slices.Contains(o.Hosts, host))
+func (o Observer) On(host string) bool { return o.Enabled && o.observes(host) }
+
+func (o Observer) observes(host string) bool {
+	return len(o.Hosts) == 0 || slices.ContainsFunc(o.Hosts, func(h string) bool { return strings.EqualFold(h, host) })
 }
 
 // tags returns the Observer's part of the tags of its spans on host h: XAPI's
@@ -86,11 +88,16 @@ func (o Observer) tags(h Host) []attribute.KeyValue {
 	return slices.Clip(export.SortTags(out))
 }
 
-// endpoints returns the endpoints without repetitions.
+// maxEndpoints bounds the endpoints of one Observer that are used; each has a
+// queue and a worker. XAPI has no such bound.
+const maxEndpoints = 32
+
+// endpoints returns the endpoints that are used: without repetitions, and the
+// first maxEndpoints of them.
 func (o Observer) endpoints() []string {
 	var out []string
 	for _, e := range o.Endpoints {
-		if !slices.Contains(out, e) {
+		if len(out) < maxEndpoints && !slices.Contains(out, e) {
 			out = append(out, e)
 		}
 	}

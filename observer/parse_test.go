@@ -3,6 +3,7 @@ package observer
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -29,7 +30,7 @@ func TestParse(t *testing.T) {
 	o, err := Parse("f", []byte(in))
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(o.UUID, uuidA))
-	qt.Check(t, qt.IsTrue(o.On(hostA) && !o.On(uuidB)))
+	qt.Check(t, qt.IsTrue(o.On(hostA) && o.On(strings.ToUpper(hostA)) && !o.On(uuidB)))
 	qt.Check(t, qt.DeepEquals(o.Warnings(), []string{`attribute "dtagent.sampler": this dtagent has no such setting; it has no effect`}))
 	out, err := json.Marshal(o)
 	qt.Assert(t, qt.IsNil(err))
@@ -112,6 +113,15 @@ func TestValidateLimits(t *testing.T) {
 	qt.Check(t, qt.IsNotNil(Observer{Attributes: map[string]string{strings.Repeat("k", 256): ""}}.Validate()))
 	qt.Check(t, qt.ErrorMatches(Observer{Attributes: map[string]string{"kk": strings.Repeat("v", 4096)}}.Validate(), `.*the value of "kk" is 4096 bytes, at most 4095 are allowed; shorten it`))
 	qt.Check(t, qt.IsNil(Observer{Hosts: []string{"OpaqueRef:1"}}.Validate()))
+}
+
+func TestManyEndpoints(t *testing.T) {
+	o := Observer{}
+	for i := range 100 {
+		o.Endpoints = append(o.Endpoints, fmt.Sprintf("http://h%d", i), "bugtool")
+	}
+	qt.Check(t, qt.HasLen(o.endpoints(), maxEndpoints))
+	qt.Check(t, qt.DeepEquals(o.Warnings(), []string{"endpoints: 200, of which the first 32 are used"}))
 }
 
 func FuzzParse(f *testing.F) {

@@ -310,7 +310,7 @@ func (s *Set) Stats() []ObserverStats {
 	out := make([]ObserverStats, 0, len(s.active))
 	for _, o := range s.active {
 		st := ObserverStats{UUID: o.UUID, NameLabel: o.NameLabel, Enabled: o.Enabled,
-			Here:       len(o.Hosts) == 0 || slices.Contains(o.Hosts, s.o.Host.UUID),
+			Here:       o.observes(s.o.Host.UUID),
 			Components: o.Wants().String(), Warnings: o.Warnings()}
 		for _, e := range o.endpoints() {
 			if p := s.pipes[pipeKey{o.UUID, e}]; p != nil {

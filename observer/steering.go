@@ -21,6 +21,9 @@ func (o Observer) Warnings() []string {
 		}
 	}
 	slices.Sort(out)
+	if len(o.Endpoints) > maxEndpoints {
+		out = append(out, fmt.Sprintf("endpoints: %d, of which the first %d are used", len(o.Endpoints), maxEndpoints))
+	}
 	if len(o.Endpoints) == 0 {
 		out = append(out, `endpoints: none, so its spans go nowhere; add "bugtool" or an http URL`)
 	}

@@ -83,7 +83,7 @@ func (e *Exporter) Export(ctx context.Context, batch []*export.Record) error {
 		e.spans = append(e.spans, newSnapshot(r))
 	}
 	defer func() { clear(e.spans) }()
-	a := &attempt{batch: batch}
+	a := &attempt{}
 	err := e.exp.ExportSpans(context.WithValue(ctx, attemptKey{}, a), e.spans)
 	switch {
 	case !a.tried: // not even a request came of it

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/go-quicktest/qt"
 	"github.com/xenserver/dtagent/correlate"
@@ -97,15 +98,37 @@ func TestWire(t *testing.T) {
 	qt.Check(t, qt.Equals(spans[1].Duration, 0))
 }
 
+// TestServiceNameOverride: as in OpenTelemetry the service of the span is what
+// the user made service.name.
 func TestServiceNameOverride(t *testing.T) {
 	srv, got := receiver(t, func(w http.ResponseWriter, r *http.Request) {})
 	e := open(t, srv.URL, Options{})
 	r := sample()
-	r.Attributes = []attribute.KeyValue{attribute.String("service.name", "mine")}
+	r.Attributes = []attribute.KeyValue{attribute.String("service.name", "Mine")}
 	qt.Assert(t, qt.IsNil(e.Export(context.Background(), []*export.Record{r})))
 	s := (<-got)[0]
-	qt.Check(t, qt.Equals(s.Tags["service.name"], "mine"))
-	qt.Check(t, qt.Equals(s.LocalEndpoint.ServiceName, "Xapi"))
+	qt.Check(t, qt.Equals(s.Tags["service.name"], "Mine"))
+	qt.Check(t, qt.Equals(s.LocalEndpoint.ServiceName, "Mine"))
+}
+
+func FuzzShield(f *testing.F) {
+	f.Add("VM.start", "ÄÖÜ ǅ Ω \U0010FFFD\U00100041\U00100022\xf4\x90\xf4")
+	f.Fuzz(func(t *testing.T, name, value string) {
+		body, err := json.Marshal(map[string]string{"name": strings.ToLower(shield(name)), "value": value})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got map[string]string
+		if err := json.Unmarshal(unshield(body), &got); err != nil {
+			t.Fatal(err)
+		}
+		if utf8.ValidString(name) && !strings.ContainsFunc(name, func(r rune) bool { return r >= 0x10000 }) && got["name"] != name {
+			t.Fatalf("%q became %q", name, got["name"])
+		}
+		if utf8.ValidString(value) && !strings.ContainsFunc(value, func(r rune) bool { return r >= plane }) && got["value"] != value {
+			t.Fatalf("%q became %q", value, got["value"])
+		}
+	})
 }
 
 func TestAnswers(t *testing.T) {

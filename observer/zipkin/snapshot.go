@@ -30,8 +30,9 @@ func newSnapshot(r *export.Record) *snapshot {
 	for _, t := range s.tags {
 		switch {
 		case t.Key == export.KeyServiceName:
-			// The exporter takes it from the resource, and makes a tag of it.
-			s.resource = resource.NewSchemaless(t)
+			// The exporter takes it from the resource, as the span's service and
+			// as a tag.
+			s.resource = resource.NewSchemaless(t.Key.String(shield(t.Value.AsString())))
 		case t.Key == export.KeyError && r.Span.Error != "":
 			// The exporter writes the description as the tag error.
 			s.status = sdktrace.Status{Code: codes.Error, Description: t.Value.AsString()}
@@ -43,7 +44,7 @@ func newSnapshot(r *export.Record) *snapshot {
 	return s
 }
 
-func (s *snapshot) Name() string { return s.rec.Span.Name }
+func (s *snapshot) Name() string { return shield(s.rec.Span.Name) }
 
 func (s *snapshot) SpanContext() trace.SpanContext {
 	state, _ := trace.ParseTraceState(s.rec.Span.TraceState) // empty when it is not well-formed

@@ -2,20 +2,16 @@ package zipkin
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"time"
-
-	"github.com/xenserver/dtagent/observer/export"
 )
 
 // attempt travels in the context of one ExportSpans and brings back what the
 // exporter does not tell.
 type attempt struct {
-	batch    []*export.Record
 	tried    bool
 	encode   error
 	err      error // of the transport
@@ -45,13 +41,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	a.tried = true
 	body, err := io.ReadAll(req.Body)
 	_ = req.Body.Close()
-	if err == nil {
-		body, err = restoreNames(body, a.batch)
-	}
 	if err != nil {
 		a.encode = err
 		return nil, err
 	}
+	body = unshield(body)
 	req = req.Clone(req.Context())
 	req.Body = io.NopCloser(bytes.NewReader(body))
 	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
@@ -78,28 +72,4 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp.StatusCode = http.StatusAccepted
 	}
 	return resp, nil
-}
-
-// restoreNames puts the names of spans and services back as they are; the
-// zipkin model lower-cases both. The spans of body are those of batch, in order.
-func restoreNames(body []byte, batch []*export.Record) ([]byte, error) {
-	var spans []map[string]json.RawMessage
-	if err := json.Unmarshal(body, &spans); err != nil {
-		return nil, fmt.Errorf("zipkin body: %w", err)
-	}
-	if len(spans) != len(batch) {
-		return nil, fmt.Errorf("zipkin body: %d spans of %d", len(spans), len(batch))
-	}
-	for i, r := range batch {
-		name, err := json.Marshal(r.Span.Name)
-		if err != nil {
-			return nil, fmt.Errorf("zipkin body: %w", err)
-		}
-		local, err := json.Marshal(map[string]string{"serviceName": r.Span.Service})
-		if err != nil {
-			return nil, fmt.Errorf("zipkin body: %w", err)
-		}
-		spans[i]["name"], spans[i]["localEndpoint"] = name, local
-	}
-	return json.Marshal(spans)
 }
