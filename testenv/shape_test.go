@@ -253,6 +253,22 @@ func TestThreadsAndProcesses(t *testing.T) {
 		qt.Check(t, qt.DeepEquals(programs, []string{"vfork_helper", program}))
 	}
 
+	// Nothing else comes from a thread that works for a caller: the Go runtime's own
+	// threads are cloned elsewhere.
+	known := map[uint32]bool{}
+	working := map[uint32]string{}
+	for _, e := range l.Entries {
+		known[e.TID], known[e.TGID] = true, true
+		if e.Kind == truth.API || e.Kind == truth.Task || e.Kind == truth.RPC {
+			working[e.TID] = e.Name
+		}
+	}
+	for child, parent := range maker {
+		if name, ok := working[parent]; ok {
+			qt.Check(t, qt.IsTrue(known[child]), qt.Commentf("thread of %s makes %d", name, child))
+		}
+	}
+
 	// The switch's own calls.
 	for _, c := range calls {
 		if c.Name == "read" && bytes.HasPrefix(moved(c), []byte("GET /persistent/")) {

@@ -39,5 +39,9 @@ func dtThreadBody(handle C.uintptr_t) {
 	h := cgo.Handle(handle)
 	f := h.Value().(func())
 	h.Delete()
+	// A locked thread is not used by the runtime to clone threads of its own: these come
+	// from its template thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	f()
 }

@@ -32,7 +32,7 @@ const patience = 20 * time.Second
 
 // Run is the launcher's life: it reads commands and writes answers, as package
 // testenv expects them, until its input ends.
-func Run(options string) error {
+func Run(options string) (failed error) {
 	runtime.LockOSThread() // children are told when this thread dies
 	var o config.Options
 	if err := json.Unmarshal([]byte(options), &o); err != nil {
@@ -65,7 +65,7 @@ func Run(options string) error {
 	var all []*process
 	defer func() {
 		for i := len(all) - 1; i >= 0; i-- {
-			all[i].stop()
+			failed = errors.Join(failed, all[i].stop())
 		}
 	}()
 	for _, p := range []struct {
@@ -195,12 +195,17 @@ func (p *process) answer(v any) error {
 }
 
 // stop ends the process: by the end of its commands, by force if that does not do.
-func (p *process) stop() {
+func (p *process) stop() error {
 	_ = p.in.Close()
 	select {
-	case <-p.ends:
-	case <-time.After(2 * time.Second):
+	case err := <-p.ends:
+		if err != nil {
+			return fmt.Errorf("%s: %w, see its log", p.name, err)
+		}
+	case <-time.After(5 * time.Second):
 		_ = p.cmd.Process.Kill()
 		<-p.ends
+		return fmt.Errorf("%s did not end", p.name)
 	}
+	return nil
 }
