@@ -19,6 +19,23 @@ type modernStreamDtConfig struct {
 	ExecFilename uint32
 	Wake         uint32
 	Pad          uint32
+	Records      [0]struct {
+		_   structs.HostLayout
+		Hdr struct {
+			_         structs.HostLayout
+			Ktime     uint64
+			Tgid      uint32
+			Tid       uint32
+			Size      uint32
+			Seq       uint32
+			Kind      uint16
+			Flags     uint16
+			Cpu       uint16
+			Component uint8
+			Version   uint8
+		}
+		_ [912]byte
+	}
 }
 
 type modernStreamDtConn struct {

@@ -16,11 +16,25 @@
 #include "dt_event.h"
 #include "dt_loss.h"
 
+/* Only named here so that each object's BTF holds the whole wire contract. */
+union dt_record {
+	struct dt_hdr hdr;
+	struct dt_data data;
+	struct dt_log log;
+	struct dt_open open;
+	struct dt_close close;
+	struct dt_fork fork;
+	struct dt_exec exec;
+	struct dt_exit exit;
+};
+
+/* What the loader found out about this kernel. */
 struct dt_config {
 	__u32 fork_child;    /* offset of child_pid in sched:sched_process_fork */
 	__u32 exec_filename; /* offset of filename in sched:sched_process_exec */
 	__u32 wake;          /* bytes in the ring buffer at which the reader is woken */
 	__u32 pad;
+	union dt_record records[0];
 };
 
 #ifdef DT_LEGACY

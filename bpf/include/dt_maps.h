@@ -35,7 +35,6 @@ struct {
 	__type(value, struct dt_target);
 } dt_targets SEC(".maps");
 
-/* What the loader found out about this kernel. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
