@@ -55,7 +55,7 @@ func (l *Line) Anchor() (a Anchor, ok bool) {
 	}
 	switch m[0] {
 	case 's':
-		if bytes.HasPrefix(m, []byte("spawning a new thread to handle the current task")) {
+		if m, ok = bytes.CutPrefix(m, []byte("spawning a new thread to handle the current task")); ok && isTrackID(m) {
 			a.Kind = AsyncThread
 			a.Label, a.Task = l.Task()
 		}
@@ -92,7 +92,9 @@ func (a *Anchor) xapiTask(m []byte) {
 		if j < i {
 			return // cut, or another line
 		}
-		_, a.Parent = wire.SplitTag(m[j+len(" by task "):])
+		if a.Parent = wire.ParseTaskID(m[j+len(" by task "):]); a.Parent.IsZero() {
+			return
+		}
 		tag := m[:i]
 		if j = bytes.LastIndex(tag, []byte(" (uuid:")); j >= 0 {
 			tag = tag[:j]
@@ -102,12 +104,18 @@ func (a *Anchor) xapiTask(m []byte) {
 		return
 	}
 	if i := bytes.LastIndex(m, []byte(" forwarded")); i >= 0 {
-		rest := m[i+len(" forwarded"):]
-		if len(rest) == 0 || bytes.HasPrefix(rest, []byte(" (trackid=")) {
+		if isTrackID(m[i+len(" forwarded"):]) {
 			a.Kind = TaskForwarded
 			a.Label, a.Task = wire.SplitTag(firstLine(m[:i]))
 		}
 	}
+}
+
+// isTrackID tells whether the rest of a message is nothing, or the session's
+// " (trackid=…)" and no more.
+func isTrackID(m []byte) bool {
+	id, ok := bytes.CutPrefix(m, []byte(" (trackid="))
+	return len(m) == 0 || ok && len(id) > 0 && bytes.IndexByte(id, ')') == len(id)-1
 }
 
 // xenopsTask reads what follows "Task ".

@@ -34,7 +34,8 @@ type Line struct {
 //
 // It is false for lines in another form. The tag can hold any character: it ends
 // where a module's name and "] " follow for the first time, outside of the JSON
-// of a debug_info.
+// of a debug_info. It is false as well for a line that a client's traceparent
+// makes look like another one.
 func Parse(b []byte) (l Line, ok bool) {
 	b, ok = l.priority(b)
 	if !ok {
@@ -65,7 +66,30 @@ func Parse(b []byte) (l Line, ok bool) {
 		l.Host = second
 	}
 	l.Tag, l.Module, l.Message = splitTag(b)
+	if len(second) > 0 && holdsHead(l.Message) {
+		return Line{}, false
+	}
 	return l, true
+}
+
+// holdsHead tells whether the rest of a line's head, "|46 name|tag|module] ",
+// stands in the message. The second field can be what a client sent as
+// traceparent, and then what seems to be the head may have been sent too.
+func holdsHead(message []byte) bool {
+	for {
+		i := bytes.IndexByte(message, '|')
+		if i < 0 {
+			return false
+		}
+		message = message[i+1:]
+		if _, name, ok := thread(message); ok {
+			if _, rest, ok := bytes.Cut(name, []byte{'|'}); ok {
+				if _, module, _ := splitTag(rest); module != nil {
+					return true
+				}
+			}
+		}
+	}
 }
 
 // maxPreamble bounds the time stamp and ident before the line's head.

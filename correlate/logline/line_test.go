@@ -51,6 +51,10 @@ func TestParse(t *testing.T) {
 		{`<175>Nov 22 12:22:28 xapi: [debug||7 x|tag|mod] `, `175 xapi debug 7 "x" tag="tag" mod: `},
 		{`<175>Nov 22 12:22:28 xapi: [debug||7 x|tag|`, `175 xapi debug 7 "x" tag="tag|"`},
 		{`<175>Nov 22 12:22:28 xapi: [debug||7 x|`, `175 xapi debug 7 "x" tag=""`},
+		// What a client sent as traceparent is logged as it is.
+		{`<175>Nov 22 12:22:28 xapi: [debug|00-ab68d9f01d9f44369ce3e6cee8e98b98-73d887606c92e489-01|5 y|VM.start R:8ae06e1ea3d1|dispatcher] spawning|41 /var/lib/xcp/xapi||http] Request`, ""},
+		{`<175>Nov 22 12:22:28 xapi: [debug|h|5 y|t|m] a|b 1|41 |c] d`, `175 xapi debug host=h 5 "y" tag="t" m: a|b 1|41 |c] d`},
+		{`<175>Nov 22 12:22:28 xapi: [debug||5 y|t|m] a|41 b||c] d`, `175 xapi debug 5 "y" tag="t" m: a|41 b||c] d`},
 		{`<30>Nov 22 12:22:28 systemd[1]: Started x.`, ""},
 		{`<175>Nov 22 12:22:28 xapi: [debug||x|tag|mod] m`, ""},
 		{`<175>Nov 22 12:22:28 xapi: [debug`, ""},
