@@ -130,3 +130,26 @@ func TestClients(t *testing.T) {
 	qt.Assert(t, qt.HasLen(r.Clients[0].Calls, 8))
 	qt.Assert(t, qt.HasLen(r.Clients[2].Lines, 41))
 }
+
+// TestCuttingAgainChangesNothing proves that what Cut writes can be read, and
+// that nothing is left in the fixtures that it would mask or leave out.
+func TestCuttingAgainChangesNothing(t *testing.T) {
+	for _, name := range Names() {
+		r, err := Load(name)
+		qt.Assert(t, qt.IsNil(err))
+		want, err := unpack(name + ".strace.zst")
+		qt.Assert(t, qt.IsNil(err))
+		var got bytes.Buffer
+		_, err = Cut(&got, r.Records, r.Processes)
+		qt.Assert(t, qt.IsNil(err))
+		gotLines, wantLines := strings.Split(got.String(), "\n"), strings.Split(string(want), "\n")
+		qt.Assert(t, qt.HasLen(gotLines, len(wantLines)))
+		for i := range gotLines {
+			qt.Assert(t, qt.Equals(gotLines[i], wantLines[i]))
+		}
+		fds, err := testdata.ReadFile("testdata/" + name + ".fds")
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.Equals(string(r.Processes.Targets()), string(fds)))
+		qt.Assert(t, qt.Equals(CutStrings(r.Records), 0))
+	}
+}
