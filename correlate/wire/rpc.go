@@ -25,7 +25,7 @@ type Call struct {
 	Batch     bool      // a JSON-RPC batch; Method is its first call's
 	Cut       bool      // the body ended before a method was found
 	DebugInfo DebugInfo // set by SwitchCall and SwitchMessages only
-	Object    []byte    // likewise: member "id" or "vm" of the first parameter when it is a UUID
+	Object    []byte    // likewise: member "id" or "vm" of the first parameter, the VM of ["<vm>","xvda"], when it is a UUID
 }
 
 // Call reads the method from the first bytes of a request body, XML-RPC or
@@ -121,8 +121,8 @@ func (d *Decoder) jsonCall(call *Call, body []byte, params bool) {
 // squeezed, v6d).
 func (d *Decoder) firstParameter(call *Call, c *cutjson.Cursor) {
 	if c.Peek() == '"' {
-		if raw, whole := c.String(); whole {
-			call.DebugInfo = d.debugInfo(d.unescape(raw))
+		if info := d.wholeString(c); info != nil {
+			call.DebugInfo = d.debugInfo(info)
 		}
 		return
 	}
@@ -134,19 +134,17 @@ func (d *Decoder) firstParameter(call *Call, c *cutjson.Cursor) {
 		if !ok {
 			return
 		}
+		at := *c
+		c.Skip()
 		switch {
-		case c.Peek() != '"':
-			c.Skip()
-		case cutjson.Is(key, "debug_info"), cutjson.Is(key, "dbg"):
-			if raw, whole := c.String(); whole {
-				call.DebugInfo = d.debugInfo(d.unescape(raw))
+		case string(key) == "id" || string(key) == "vm":
+			if id := d.firstString(&at); isUUID(id) && call.Object == nil {
+				call.Object = id
 			}
-		case string(key) == "id", string(key) == "vm":
-			if raw, whole := c.String(); whole && isUUID(raw) && call.Object == nil {
-				call.Object = raw
+		case cutjson.Is(key, "debug_info") || cutjson.Is(key, "dbg"):
+			if info := d.wholeString(&at); info != nil {
+				call.DebugInfo = d.debugInfo(info)
 			}
-		default:
-			c.Skip()
 		}
 	}
 }

@@ -116,6 +116,7 @@ func TestSwitchCall(t *testing.T) {
 		{"VM.start", startCall, "VM.start", vm, start},
 		{"VM.import_metadata", string(fixture(t, "call-import.json")), "VM.import_metadata", "", imported},
 		{"dbg", `{"method":"VDI.attach3","params":[{"vm":"` + vm + `","dbg":"VM.start R:8ae06e1ea3d1"}],"id":1}`, "VDI.attach3", vm, `tag="VM.start R:8ae06e1ea3d1" label="VM.start" R:8ae06e1ea3d1`},
+		{"VBD", `{"method":"VBD.plug","params":[{"id":["` + vm + `","xvda"],"debug_info":"x D:8ae06e1ea3d1"}],"id":1}`, "VBD.plug", vm, `tag="x D:8ae06e1ea3d1" label="x" D:8ae06e1ea3d1`},
 		{"positional", `{"method":"Bridge.get_all","params":["Async.VM.start R:8ae06e1ea3d1",[]],"id":1}`, "Bridge.get_all", "", `tag="Async.VM.start R:8ae06e1ea3d1" label="Async.VM.start" R:8ae06e1ea3d1`},
 		{"params first", `{"params":[{"dbg":"x D:8ae06e1ea3d1"},{"dbg":"no"}],"id":1,"method":"Task.stat"}`, "Task.stat", "", `tag="x D:8ae06e1ea3d1" label="x" D:8ae06e1ea3d1`},
 		{"only the first parameter, only its members", `{"method":"a.b","params":[{"x":{"dbg":"no"}},{"dbg":"no"}]}`, "a.b", "", ``},
