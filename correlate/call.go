@@ -202,11 +202,8 @@ func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
 	if r.Status == wire.Unknown && !whole {
 		return false
 	}
-	if r.Status == wire.Failed {
-		a.err = "FAILED"
-		if len(r.Code) > 0 {
-			a.err = e.text(r.Code, maxName)
-		}
+	if code := e.outcome(&r); code != "" {
+		a.err = code
 	}
 	if r.Status == wire.Succeeded && a.prefix != wire.NoPrefix {
 		if r.Task.IsZero() && !whole {

@@ -142,7 +142,12 @@ func (e *Engine) dropConn(c *conn, cause string) {
 	} else {
 		delete(e.processes.conns, c.id.TGID)
 	}
-	*c = conn{next: e.conns.free}
+	sides := c.side
+	for i := range sides {
+		sides[i].reader.Reset() // keeps its buffers
+		sides[i] = side{reader: sides[i].reader}
+	}
+	*c = conn{side: sides, next: e.conns.free}
 	e.conns.free = c
 }
 

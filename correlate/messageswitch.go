@@ -24,6 +24,8 @@ type message struct {
 	hasSend bool
 	rpc     ref
 	hasRPC  bool
+	ended   event.Time // the answer reached the sender's process before its number did
+	err     string     // of that answer
 }
 
 func (e *Engine) dropMessage(m *message) { e.release(&m.sent) }
@@ -174,13 +176,22 @@ func (e *Engine) messageNumber(a *activity, id messageID) {
 func (e *Engine) sent(a *activity, id messageID) {
 	e.messageNumber(a, id)
 	m := e.messages.get(id)
-	if m == nil || m.hasSend {
+	if m == nil || m.hasSend || m.ended != 0 && m.ended+e.hold < e.now {
 		m = e.messages.put(id, e.now)
 	}
 	m.send, m.sent, m.hasSend = a.ref(), e.placeOf(a), true
 	a.message = id
-	if rpc := m.rpc.get(); rpc != nil {
+	rpc := m.rpc.get()
+	if rpc != nil {
 		e.joinMessage(m, a, rpc)
+	}
+	if m.ended != 0 {
+		a.err = m.err
+		end := m.ended
+		if rpc == nil || !rpc.open {
+			e.messages.del(id)
+		}
+		e.finish(a, end, "")
 	}
 }
 
@@ -268,7 +279,7 @@ func (e *Engine) endRPC(c *conn, ev *event.Event) {
 		a.set(threadID(x.tid))
 	}
 	r := e.dec.Reply(c.body.buf)
-	e.outcome(a, &r)
+	a.err = e.outcome(&r)
 	if n, ok := jobNumber(r.Value); ok && r.Status == wire.Succeeded {
 		e.answered(a, n)
 	} else {
@@ -285,27 +296,32 @@ func (e *Engine) endSend(ev *event.Event, d *wire.SwitchMessage) {
 	id := messageID{e.text(d.Request.Queue, maxName), d.Request.N}
 	m := e.messages.get(id)
 	if m == nil {
-		e.stats.NoRequest++
+		m = e.messages.put(id, e.now)
+	}
+	if !m.hasSend {
+		m.ended, m.err = ev.Last, e.outcome(&d.Reply)
 		return
 	}
 	a := m.send.get()
 	if a == nil || !a.open || a.tgid != ev.TGID {
 		return
 	}
-	e.outcome(a, &d.Reply)
+	a.err = e.outcome(&d.Reply)
 	if rpc := m.rpc.get(); rpc == nil || !rpc.open {
 		e.messages.del(id)
 	}
 	e.finish(a, ev.Last, "")
 }
 
-func (e *Engine) outcome(a *activity, r *wire.Reply) {
-	if r.Status == wire.Failed {
-		a.err = "FAILED"
-		if len(r.Code) > 0 {
-			a.err = e.text(r.Code, maxName)
-		}
+// outcome is the error that a reply tells, "" if none.
+func (e *Engine) outcome(r *wire.Reply) string {
+	switch {
+	case r.Status != wire.Failed:
+		return ""
+	case len(r.Code) == 0:
+		return "FAILED"
 	}
+	return e.text(r.Code, maxName)
 }
 
 // settleRPC gives a the best parent that is known when its sender stays unseen.

@@ -24,25 +24,26 @@ func debugInfo(tag, traceparent string) string {
 }
 
 func TestSwitchCall(t *testing.T) {
-	for _, early := range []bool{false, true} {
-		t.Run(fmt.Sprintf("delivered before its number is known: %v", early), func(t *testing.T) {
+	for _, order := range []string{"number first", "delivered first", "answered first", "all done first"} {
+		t.Run(order, func(t *testing.T) {
 			s := newScript(t)
 			s.openSwitch()
 			s.accept("c", 18)
 			s.request("c", 110, "VM.start_on", "traceparent: "+caller)
 			started := s.ask(110, "VM.exists", "VM.start_on R:07432559b308")
-			var delivered int64
-			if early {
-				delivered = int64(s.deliver(64, "VM.exists", "VM.start_on R:07432559b308"))
-				s.thread(xenopsd, 201, 210)
-				s.number(110, 64)
-			} else {
-				s.number(110, 64)
-				delivered = int64(s.deliver(64, "VM.exists", "VM.start_on R:07432559b308"))
-				s.thread(xenopsd, 201, 210)
+			number := func(when string) {
+				if when == order {
+					s.number(110, 64)
+				}
 			}
+			number("number first")
+			delivered := int64(s.deliver(64, "VM.exists", "VM.start_on R:07432559b308"))
+			number("delivered first")
+			s.thread(xenopsd, 201, 210)
 			responded := s.respond(64, 210, "false")
+			number("answered first")
 			ended := s.answered(64, "false")
+			number("all done first")
 			s.reply("c", 110, success, "")
 			s.under(send+"VM.exists", "VM.start_on", LinkThread)
 			s.under("VM.exists", send+"VM.exists", LinkQueue)
