@@ -49,10 +49,11 @@ func FuzzLog(f *testing.F) {
 // of any name and any text around them into calls of each form.
 func FuzzSecret(f *testing.F) {
 	f.Add("VM.start", "name", "text", uint16(100))
-	f.Add("session.login_with_password", `a"b\`, `\"debug_info\":\"`, uint16(3))
+	f.Add("session.login_with_password", `a"b\`, `\"debug\":\"`, uint16(3))
 	f.Fuzz(func(t *testing.T, method, name, text string, cut uint16) {
 		for _, s := range []string{method, name, text} {
-			if leaks([]byte(s), secrets...) != "" {
+			// Text that pretends to be debug_info shows what it holds.
+			if leaks([]byte(s), secrets...) != "" || strings.Contains(s, "debug_info") || strings.Contains(s, "dbg") {
 				return
 			}
 		}
@@ -69,7 +70,7 @@ func FuzzSecret(f *testing.F) {
 		} {
 			x := newExchange()
 			n := int(cut) % len(m)
-			if got := leaks([]byte(x.send(event.In, m, n)), secrets...); got != "" && !strings.Contains(m, "debug_info") && !strings.Contains(m, "dbg") {
+			if got := leaks([]byte(x.send(event.In, m, n)), secrets...); got != "" {
 				t.Fatalf("%q shows %q", m, got)
 			}
 		}

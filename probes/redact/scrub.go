@@ -6,8 +6,13 @@ import "bytes"
 // '=' or ':' has a value that is masked.
 var secretWords = []string{
 	"secret", "passw", "pwd", "session_id", "sessionid", "session_ref", "token",
-	"cookie", "authoriz", "credential", "private_key", "apikey", "api_key",
+	"credential", "private_key", "apikey", "api_key",
 }
+
+// secretLines: of a name that holds one of these the whole line is masked.
+var secretLines = []string{"authoriz", "cookie"}
+
+const shortest = len("pwd")
 
 // scrub masks secrets in text that is kept otherwise: references, the values
 // of names that sound like secrets, credentials after Basic and Bearer, user
@@ -25,7 +30,7 @@ func scrub(b []byte) {
 		n := i + setKey.run(b[i:])
 		word := b[i:n]
 		switch {
-		case holdsFold(word, "opaqueref"):
+		case len(word) >= len("OpaqueRef") && holdsFold(word, "opaqueref"):
 			for n < len(b) && setRef[b[n]] {
 				b[n] = Mask
 				n++
@@ -35,31 +40,59 @@ func scrub(b []byte) {
 			}
 		case equalFold(word, "basic"), equalFold(word, "bearer"):
 			n = scrubValue(b, n)
-		case isSecret(word):
-			v := n
-			for v < len(b) && (b[v] == ' ' || b[v] == '"' || b[v] == '\\' || b[v] == '\'') {
-				v++
-			}
-			if v < len(b) && (b[v] == '=' || b[v] == ':') || bytes.HasPrefix(b[v:], []byte("%3")) {
-				n = scrubValue(b, v+1)
+		case len(word) >= shortest:
+			switch v := assigned(b, n); {
+			case v == 0:
+			case holdsAny(word, secretLines):
+				for n = v; n < len(b) && b[n] != '\r' && b[n] != '\n'; n++ {
+					b[n] = Mask
+				}
+			case holdsAny(word, secretWords):
+				n = scrubValue(b, v)
 			}
 		}
 		i = n
 	}
 }
 
-// scrubValue masks the value that starts at or after i and returns its end.
+// assigned returns where the value starts that the word before n is given, 0
+// if it is given none: name=value, "name": "value", name%3Dvalue, escaped or
+// not.
+func assigned(b []byte, n int) int {
+	for n < len(b) && (b[n] == ' ' || b[n] == '"' || b[n] == '\\' || b[n] == '\'') {
+		n++
+	}
+	if n < len(b) && (b[n] == '=' || b[n] == ':') {
+		return n + 1
+	}
+	if n+2 < len(b) && b[n] == '%' && b[n+1] == '3' {
+		return n + 3
+	}
+	return 0
+}
+
+// scrubValue masks the value that starts at or after i and returns its end: the
+// closing quote of a value in quotes, else the first byte that no value holds.
 func scrubValue(b []byte, i int) int {
+	quote := byte(0)
 	for i < len(b) && (b[i] == ' ' || b[i] == '"' || b[i] == '\\' || b[i] == '\'') {
+		if b[i] == '"' || b[i] == '\'' {
+			quote = b[i]
+		}
 		i++
 	}
-	for i < len(b) {
-		switch b[i] {
-		case ' ', '"', '\\', '\'', ';', '&', '|', '<', '>', ')', '}', ']', '\r', '\n':
-			return i
+	for ; i < len(b); i++ {
+		if quote != 0 {
+			if b[i] == quote {
+				return i
+			}
+		} else {
+			switch b[i] {
+			case ' ', '"', '\\', '\'', ';', '&', '|', '<', '>', ')', '}', ']', '\r', '\n':
+				return i
+			}
 		}
 		b[i] = Mask
-		i++
 	}
 	return i
 }
@@ -79,8 +112,8 @@ func scrubUser(b []byte, i int) int {
 	return len(b)
 }
 
-func isSecret(word []byte) bool {
-	for _, s := range secretWords {
+func holdsAny(word []byte, list []string) bool {
+	for _, s := range list {
 		if holdsFold(word, s) {
 			return true
 		}
@@ -90,8 +123,9 @@ func isSecret(word []byte) bool {
 
 // holdsFold tells whether s, in lower case, is somewhere in b in any case.
 func holdsFold(b []byte, s string) bool {
+	first, other := s[0], s[0]-'a'+'A'
 	for i := 0; i+len(s) <= len(b); i++ {
-		if toLower(b[i]) == s[0] && equalFold(b[i:i+len(s)], s) {
+		if (b[i] == first || b[i] == other) && equalFold(b[i:i+len(s)], s) {
 			return true
 		}
 	}
