@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -86,8 +87,14 @@ func newLab(t testing.TB, o testenv.Options, args ...string) *lab {
 	l.agent, err = daemon.Start(context.Background(), daemon.Options{Binary: dtagent, Dir: l.dir, Only: pids(l.dom0), Args: args})
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() {
+		var shown []byte
+		if s, err := l.agent.Status(context.Background()); err == nil {
+			s.Probes = nil
+			shown, _ = json.MarshalIndent(s, "", " ") // it came as JSON
+		}
 		qt.Check(t, qt.IsNil(l.agent.Stop()))
 		if t.Failed() {
+			t.Logf("the agent's status:\n%s", shown)
 			t.Logf("the agent's log:\n%s", l.agent.Log())
 		}
 	})
