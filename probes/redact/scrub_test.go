@@ -18,7 +18,7 @@ func TestScrub(t *testing.T) {
 		"\"password\":\"a b;c\",\"x\":1":                  "\"password\":\"*****\",\"x\":1",
 		"\\\"chappassword\\\": \\\"abc\\\" x":             "\\\"chappassword\\\": \\\"****\" x",
 		"CIFSPassword = 'a b' c":                          "CIFSPassword = '***' c",
-		"Authorization: Basic Zm9vOmJhcg==":               "Authorization:***********************",
+		"Authorization: Basic Zm9vOmJhcg==":               "Authorization:*******************",
 		"Cookie: a=b; session_id=c":                       "Cookie:******************",
 		"Bearer abc def":                                  "Bearer *** def",
 		"https://root:pw@host/x https://host/y":           "https://*******@host/x https://host/y",
