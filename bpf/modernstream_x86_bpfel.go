@@ -112,6 +112,27 @@ type modernStreamDtInflight struct {
 
 type modernStreamDtScratch struct {
 	_ structs.HostLayout
+	M struct {
+		_      structs.HostLayout
+		Id     uint64
+		First  uint64
+		Last   uint64
+		Bytes  uint64
+		Asked  uint64
+		Before uint64
+		Off    uint64
+		Left   uint64
+		Head   uint64
+		Tail   uint64
+		Iov    [4]struct {
+			_    structs.HostLayout
+			Base uint64
+			Len  uint64
+		}
+		Flags uint16
+		Dir   uint8
+		Pad   [5]uint8
+	}
 	D struct {
 		_ structs.HostLayout
 		H struct {

@@ -45,18 +45,25 @@ func closeSessions() {
 	}
 }
 
+// collectorOf returns the shared session of a tier, with everything attached.
+func collectorOf(t testing.TB, tier Tier) *collector {
+	t.Helper()
+	if c := sessions[tier]; c != nil {
+		return c
+	}
+	c := newCollector(t, openKernel(t, tier, Options{}))
+	sessions[tier] = c
+	for _, p := range allProbes {
+		qt.Assert(t, qt.IsNil(c.s.Attach(p)))
+	}
+	return c
+}
+
 // inTiers runs a test in both tiers with everything attached.
 func inTiers(t *testing.T, f func(t *testing.T, c *collector)) {
 	for _, tier := range []Tier{Legacy, Modern} {
 		t.Run(tier.String(), func(t *testing.T) {
-			c := sessions[tier]
-			if c == nil {
-				c = newCollector(t, openKernel(t, tier, Options{}))
-				sessions[tier] = c
-				for _, p := range allProbes {
-					qt.Assert(t, qt.IsNil(c.s.Attach(p)))
-				}
-			}
+			c := collectorOf(t, tier)
 			c.reset(t)
 			f(t, c)
 		})

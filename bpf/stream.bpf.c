@@ -14,18 +14,6 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* One call that has moved bytes. */
-struct dt_moved {
-	__u64 id; /* pid_tgid */
-	__u64 first;
-	__u64 last;
-	__u64 bytes;
-	struct dt_conn_key key;
-	struct dt_iovec iov[DT_IOVS];
-	__u16 flags;
-	__u8 dir;
-};
-
 static __always_inline void dt_head(struct dt_hdr *h, __u16 kind, __u16 flags, __u8 component, __u32 tgid, __u32 tid)
 {
 	h->kind = kind;
@@ -70,6 +58,7 @@ static __always_inline void dt_flush_run(void *ctx, const struct dt_conn_key *ke
 	if (!g)
 		return;
 	len = g->d.head_len;
+	DT_KEEP(len);
 	if (len > DT_GATHER)
 		return;
 	g->d.h.flags |= flags | dt_more(c, g->d.dir);
@@ -478,56 +467,54 @@ int dt_x_pair(struct dt_sys_exit *ctx)
 /* ---- bytes ---- */
 
 /*
- * Copies up to left bytes from the vectors to dst. Each vector gives max bytes
- * at most; dst has room for cap + max. Returns the bytes copied.
+ * Copies m->left bytes from the vectors to dst, to where m->off says. A vector
+ * gives max bytes at most, so dst has room for cap + max.
  */
 #define DT_COPY_VECTOR(i, cap, max)                                         \
-	if (left) {                                                         \
-		__u64 n = iov[i].len;                                       \
+	DT_RELOAD();                                                        \
+	if (m->left) {                                                      \
+		__u64 n = m->iov[i].len;                                    \
+		__u64 left = m->left;                                       \
+		__u64 off = m->off;                                         \
                                                                             \
 		if (n > left)                                               \
 			n = left;                                           \
 		if (n > (max))                                              \
 			n = (max);                                          \
-		if (off > (cap))                                            \
-			return off;                                         \
-		if (n && dt_read_user(dst + off, n, iov[i].base)) {         \
+		DT_KEEP(n);                                                 \
+		DT_KEEP(off);                                               \
+		if (n > (max) || off > (cap))                               \
+			return;                                             \
+		if (n && dt_read_user(dst + off, n, m->iov[i].base)) {      \
 			dt_lost(DT_LOSS_FAULT);                             \
-			return off;                                         \
+			return;                                             \
 		}                                                           \
-		off += n;                                                   \
-		left -= n;                                                  \
+		m->off = off + n;                                           \
+		m->left = left - n;                                         \
 	}
 
-static __always_inline __u64 dt_copy_small(__u8 *dst, __u64 off, const struct dt_iovec *iov, __u64 left)
+static __always_inline void dt_copy_small(__u8 *dst, struct dt_moved *m)
 {
 	DT_COPY_VECTOR(0, DT_GATHER, DT_SMALL_OUT)
 	DT_COPY_VECTOR(1, DT_GATHER, DT_SMALL_OUT)
 	DT_COPY_VECTOR(2, DT_GATHER, DT_SMALL_OUT)
 	DT_COPY_VECTOR(3, DT_GATHER, DT_SMALL_OUT)
-	return off;
 }
 
-static __always_inline __u64 dt_copy_log(__u8 *dst, const struct dt_iovec *iov, __u64 left)
+static __always_inline void dt_copy_log(__u8 *dst, struct dt_moved *m)
 {
-	__u64 off = 0;
-
 	DT_COPY_VECTOR(0, 0, DT_LOG_HEAD)
 	DT_COPY_VECTOR(1, DT_LOG_HEAD, DT_LOG_HEAD)
 	DT_COPY_VECTOR(2, DT_LOG_HEAD, DT_LOG_HEAD)
 	DT_COPY_VECTOR(3, DT_LOG_HEAD, DT_LOG_HEAD)
-	return off;
 }
 
-static __always_inline __u64 dt_copy_head(__u8 *dst, const struct dt_iovec *iov, __u64 left)
+static __always_inline void dt_copy_head(__u8 *dst, struct dt_moved *m)
 {
-	__u64 off = 0;
-
 	DT_COPY_VECTOR(0, 0, DT_HEAD_SWITCH)
 	DT_COPY_VECTOR(1, DT_HEAD_SWITCH, DT_HEAD)
 	DT_COPY_VECTOR(2, DT_HEAD_SWITCH, DT_HEAD)
 	DT_COPY_VECTOR(3, DT_HEAD_SWITCH, DT_HEAD)
-	return off;
 }
 
 #define DT_W(a, b, c, d, e, f, g, h)                                                                          \
@@ -535,16 +522,16 @@ static __always_inline __u64 dt_copy_head(__u8 *dst, const struct dt_iovec *iov,
 	 (__u64)(g) << 48 | (__u64)(h) << 56)
 
 /* The requests that a client of message-switch makes. */
-static __always_inline int dt_is_switch(const struct dt_iovec *iov)
+static __always_inline int dt_is_switch(const struct dt_moved *m)
 {
 	__u64 w[2] = {};
 	__u64 b;
 
-	if (iov[0].len < 9 || dt_read_user(&w[0], sizeof(w[0]), iov[0].base))
+	if (m->iov[0].len < 9 || dt_read_user(&w[0], sizeof(w[0]), m->iov[0].base))
 		return 0;
 	if (w[0] == DT_W('G', 'E', 'T', ' ', '/', 'a', 'c', 'k'))
 		return 1;
-	if (iov[0].len < 16 || dt_read_user(&w[1], sizeof(w[1]), iov[0].base + 8))
+	if (m->iov[0].len < 16 || dt_read_user(&w[1], sizeof(w[1]), m->iov[0].base + 8))
 		return 0;
 	b = w[1];
 	if (w[0] == DT_W('P', 'O', 'S', 'T', ' ', '/', 't', 'r'))
@@ -561,73 +548,86 @@ static __always_inline int dt_is_switch(const struct dt_iovec *iov)
 	return 0;
 }
 
-/* The vectors of the call; returns how many bytes it asked for. */
-static __always_inline __u64 dt_vectors(const struct dt_inflight *f, __u8 op, struct dt_iovec *iov)
+/* The vectors of the call; m->asked is how many bytes it asked for. */
+static __always_inline void dt_vectors(const struct dt_inflight *f, __u8 op, struct dt_moved *m)
 {
 	__u64 n = f->len;
 
+	__builtin_memset(m->iov, 0, sizeof(m->iov));
 	if (op == DT_OP_READ || op == DT_OP_WRITE || op == DT_OP_LOG) {
-		iov[0].base = f->buf;
-		iov[0].len = n;
-		return n;
+		m->iov[0].base = f->buf;
+		m->iov[0].len = n;
+		m->asked = n;
+		return;
 	}
-	if (n > DT_IOVS)
+	m->asked = ~0ULL;
+	if (n > DT_IOVS) {
 		n = DT_IOVS;
-	n *= sizeof(struct dt_iovec);
-	if (n && dt_read_user(iov, n, f->buf)) {
-		dt_lost(DT_LOSS_FAULT);
-		return 0;
-	}
-	if (f->len > DT_IOVS) {
 		dt_lost(DT_LOSS_IOVEC);
-		return ~0ULL;
 	}
-	return iov[0].len + iov[1].len + iov[2].len + iov[3].len;
+	n *= sizeof(struct dt_iovec);
+	if (n && dt_read_user(m->iov, n, f->buf)) {
+		dt_lost(DT_LOSS_FAULT);
+		return;
+	}
+	if (f->len <= DT_IOVS)
+		m->asked = m->iov[0].len + m->iov[1].len + m->iov[2].len + m->iov[3].len;
 }
 
-/* Where the last bytes of the call lie: at most as many as one vector holds. */
-static __always_inline __u64 dt_tail_of(const struct dt_iovec *iov, __u64 moved, __u64 *want)
+/*
+ * Finds where the last m->left bytes of the call lie: m->off is their address.
+ * They are as many as one vector holds at most.
+ */
+static __always_inline void dt_tail_of(struct dt_moved *m)
 {
-	struct dt_iovec v = iov[0];
+	__u64 moved = m->bytes;
+	__u64 base;
 
-#define DT_NEXT_VECTOR(i)              \
-	if (moved > v.len) {           \
-		moved -= v.len;        \
-		v = iov[i];            \
+	if (moved <= m->iov[0].len) {
+		base = m->iov[0].base;
+		goto found;
 	}
-	DT_NEXT_VECTOR(1)
-	DT_NEXT_VECTOR(2)
-	DT_NEXT_VECTOR(3)
-	if (moved > v.len) { /* beyond the vectors that were looked at */
-		*want = 0;
-		return 0;
+	moved -= m->iov[0].len;
+	if (moved <= m->iov[1].len) {
+		base = m->iov[1].base;
+		goto found;
 	}
-	if (*want > moved)
-		*want = moved;
-	return v.base + moved - *want;
+	moved -= m->iov[1].len;
+	if (moved <= m->iov[2].len) {
+		base = m->iov[2].base;
+		goto found;
+	}
+	moved -= m->iov[2].len;
+	if (moved <= m->iov[3].len) {
+		base = m->iov[3].base;
+		goto found;
+	}
+	m->left = 0; /* beyond the vectors that were looked at */
+	return;
+found:
+	if (m->left > moved)
+		m->left = moved;
+	m->off = base + moved - m->left;
 }
 
-static __always_inline void dt_send_log(struct dt_sys_exit *ctx, const struct dt_inflight *f, __u64 id, __u8 op)
+static __always_inline void dt_send_log(struct dt_sys_exit *ctx, const struct dt_inflight *f, struct dt_scratch *s, __u8 op)
 {
-	struct dt_iovec iov[DT_IOVS] = {};
+	struct dt_log *l = (struct dt_log *)&s->d;
+	struct dt_moved *m = &s->m;
 	__u64 n = ctx->ret;
-	__u32 k = 0;
-	struct dt_log *l;
-	struct dt_scratch *s;
 
 	if (ctx->ret <= 0)
 		return;
-	s = bpf_map_lookup_elem(&dt_scratch, &k);
-	if (!s)
-		return;
-	l = (struct dt_log *)s;
-	dt_vectors(f, op, iov);
+	dt_vectors(f, op, m);
+	m->off = 0;
+	m->left = n > DT_LOG_HEAD ? DT_LOG_HEAD : n;
+	dt_copy_log((__u8 *)l + sizeof(*l), m);
+	DT_RELOAD();
+	n = m->off;
+	DT_KEEP(n);
 	if (n > DT_LOG_HEAD)
-		n = DT_LOG_HEAD;
-	n = dt_copy_log((__u8 *)s + sizeof(*l), iov, n);
-	if (n > DT_LOG_HEAD)
 		return;
-	dt_head(&l->h, DT_LOG, ctx->ret > (__s64)n ? DT_F_CUT : 0, f->component, id >> 32, id);
+	dt_head(&l->h, DT_LOG, ctx->ret > (__s64)n ? DT_F_CUT : 0, f->component, m->id >> 32, m->id);
 	l->bytes = ctx->ret;
 	l->head_len = n;
 	l->pad = 0;
@@ -635,9 +635,10 @@ static __always_inline void dt_send_log(struct dt_sys_exit *ctx, const struct dt
 }
 
 /* The gather buffer of a socket, emptied when nothing waits in it. */
-static __always_inline struct dt_gather *dt_run(const struct dt_moved *m, const struct dt_conn *c)
+static __always_inline struct dt_gather *dt_run(const struct dt_moved *m, const struct dt_conn *c,
+						const struct dt_conn_key *key)
 {
-	struct dt_gather *g = bpf_map_lookup_elem(&dt_gathers, &m->key);
+	struct dt_gather *g = bpf_map_lookup_elem(&dt_gathers, key);
 
 	if (!g) {
 		__u32 k = 0;
@@ -645,20 +646,20 @@ static __always_inline struct dt_gather *dt_run(const struct dt_moved *m, const 
 
 		if (!zero)
 			return 0;
-		bpf_map_update_elem(&dt_gathers, &m->key, zero, BPF_ANY);
-		g = bpf_map_lookup_elem(&dt_gathers, &m->key);
+		bpf_map_update_elem(&dt_gathers, key, zero, BPF_ANY);
+		g = bpf_map_lookup_elem(&dt_gathers, key);
 		if (!g) {
 			dt_lost(DT_LOSS_GATHERS);
 			return 0;
 		}
 	}
 	if (!c->gather) {
-		dt_head(&g->d.h, DT_DATA, 0, c->component, m->key.tgid, m->id);
+		dt_head(&g->d.h, DT_DATA, 0, c->component, key->tgid, m->id);
 		g->d.born = c->born;
 		g->d.ino = c->ino;
 		g->d.first = m->first;
 		g->d.bytes = 0;
-		g->d.fd = m->key.fd;
+		g->d.fd = key->fd;
 		g->d.calls = 0;
 		g->d.head_len = 0;
 		g->d.dir = m->dir;
@@ -667,9 +668,10 @@ static __always_inline struct dt_gather *dt_run(const struct dt_moved *m, const 
 }
 
 /* Adds a small piece to the run of its socket; false if there is no room for one. */
-static __always_inline int dt_small(struct dt_sys_exit *ctx, const struct dt_moved *m, struct dt_conn *c)
+static __always_inline int dt_small(struct dt_sys_exit *ctx, struct dt_moved *m, struct dt_conn *c,
+				    const struct dt_conn_key *key)
 {
-	struct dt_gather *g = dt_run(m, c);
+	struct dt_gather *g = dt_run(m, c, key);
 	__u64 len, end;
 	__u8 *b;
 
@@ -677,98 +679,105 @@ static __always_inline int dt_small(struct dt_sys_exit *ctx, const struct dt_mov
 		return 0;
 	len = g->d.head_len;
 	if (c->gather && len + m->bytes > DT_GATHER) {
-		dt_flush(ctx, &m->key, c);
-		g = dt_run(m, c);
+		dt_flush(ctx, key, c);
+		g = dt_run(m, c, key);
 		if (!g)
 			return 0;
-		len = 0;
 	}
-	if (len > DT_GATHER)
-		return 0;
-	end = dt_copy_small(g->buf, len, m->iov, m->bytes);
+	m->off = g->d.head_len;
+	m->left = m->bytes;
+	dt_copy_small(g->buf, m);
+	DT_RELOAD();
+	end = m->off;
 	g->d.h.flags |= m->flags;
-	if (end - len != m->bytes)
+	if (m->left)
 		g->d.h.flags |= DT_F_CUT;
 	g->d.last = m->last;
 	g->d.bytes += m->bytes;
 	g->d.calls += 1;
 	g->d.head_len = end;
 	c->gather = m->dir;
-	if (end >= DT_GATHER) {
-		dt_flush(ctx, &m->key, c);
-		return 1;
-	}
 	if (end < 4)
 		return 1;
-	b = g->buf + end - 4;
-	if (b[0] == '\r' && b[1] == '\n' && b[2] == '\r' && b[3] == '\n')
-		dt_flush(ctx, &m->key, c);
+	DT_KEEP(end);
+	if (end < DT_GATHER) {
+		b = g->buf + end - 4;
+		if (b[0] != '\r' || b[1] != '\n' || b[2] != '\r' || b[3] != '\n')
+			return 1;
+	}
+	dt_flush(ctx, key, c);
 	return 1;
 }
 
 /* Sends a large piece at once. */
-static __always_inline void dt_large(struct dt_sys_exit *ctx, const struct dt_moved *m, struct dt_conn *c)
+static __always_inline void dt_large(struct dt_sys_exit *ctx, struct dt_scratch *s, struct dt_conn *c,
+				     const struct dt_conn_key *key)
 {
-	__u64 want, head, tail = 0, from;
-	struct dt_scratch *s;
-	__u32 k = 0;
+	struct dt_moved *m = &s->m;
+	__u64 head, tail;
 
-	s = bpf_map_lookup_elem(&dt_scratch, &k);
-	if (!s)
-		return;
-	want = m->bytes;
-	if (c->flags & DT_C_SWITCH) {
-		if (want > DT_HEAD_SWITCH)
-			want = DT_HEAD_SWITCH;
-	} else if (want > DT_HEAD) {
-		want = DT_HEAD;
-	}
-	head = dt_copy_head(s->buf, m->iov, want);
-	if (head > DT_HEAD_SWITCH)
-		return;
-	if (head == want && head < m->bytes) {
-		tail = m->bytes - head;
-		if (tail > DT_TAIL)
-			tail = DT_TAIL;
-		from = dt_tail_of(m->iov, m->bytes, &tail);
-		if (tail > DT_TAIL)
+	m->off = 0;
+	m->left = c->flags & DT_C_SWITCH ? DT_HEAD_SWITCH : DT_HEAD;
+	if (m->left > m->bytes)
+		m->left = m->bytes;
+	dt_copy_head(s->buf, m);
+	DT_RELOAD();
+	m->head = m->off;
+	m->tail = 0;
+	if (!m->left && m->off < m->bytes) {
+		m->left = m->bytes - m->off;
+		if (m->left > DT_TAIL)
+			m->left = DT_TAIL;
+		dt_tail_of(m);
+		DT_RELOAD();
+		head = m->head;
+		tail = m->left;
+		DT_KEEP(head);
+		DT_KEEP(tail);
+		if (head > DT_HEAD_SWITCH || tail > DT_TAIL)
 			return;
-		if (tail && dt_read_user(s->buf + head, tail, from)) {
+		if (tail && !dt_read_user(s->buf + head, tail, m->off))
+			m->tail = m->left;
+		else if (tail)
 			dt_lost(DT_LOSS_FAULT);
-			tail = 0;
-		}
 	}
-	dt_head(&s->d.h, DT_DATA, m->flags | dt_more(c, m->dir) | (head + tail < m->bytes ? DT_F_CUT : 0), c->component,
-		m->key.tgid, m->id);
+	DT_RELOAD();
+	s->d.head_len = m->head;
+	s->d.tail_len = m->tail;
+	head = m->head + m->tail;
+	DT_KEEP(head);
+	if (head > DT_HEAD_SWITCH + DT_TAIL)
+		return;
+	dt_head(&s->d.h, DT_DATA, m->flags | dt_more(c, m->dir) | (head < m->bytes ? DT_F_CUT : 0), c->component, key->tgid,
+		m->id);
 	s->d.born = c->born;
 	s->d.ino = c->ino;
 	s->d.first = m->first;
 	s->d.last = m->last;
 	s->d.bytes = m->bytes;
-	s->d.fd = m->key.fd;
+	s->d.fd = key->fd;
 	s->d.calls = 1;
-	s->d.head_len = head;
-	s->d.tail_len = tail;
 	s->d.dir = m->dir;
 	c->told = m->dir;
-	dt_send(ctx, &s->d.h, sizeof(s->d) + head + tail);
+	dt_send(ctx, &s->d.h, sizeof(s->d) + head);
 }
 
-/* The other side closed: what waits goes out with DT_F_EOF, else an empty record does. */
-static __always_inline void dt_eof(struct dt_sys_exit *ctx, const struct dt_moved *m, struct dt_conn *c)
+/* The other side closed. What waits goes out first. */
+static __always_inline void dt_eof(struct dt_sys_exit *ctx, const struct dt_moved *m, struct dt_conn *c,
+				   const struct dt_conn_key *key)
 {
 	struct dt_data d = {};
 
 	if (c->flags & DT_C_EOF)
 		return;
 	c->flags |= DT_C_EOF;
-	dt_flush(ctx, &m->key, c);
-	dt_head(&d.h, DT_DATA, DT_F_EOF | m->flags | dt_more(c, DT_IN), c->component, m->key.tgid, m->id);
+	dt_flush(ctx, key, c);
+	dt_head(&d.h, DT_DATA, DT_F_EOF | m->flags | dt_more(c, DT_IN), c->component, key->tgid, m->id);
 	d.born = c->born;
 	d.ino = c->ino;
 	d.first = m->last;
 	d.last = m->last;
-	d.fd = m->key.fd;
+	d.fd = key->fd;
 	d.calls = 1;
 	d.dir = DT_IN;
 	c->told = DT_IN;
@@ -779,77 +788,85 @@ static __always_inline void dt_eof(struct dt_sys_exit *ctx, const struct dt_move
 SEC("tracepoint/syscalls/sys_exit_read")
 int dt_x_moved(struct dt_sys_exit *ctx)
 {
-	struct dt_moved m = { .id = bpf_get_current_pid_tgid() };
+	__u64 id = bpf_get_current_pid_tgid();
 	__u8 op = 0;
-	struct dt_inflight *f = dt_end(ctx, m.id, &op);
+	struct dt_inflight *f = dt_end(ctx, id, &op);
+	struct dt_conn_key key = { .tgid = id >> 32 };
+	struct dt_scratch *s;
+	struct dt_moved *m;
 	struct dt_conn *c;
-	__u64 asked, before;
+	__u32 k = 0;
+	__u64 before;
 
-	if (!f)
+	if (!f || ctx->ret < 0)
 		return 0;
+	s = bpf_map_lookup_elem(&dt_scratch, &k);
+	if (!s)
+		return 0;
+	m = &s->m;
+	m->id = id;
 	if (op == DT_OP_LOG || op == DT_OP_LOGV) {
-		dt_send_log(ctx, f, m.id, op);
+		dt_send_log(ctx, f, s, op);
 		return 0;
 	}
-	if (ctx->ret < 0)
-		return 0;
-	m.key.tgid = m.id >> 32;
-	m.key.fd = f->fd;
-	c = bpf_map_lookup_elem(&dt_conns, &m.key);
+	key.fd = f->fd;
+	c = bpf_map_lookup_elem(&dt_conns, &key);
 	if (!c || c->born != f->born) {
 		if (ctx->ret)
 			dt_lost(DT_LOSS_STALE);
 		return 0;
 	}
-	m.bytes = ctx->ret;
-	m.last = bpf_ktime_get_ns();
-	m.dir = op == DT_OP_READ || op == DT_OP_READV ? DT_IN : DT_OUT;
-	m.first = f->first ? f->first : m.last;
+	m->bytes = ctx->ret;
+	m->last = bpf_ktime_get_ns();
+	m->dir = op == DT_OP_READ || op == DT_OP_READV ? DT_IN : DT_OUT;
+	m->first = f->first ? f->first : m->last;
+	m->flags = 0;
 	if (f->noenter) {
-		m.flags = DT_F_NOENTER;
+		m->flags = DT_F_NOENTER;
 		dt_lost(DT_LOSS_ENTER);
 	}
 	if (c->flags & DT_C_NEW) {
 		c->flags &= ~DT_C_NEW;
-		dt_send_open(ctx, &m.key, c, m.id, DT_SEEDED, -1, 0);
+		dt_send_open(ctx, &key, c, id, DT_SEEDED, -1, 0);
 	}
-	if (!m.bytes) {
-		if (m.dir == DT_IN && f->len)
-			dt_eof(ctx, &m, c);
+	if (!m->bytes) {
+		if (m->dir == DT_IN && f->len)
+			dt_eof(ctx, m, c, &key);
 		return 0;
 	}
 	/* Another thread may have moved bytes the other way meanwhile. */
-	if ((c->gather && c->gather != m.dir) || (c->bulk_calls && c->dir != m.dir))
-		dt_flush(ctx, &m.key, c);
-	asked = dt_vectors(f, op, m.iov);
-	if (m.dir == DT_OUT && c->dir != DT_OUT && !(c->flags & DT_C_SWITCH) && dt_is_switch(m.iov))
+	if ((c->gather && c->gather != m->dir) || (c->bulk_calls && c->dir != m->dir))
+		dt_flush(ctx, &key, c);
+	dt_vectors(f, op, m);
+	if (m->dir == DT_OUT && c->dir != DT_OUT && !(c->flags & DT_C_SWITCH) && dt_is_switch(m))
 		c->flags |= DT_C_SWITCH;
-	if (c->dir != m.dir) {
-		c->dir = m.dir;
+	if (c->dir != m->dir) {
+		c->dir = m->dir;
 		c->run = 0;
 	}
-	before = c->run;
-	c->run += m.bytes;
-	if (m.dir == DT_IN)
-		c->bytes_in += m.bytes;
+	m->before = c->run;
+	c->run += m->bytes;
+	if (m->dir == DT_IN)
+		c->bytes_in += m->bytes;
 	else
-		c->bytes_out += m.bytes;
+		c->bytes_out += m->bytes;
 
-	if (asked <= (m.dir == DT_IN ? DT_SMALL_IN : DT_SMALL_OUT) && dt_small(ctx, &m, c))
+	if (m->asked <= (m->dir == DT_IN ? DT_SMALL_IN : DT_SMALL_OUT) && dt_small(ctx, m, c, &key))
 		return 0;
+	DT_RELOAD();
+	before = m->before;
+	if (before < DT_BULK || c->gather)
+		dt_flush(ctx, &key, c);
 	if (before < DT_BULK) {
-		dt_flush(ctx, &m.key, c);
-		dt_large(ctx, &m, c);
+		dt_large(ctx, s, c, &key);
 		return 0;
 	}
-	if (c->gather)
-		dt_flush(ctx, &m.key, c);
 	if (!c->bulk_calls) {
-		c->bulk_first = m.first;
-		c->bulk_tid = m.id;
+		c->bulk_first = m->first;
+		c->bulk_tid = m->id;
 	}
-	c->bulk_bytes += m.bytes;
-	c->bulk_last = m.last;
+	c->bulk_bytes += m->bytes;
+	c->bulk_last = m->last;
 	c->bulk_calls += 1;
 	return 0;
 }

@@ -16,6 +16,15 @@
 #include "dt_event.h"
 #include "dt_loss.h"
 
+/*
+ * For the verifier's sake. DT_RELOAD makes the compiler read from memory again
+ * what it has in registers: of memory the verifier knows nothing, so all paths
+ * to here look alike to it. DT_KEEP makes the register that is checked next the
+ * one that is used.
+ */
+#define DT_RELOAD() asm volatile("" ::: "memory")
+#define DT_KEEP(x) asm volatile("" : "+r"(x))
+
 /* Only named here so that each object's BTF holds the whole wire contract. */
 union dt_record {
 	struct dt_hdr hdr;

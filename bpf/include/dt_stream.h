@@ -114,8 +114,31 @@ struct {
 	__type(value, struct dt_inflight);
 } dt_inflight SEC(".maps");
 
-/* Where large pieces and log lines become records. */
+/*
+ * One call that has moved bytes. It lies in a map and not on the stack so that
+ * the verifier forgets what it knows of the numbers: else it follows each
+ * combination of them to the end, and 4.19 gives up after 131,072 steps.
+ */
+struct dt_moved {
+	__u64 id; /* pid_tgid */
+	__u64 first;
+	__u64 last;
+	__u64 bytes;
+	__u64 asked;
+	__u64 before; /* bytes of this direction before the call */
+	__u64 off;
+	__u64 left;
+	__u64 head;
+	__u64 tail;
+	struct dt_iovec iov[DT_IOVS];
+	__u16 flags;
+	__u8 dir;
+	__u8 pad[5];
+};
+
+/* Where large pieces and log lines become records: d, then buf. */
 struct dt_scratch {
+	struct dt_moved m;
 	struct dt_data d;
 	__u8 buf[DT_HEAD_SWITCH + DT_HEAD + DT_TAIL];
 };
