@@ -131,7 +131,7 @@ func (d *daemon) signalTask(t *node.Thread, tk *task) {
 // perform does an operation: its atoms in turn, with progress, or the one atom.
 func (d *daemon) perform(t *node.Thread, tk *task, op operation, root node.Context) *mswitch.Failure {
 	if op.name == "Atomic" {
-		return d.atom(t, tk, op.atoms[0], root)
+		return d.atom(t, tk, op.atoms[0], root, nothing)
 	}
 	t.Trace = tk.debug.String()
 	switch op.name {
@@ -146,12 +146,12 @@ func (d *daemon) perform(t *node.Thread, tk *task, op operation, root node.Conte
 		if i == 0 {
 			t.Trace = tk.debug.String()
 		}
-		t.Log(node.Debug, "xenops_server", "Performing: %s", a.JSON())
-		if err := d.atom(t, tk, a, root); err != nil {
+		begun := func() { t.Log(node.Debug, "xenops_server", "Performing: %s", a.JSON()) }
+		if err := d.atom(t, tk, a, root, begun); err != nil {
 			if op.name == "VM_start" { // cleaning up what has been made, as xenopsd does
 				t.Trace = root.String()
 				t.Log(node.Error, "xenops_server", "VM_start %s failed: %s; cleaning up", op.vm, err.Error())
-				d.atom(t, tk, atom{name: "VM_destroy", vm: op.vm}, root)
+				d.atom(t, tk, atom{name: "VM_destroy", vm: op.vm}, root, nothing)
 			}
 			return err
 		}
@@ -172,9 +172,13 @@ func (d *daemon) signal(t *node.Thread, kind, id string) {
 	d.updates.add(kind, id)
 }
 
-// atom does one atom on this thread.
-func (d *daemon) atom(t *node.Thread, tk *task, a atom, parent node.Context) (failure *mswitch.Failure) {
+// nothing is logged when an atom inside another one begins.
+func nothing() {}
+
+// atom does one atom on this thread. begun logs its beginning.
+func (d *daemon) atom(t *node.Thread, tk *task, a atom, parent node.Context, begun func()) (failure *mswitch.Failure) {
 	s := t.Begin(truth.Atom, a.Name())
+	begun()
 	defer func() {
 		if failure != nil {
 			s.Err = failure.Parts[0]
@@ -199,14 +203,14 @@ func (d *daemon) atom(t *node.Thread, tk *task, a atom, parent node.Context) (fa
 		id := fmt.Sprintf("Serial:task=%s.atoms=%d.(%s)", tk.id, len(a.subs), a.text)
 		t.Log(node.Debug, "xenops_server", "begin_%s", id)
 		for _, sub := range a.subs {
-			if err := d.atom(t, tk, sub, own); err != nil {
+			if err := d.atom(t, tk, sub, own, nothing); err != nil {
 				return err
 			}
 		}
 		t.Log(node.Debug, "xenops_server", "end_%s", id)
 		return nil
 	case "Best_effort":
-		if err := d.atom(t, tk, a.subs[0], own); err != nil {
+		if err := d.atom(t, tk, a.subs[0], own, nothing); err != nil {
 			t.Log(node.Debug, "xenops_server", "Ignoring error during best-effort operation: %s", err.Error())
 		}
 		return nil
