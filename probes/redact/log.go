@@ -115,7 +115,7 @@ func (r *Redactor) logMessage(i, n int) {
 				continue
 			}
 			stop := i + k + len(word)
-			if stop-i <= 256 {
+			if setTaskText.all(c.src[i:stop], 256) {
 				c.keepText(i, stop)
 				c.keepText(stop, stop+setTaskText.run(c.src[stop:n]))
 			}
@@ -126,7 +126,7 @@ func (r *Redactor) logMessage(i, n int) {
 
 var (
 	setNumber   = chars(digits + ".")
-	setTaskText = chars(digits + letters + "_.:-() =")
+	setTaskText = chars(digits + letters + "_.:-() =/,'+#") // no brackets, bars or quotes
 )
 
 // logOp keeps the words [i, j), then the operation at j. It returns the place
@@ -137,10 +137,11 @@ func (r *Redactor) logOp(i, j, n int) int {
 	return d.value(j, 0, keepOp)
 }
 
-// logFailure keeps the exception's name and its code, the first string of the
-// JSON that follows:
+// logFailure keeps the exception's name and its code, the first string of what
+// follows:
 //
 //	exception = ["Failed_to_contact_remote_service","…"]
+//	Xenops_interface.Xenopsd_error([S(Failed_to_contact_remote_service);S(…)])
 func (r *Redactor) logFailure(i, j, n int) {
 	c := &r.c
 	c.keep(i, j)
@@ -153,7 +154,17 @@ func (r *Redactor) logFailure(i, j, n int) {
 		d.value(j, 0, keepError)
 		return
 	}
-	c.keep(j, j+setCode.run(c.src[j:n]))
+	name := setCode.run(c.src[j:n])
+	if name == 0 || name > 64 {
+		return
+	}
+	c.keep(j, j+name)
+	if j += name; c.at(j, "([S(") {
+		j += len("([S(")
+		if code := setCode.run(c.src[j:n]); code <= 64 && c.at(j+code, ")") {
+			c.keep(j-len("([S("), j+code+1)
+		}
+	}
 }
 
 // isOpName tells whether b can be the name of an operation: "VM_start".

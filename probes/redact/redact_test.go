@@ -403,6 +403,8 @@ func TestLogLines(t *testing.T) {
 	qt.Check(t, qt.StringContains(push, `Queue.push ["VM_start",["`+vm+`",false]] onto `+vm+":*"))
 	failed := logEvent(head + `Task 12 failed; exception = ["Internal_error","` + canary + `"]\x0A; duration = 0`)
 	qt.Check(t, qt.StringContains(failed, `Task 12 failed; exception = ["Internal_error","*`))
+	failed = logEvent(head + `Task 12 failed; Xenops_interface.Xenopsd_error([S(Does_not_exist);[S(VM);S(` + canary + `)]])`)
+	qt.Check(t, qt.StringContains(failed, `Task 12 failed; Xenops_interface.Xenopsd_error([S(Does_not_exist)*`))
 }
 
 func TestLogSecrets(t *testing.T) {
@@ -420,6 +422,8 @@ func TestLogSecrets(t *testing.T) {
 		"<175>Aug 21 02:00:23 xapi: [debug||31 |login password=" + canary + " session_id=" + canaryRef + "|x] y",
 		"<175>Aug 21 02:00:23 xapi: [debug||31 |pool_secret: " + canary + "|x] Task 5 reference session_id=" + canaryRef + ": [",
 		"<30>Aug 21 02:00:23 SM: password " + canary,
+		"<175>Aug 21 02:00:23 xapi: [debug|a|b] task |31 |x|sm] SM call <methodCall>" + canary + " created ",
+		head + "x] Task 12 failed; Failure(\"" + canary + "\") ([S(" + canary + ")",
 		canary,
 		"[" + canary + "|a] " + canary,
 	} {
