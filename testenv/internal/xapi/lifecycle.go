@@ -31,7 +31,11 @@ func (x *xapi) long(t *node.Thread, method string, params []any, span node.Conte
 		return nil, fail("HANDLE_INVALID", "VM", str(params, 1))
 	}
 	want := map[string]string{"VM.start": "Halted", "VM.start_on": "Halted", "VM.unpause": "Paused", "VM.clean_shutdown": "Running", "VM.hard_shutdown": "Running", "VM.shutdown": "Running"}[method]
-	t.Log(node.Debug, "audit", "%s: VM = '%s (%s)'", method, v.UUID, v.Name)
+	host := ""
+	if method == "VM.start_on" {
+		host = fmt.Sprintf("; host '%s (dom0)'", x.db.host)
+	}
+	t.Log(node.Debug, "audit", "%s: VM = '%s (%s)'%s", method, v.UUID, v.Name, host)
 	if f := x.db.begin(v, ref, want); f != nil {
 		t.Log(node.Error, "xapi_vm_lifecycle", "VM %s cannot be changed: %s", v.UUID, f.code)
 		return nil, f
@@ -59,12 +63,24 @@ func (x *xapi) long(t *node.Thread, method string, params []any, span node.Conte
 		status = "ERROR:" + f.code
 	}
 	w.t.Tag = w.tag
-	t.Audit("('trackid=%s' 'LOCAL_SUPERUSER' 'root' 'ALLOWED' '%s' 'API' '%s' (('vm' '%s' '%s' '%s')))", trackID(str(params, 0)), status, method, v.Name, v.UUID, v.Ref)
+	t.Trace = ""
+	t.Audit("('trackid=%s' 'LOCAL_SUPERUSER' 'root' 'ALLOWED' '%s' 'API' '%s' (('vm' '%s' '%s' '%s')%s))", trackID(str(params, 0)), status, method, v.Name, v.UUID, v.Ref, x.audited(method))
 	t.Log(node.Debug, "redo_log", "WriteField(task, %s, status, pending, success)", ref)
 	return "", f
 }
 
-// debug logs one line under a span of its own.
+// audited are the further parameters of a call in the audit log.
+func (x *xapi) audited(method string) string {
+	const flags = " ('start_paused' 'B(false)' '' '') ('force' 'B(false)' '' '')"
+	switch method {
+	case "VM.start":
+		return flags
+	case "VM.start_on":
+		return fmt.Sprintf(" ('host' 'dom0' '%s' '%s')", x.db.host, x.db.hostRef) + flags
+	}
+	return ""
+}
+
 func (w *work) debug(module, format string, args ...any) {
 	w.t.Log(node.Debug, module, format, args...)
 }
@@ -91,6 +107,7 @@ func id(s string) string { return `"id":` + mswitch.Quoted(s) + "," }
 // start is VM.start in the order in which xapi has been seen to do it.
 func (w *work) start(v *vm, method string) *failure {
 	t := w.t
+	t.Trace = "" // writing to the database has cleared it
 	w.debug("xapi_vm_helpers", "Checking whether VM %s can run on host %s", v.Ref, w.x.db.hostRef)
 	w.debug("xapi_vm_helpers", "host dom0; available_memory = 7503609856; memory_required = 71303168")
 	w.debug("xapi_vm_helpers", "All fine, VM %s can run on host %s!", v.Ref, w.x.db.hostRef)
@@ -320,6 +337,6 @@ func metadata(v *vm, disks, nics int) string {
 			v.UUID, i, i, i, v.UUID, i))
 	}
 	return `{"vusbs":[],"vgpus":[],"pcis":[],"vifs":[` + strings.Join(vifs, ",") + `],"vbds":[` + strings.Join(vbds, ",") +
-		`],"vm":{"generation_id":"","has_vendor_device":false,"pci_power_mgmt":false,"pci_msitranslate":true,"on_softreboot":["Softreboot"],"on_reboot":["Start"],"on_shutdown":["Shutdown"],"on_crash":["Start"],"scheduler_params":{"affinity":[],"priority":[256,0]},"vcpus":1,"vcpu_max":1,"memory_dynamic_min":67108864,"memory_dynamic_max":67108864,"memory_static_max":67108864,"suppress_spurious_page_faults":false,"ty":["PV",{"pci_passthrough":false,"vncterm":true,"framebuffer":false,"boot":["Direct",{"cmdline":"","kernel":"/var/lib/xcp/guest/vmlinuz"}]}],"bios_strings":{"bios-vendor":"Xen","bios-version":"","system-manufacturer":"Xen","system-product-name":"HVM domU","system-version":"","system-serial-number":"","hp-rombios":"","oem-1":"Xen","oem-2":"MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d"},"platformdata":{"featureset":"","timeoffset":"0","usb":"true","usb_tablet":"true"},"xsdata":{},"ssidref":0,"name":` +
+		`],"vm":{"generation_id":"","has_vendor_device":false,"pci_power_mgmt":false,"pci_msitranslate":true,"on_softreboot":["Softreboot"],"on_reboot":["Start"],"on_shutdown":["Shutdown"],"on_crash":["Start"],"scheduler_params":{"affinity":[],"priority":[256,0]},"vcpus":1,"vcpu_max":1,"memory_dynamic_min":67108864,"memory_dynamic_max":67108864,"memory_static_max":67108864,"suppress_spurious_page_faults":false,"ty":["PV",{"pci_passthrough":false,"vncterm":true,"framebuffer":false,"boot":["Direct",{"cmdline":"","kernel":"/var/lib/xcp/guest/vmlinuz"}]}],"bios_strings":{"bios-vendor":"Xen","bios-version":"","system-manufacturer":"Xen","system-product-name":"HVM domU","system-version":"","system-serial-number":"","baseboard-manufacturer":"","baseboard-product-name":"","baseboard-version":"","baseboard-serial-number":"","baseboard-asset-tag":"","baseboard-location-in-chassis":"","enclosure-asset-tag":"","hp-rombios":"","oem-1":"Xen","oem-2":"MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d"},"platformdata":{"featureset":"","timeoffset":"0","usb":"true","usb_tablet":"true"},"xsdata":{},"ssidref":0,"name":` +
 		mswitch.Quoted(v.Name) + `,"id":` + mswitch.Quoted(v.UUID) + "}}"
 }
