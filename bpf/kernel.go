@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 
 	"github.com/cilium/ebpf/rlimit"
 )
@@ -29,10 +30,13 @@ func (t Tier) String() string {
 }
 
 // Defaults of Options: 2,000 XAPI calls a second make some 15,000 records and
-// 20 MB, so both buffers hold the records of more than 100 ms.
+// 15 MB, so the buffers hold half a second. Perf buffers belong to a CPU each, so
+// the fewer there are the larger each has to be.
 const (
 	defaultRing     = 8 << 20
-	defaultPerf     = 1 << 20
+	defaultPerf     = 16 << 20 // of all CPUs
+	minPerf         = 1 << 20
+	maxPerf         = 4 << 20
 	defaultConns    = 16384
 	defaultGathers  = 4096
 	defaultTargets  = 16384
@@ -44,7 +48,7 @@ type Options struct {
 	Legacy      bool         // take the legacy tier even where modern works
 	Log         *slog.Logger // nil: discarded
 	RingBytes   int          // of the ring buffer; 0: 8 MiB; rounded up to a power of two of pages
-	PerfBytes   int          // of each CPU's perf buffer in the legacy tier; 0: 1 MiB
+	PerfBytes   int          // of each CPU's perf buffer in the legacy tier; 0: 16 MiB for all, 1 MiB to 4 MiB for each
 	Conns       int          // known sockets of all targets at once; 0: 16,384
 	Gathers     int          // sockets that have had small pieces, 1.4 KiB each; 0: 4,096
 	TargetsMax  int          // processes watched at once, children included; 0: 16,384
@@ -59,7 +63,9 @@ func (o Options) withDefaults() Options {
 		p   *int
 		def int
 	}{
-		{&o.RingBytes, defaultRing}, {&o.PerfBytes, defaultPerf}, {&o.Conns, defaultConns},
+		{&o.RingBytes, defaultRing},
+		{&o.PerfBytes, min(max(defaultPerf/runtime.NumCPU(), minPerf), maxPerf)},
+		{&o.Conns, defaultConns},
 		{&o.Gathers, defaultGathers}, {&o.TargetsMax, defaultTargets}, {&o.InflightMax, defaultInflight},
 	} {
 		if *v.p <= 0 {
