@@ -146,6 +146,7 @@ func (l *lab) noLosses() {
 	qt.Check(l.t, qt.Equals(s.Missing, 0))
 	qt.Check(l.t, qt.Equals(s.Handover.Dropped, 0))
 	qt.Check(l.t, qt.Equals(s.Engine.EventsLost, 0))
+	qt.Check(l.t, qt.Equals(s.Sorter.Late, 0))
 }
 
 // traces returns all that is in the bugtool files, once the agent has sent what

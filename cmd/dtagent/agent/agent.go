@@ -73,7 +73,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	a := &agent{
 		c: c, started: time.Now(), clock: wall, manager: m,
-		queue: newHandover(), wanted: make(chan event.Components, 1), stats: make(chan chan correlate.Stats), ended: make(chan struct{}),
+		queue: newHandover(), wanted: make(chan event.Components, 1), stats: make(chan chan counts), ended: make(chan struct{}),
 	}
 	a.set = observer.NewSet(observer.Options{
 		Host: c.Host, BugtoolDir: c.BugtoolDir, Log: c.Log.With("component", "observer"), OnWanted: a.want,
@@ -102,9 +102,9 @@ type agent struct {
 	dir     *observer.Directory
 	server  *control.Server
 	queue   *handover
-	wanted  chan event.Components     // the newest wish of the Observers; holds one
-	stats   chan chan correlate.Stats // questions to the engine's goroutine
-	ended   chan struct{}             // closed when the engine has gone
+	wanted  chan event.Components // the newest wish of the Observers; holds one
+	stats   chan chan counts      // questions to the engine's goroutine
+	ended   chan struct{}         // closed when the engine has gone
 
 	mu      sync.Mutex
 	trouble error // of the last change of probes
@@ -162,6 +162,12 @@ func (a *agent) run(ctx context.Context, ln net.Listener) error {
 	return errors.Join(errs...)
 }
 
+// counts are what the engine's goroutine counts.
+type counts struct {
+	engine correlate.Stats
+	sorter correlate.SorterStats
+}
+
 // correlate runs the engine until there are no more events.
 func (a *agent) correlate() {
 	defer close(a.ended)
@@ -194,7 +200,7 @@ func (a *agent) correlate() {
 			sorter.Advance(now)
 			engine.Advance(now - event.Time(sortWindow))
 		case answer := <-a.stats:
-			answer <- engine.Stats()
+			answer <- counts{engine.Stats(), sorter.Stats()}
 		}
 	}
 }
@@ -262,10 +268,11 @@ func (a *agent) status() control.Status {
 		s.Mistakes = append(s.Mistakes, control.Mistake{File: p.Path, Error: p.Err, Kept: p.Kept})
 	}
 	a.probeStatus(&s)
-	answer := make(chan correlate.Stats, 1)
+	answer := make(chan counts, 1)
 	select {
 	case a.stats <- answer:
-		s.Engine = <-answer
+		c := <-answer
+		s.Engine, s.Sorter = c.engine, c.sorter
 	case <-a.ended: // its numbers stay 0
 	}
 	return s

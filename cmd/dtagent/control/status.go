@@ -24,11 +24,12 @@ type Status struct {
 
 	Children int `json:"children"` // of targets, watched too
 
-	Events   map[string]uint64 `json:"events"`  // by kind
-	Missing  uint64            `json:"missing"` // records that never arrived, by the gaps in their numbers; Losses has their causes
-	Losses   []Loss            `json:"losses"`  // events that did not get through, by probe and cause
-	Handover Handover          `json:"handover"`
-	Engine   correlate.Stats   `json:"engine"`
+	Events   map[string]uint64     `json:"events"`  // by kind
+	Missing  uint64                `json:"missing"` // records that never arrived, by the gaps in their numbers; Losses has their causes
+	Losses   []Loss                `json:"losses"`  // events that did not get through, by probe and cause
+	Handover Handover              `json:"handover"`
+	Sorter   correlate.SorterStats `json:"sorter"`
+	Engine   correlate.Stats       `json:"engine"`
 
 	ObserversDir string                   `json:"observers_dir"`
 	Observers    []observer.ObserverStats `json:"observers"`
