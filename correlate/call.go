@@ -53,6 +53,7 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	th.push(a)
 	c.call = a.ref()
 	c.tunnel = false
+	c.rpc = bytes.Equal(h.Method, []byte("POST")) && isRPC(h.Path)
 
 	e.scratch = append(append(append(e.scratch[:0], h.Method...), ' '), h.Path...)
 	name := e.scratch
@@ -71,7 +72,7 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 
 	switch {
 	case bytes.Equal(h.Path, []byte("/cli")):
-	case !bytes.Equal(h.Method, []byte("POST")) || !isRPC(h.Path):
+	case !c.rpc:
 		c.body.read = true
 	}
 }

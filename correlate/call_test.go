@@ -161,6 +161,24 @@ func TestCallKeepAlive(t *testing.T) {
 	qt.Check(t, qt.Equals(s.span("VM.pause").Incomplete, ""))
 }
 
+// The head of a reply was lost: the body alone is no protocol of its own, and
+// the connection goes on with the next request.
+func TestCallReplyHeadLost(t *testing.T) {
+	s := newScript(t)
+	s.accept("c", 18)
+	s.request("c", 110, "VM.start", "traceparent: "+caller)
+	last := s.out(xapi, "c", 110, fmt.Sprintf(success, "")) - 1_000
+	s.call("c", 110, "VM.pause", "traceparent: "+caller)
+	s.call("c", 110, "VM.resume")
+	qt.Assert(t, qt.HasLen(s.spans, 3))
+	qt.Check(t, qt.Equals(s.span("VM.start").Incomplete, "head of the reply not seen"))
+	qt.Check(t, qt.Equals(s.span("VM.start").End, int64(last)))
+	qt.Check(t, qt.Equals(s.span("VM.pause").TraceID.String(), callerID))
+	qt.Check(t, qt.Equals(s.span("VM.pause").Incomplete, ""))
+	s.root("VM.resume")
+	qt.Check(t, qt.Equals(s.e.Stats().BadHeads, 1))
+}
+
 func TestCallOver(t *testing.T) {
 	const head = "POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\n"
 	for _, test := range []struct {
@@ -357,4 +375,19 @@ func TestCallEarlyReply(t *testing.T) {
 	s.close(xapi, "own")
 	qt.Check(t, qt.Equals(s.span("xe vm-list").End, int64(last-1_000)))
 	qt.Check(t, qt.Equals(s.e.Stats().BadHeads, 0))
+}
+
+// A thread that reads a request has done with whatever it did before.
+func TestCallOnBusyThread(t *testing.T) {
+	s := newScript(t)
+	s.accept("a", 18)
+	s.accept("b", 19)
+	s.request("a", 110, "VM.a")
+	s.call("b", 110, "VM.b")
+	s.fork(xapi, 110, 300)
+	s.exec(xapi, 300, "later", "")
+	s.exit(xapi, 300, 0)
+	s.close(xapi, "a")
+	qt.Check(t, qt.HasLen(s.spans, 2))
+	qt.Check(t, qt.Equals(s.span("VM.a").Incomplete, endUnseen))
 }

@@ -23,6 +23,7 @@ type conn struct {
 	component event.Component
 	how       event.How
 	role      role
+	rpc       bool // server: the request is a call of the API, whose reply is always HTTP
 	tunnel    bool // server: no longer HTTP, the call lasts until the socket closes
 	dir       event.Dir
 	listener  string
@@ -275,8 +276,13 @@ func (e *Engine) head(c *conn, s *side, ev *event.Event) {
 func (e *Engine) badHead(c *conn, ev *event.Event) {
 	a := c.call.get()
 	if c.role == serverRole && a != nil && ev.Dir == event.Out {
-		c.tunnel = true // answers in a protocol of its own
-		return
+		if !c.rpc {
+			c.tunnel = true // answers in a protocol of its own
+			return
+		}
+		if a.incomplete == "" {
+			a.incomplete = "head of the reply not seen" // and with the next request all is well again
+		}
 	}
 	e.stats.BadHeads++
 }

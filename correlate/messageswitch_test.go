@@ -292,6 +292,41 @@ func TestSwitchLosses(t *testing.T) {
 		s.root("VM.same")
 		qt.Check(t, qt.Equals(s.e.Stats().Conflicts, 1))
 	})
+	t.Run("new thread and the next request", func(t *testing.T) {
+		s := newScript(t)
+		s.openSwitch()
+		s.deliver(1, "VM.one", "")
+		ev := xenopsd.event(event.KindData, 201)
+		body := fmt.Sprintf(`{"messages":[[["%s",2],{"payload":%s,"kind":["Request","xapi:100"]}]],"next":"2"}`, xenops, quote(rpcBody("VM.two", "")))
+		s.open(xenopsd, "other", 60, event.Seeded, "")
+		ev.Conn, ev.Dir = s.conns["other"], event.In
+		ev.Head = fmt.Appendf(nil, "HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s", len(body), body)
+		s.put(ev)
+		s.thread(xenopsd, 201, 211)
+		s.fork(xenopsd, 211, 300)
+		s.exec(xenopsd, 300, "two", "")
+		s.exit(xenopsd, 300, 0)
+		s.respond(2, 211, "null")
+		s.wait(3 * time.Second)
+		s.under("two", "VM.two", LinkFork)
+	})
+	t.Run("one of several new threads", func(t *testing.T) {
+		s := newScript(t)
+		s.openSwitch()
+		message := func(n int, method string) string {
+			return fmt.Sprintf(`[["%s",%d],{"payload":%s,"kind":["Request","xapi:100"]}]`, xenops, n, quote(rpcBody(method, "")))
+		}
+		s.answer(xenopsd, "listen", 201, `{"messages":[`+message(1, "VM.one")+`,`+message(2, "VM.two")+`],"next":"2"}`)
+		s.put(event.Event{Kind: event.KindLost, Count: 1}) // the first one's thread
+		s.thread(xenopsd, 201, 211)
+		s.fork(xenopsd, 211, 300)
+		s.exec(xenopsd, 300, "two", "")
+		s.exit(xenopsd, 300, 0)
+		s.respond(2, 211, "null")
+		s.respond(1, 210, "null")
+		s.wait(3 * time.Second)
+		qt.Check(t, qt.HasLen(s.spans, 2)) // rather none than the wrong one
+	})
 	t.Run("new thread", func(t *testing.T) {
 		s := newScript(t)
 		s.openSwitch()
@@ -337,6 +372,29 @@ func TestSwitchLongBody(t *testing.T) {
 	qt.Check(t, qt.Equals(attr(sp, "xs.xapi.task.id"), "R:07432559b308"))
 	s.under("VM.import_metadata", send+"VM.import_metadata", LinkQueue)
 	qt.Check(t, qt.Equals(attr(s.span("VM.import_metadata"), "xs.xapi.task.id"), "R:07432559b308"))
+}
+
+// A number that is seen too late does not move spans to another trace.
+func TestSwitchNumberLate(t *testing.T) {
+	s := newScript(t)
+	s.openSwitch()
+	s.accept("c", 18)
+	s.request("c", 110, "VM.start", "traceparent: "+caller)
+	s.ask(110, "VM.exists", "")
+	s.deliver(5, "VM.exists", "")
+	s.thread(xenopsd, 201, 210)
+	s.fork(xenopsd, 210, 300)
+	s.exec(xenopsd, 300, "early", "")
+	s.exit(xenopsd, 300, 0)
+	s.wait(3 * time.Second)
+	s.number(110, 5)
+	s.respond(5, 210, "null")
+	s.answered(5, "null")
+	s.reply("c", 110, success, "")
+	s.root("VM.exists")
+	s.under("early", "VM.exists", LinkFork)
+	s.under(send+"VM.exists", "VM.start", LinkThread)
+	qt.Check(t, qt.Equals(s.e.Stats().Conflicts, 1))
 }
 
 // A message that is another call than the one of its number is not its child.
