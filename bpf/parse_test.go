@@ -10,7 +10,7 @@ import (
 	"github.com/go-quicktest/qt"
 )
 
-// Format files of sched:sched_process_fork: comm became __data_loc in Linux 6.16.
+// Format files of sched:sched_process_fork; comm is __data_loc in newer kernels.
 const (
 	fork419 = `name: sched_process_fork
 ID: 311

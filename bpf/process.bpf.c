@@ -154,11 +154,15 @@ int dt_fork(void *ctx)
 
 static __always_inline int dt_execing(__u64 file, __u64 argv)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	__u64 id = bpf_get_current_pid_tgid();
+	__u32 tgid = id >> 32;
+	struct dt_target *t = dt_target(tgid, DT_WATCH_PROCESS);
 	struct dt_exec *e;
 
-	if (!dt_target(tgid, DT_WATCH_PROCESS))
+	if (!t)
 		return 0;
+	if ((__u32)id != tgid)
+		t->state |= DT_T_EXEC;
 	e = dt_exec_entry(tgid);
 	if (!e)
 		return 0;
@@ -190,9 +194,12 @@ SEC("tracepoint/syscalls/sys_exit_execve")
 int dt_x_execve(struct dt_sys_exit *ctx)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct dt_target *t = dt_target(tgid, DT_WATCH_PROCESS);
 
-	if (dt_target(tgid, DT_WATCH_PROCESS))
-		bpf_map_delete_elem(&dt_execs, &tgid);
+	if (!t)
+		return 0;
+	t->state &= ~DT_T_EXEC;
+	bpf_map_delete_elem(&dt_execs, &tgid);
 	return 0;
 }
 
@@ -256,6 +263,8 @@ int dt_exit(void *ctx)
 
 	if (!t)
 		return 0;
+	if (t->state & DT_T_EXEC)
+		leader = 0; /* the process goes on */
 	bpf_map_delete_elem(&dt_clones, &id);
 	if (!(t->watch & DT_WATCH_PROCESS) && (leader || !(t->state & DT_T_GONE))) {
 		if (leader) /* of a target without process watch, or of another process with the number of one */

@@ -17,8 +17,13 @@ func (c *collector) shell() (pid uint32, in io.WriteCloser, wait func() error) {
 	cmd := exec.Command("/bin/sh")
 	in, err := cmd.StdinPipe()
 	qt.Assert(c.t, qt.IsNil(err))
+	out, err := cmd.StdoutPipe()
+	qt.Assert(c.t, qt.IsNil(err))
 	qt.Assert(c.t, qt.IsNil(cmd.Start()))
 	c.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	fmt.Fprintln(in, "echo ready") // Start returns before the exec is quite done
+	_, err = io.ReadFull(out, make([]byte, len("ready\n")))
+	qt.Assert(c.t, qt.IsNil(err))
 	pid = uint32(cmd.Process.Pid)
 	qt.Assert(c.t, qt.IsNil(c.s.SetTarget(pid, Target{Component: 4, Watch: WatchProcess})))
 	return pid, in, cmd.Wait
@@ -224,5 +229,31 @@ func TestChildTargetKernel(t *testing.T) {
 			}
 		}
 		v.wait()
+	})
+}
+
+func TestClone3Kernel(t *testing.T) {
+	inTiers(t, func(t *testing.T, c *collector) {
+		v := startVictim(t)
+		qt.Assert(t, qt.IsNil(c.s.SetTarget(v.pid(), Target{Component: 2, Watch: WatchProcess})))
+		r := v.do(order{Do: "clone3"})
+		if r.Errno != 0 {
+			t.Skip("needs clone3 (Linux 5.3)")
+		}
+		recs := c.all()
+		forked := 0
+		for _, f := range ofKind(recs, KindFork) {
+			if f.Flags == 0 {
+				forked++
+				qt.Check(t, qt.Equals(f.Fork.ChildTGID, uint32(r.Ret)))
+				qt.Check(t, qt.Equals(f.TID, uint32(r.TID)))
+			}
+		}
+		qt.Check(t, qt.Equals(forked, 1), qt.Commentf("%v", recs))
+		exits := ofKind(recs, KindExit)
+		qt.Assert(t, qt.HasLen(exits, 1))
+		qt.Check(t, qt.Equals(exits[0].TGID, uint32(r.Ret)))
+		qt.Check(t, qt.Equals(exits[0].Exit.Code, 9<<8))
+		c.noLosses()
 	})
 }

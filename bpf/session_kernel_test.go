@@ -879,3 +879,98 @@ func TestKilledKernel(t *testing.T) {
 		qt.Check(t, qt.DeepEquals(c.losses(), []Loss{{Stream, lossNames[lossEnded], 1}}))
 	})
 }
+
+// close_range may have closed any socket: none is known after it, and it is said.
+func TestCloseRangeKernel(t *testing.T) {
+	inTiers(t, func(t *testing.T, c *collector) {
+		v, peer := c.pair(streamAndLog)
+		r := v.do(order{Do: "close_range", FD: 500})
+		if r.Errno != 0 {
+			t.Skip("needs close_range (Linux 5.9)")
+		}
+		send(t, peer, strings.Repeat("x", 300))
+		v.read(3, 300)
+		qt.Check(t, qt.HasLen(c.take(v.pid(), KindData), 0))
+		qt.Check(t, qt.DeepEquals(c.losses(), []Loss{{Stream, lossNames[lossForgot], 1}}))
+		// It can be made known again.
+		c.s.mu.Lock()
+		qt.Check(t, qt.IsNil(c.s.sweepConns()))
+		c.s.mu.Unlock()
+		qt.Assert(t, qt.IsNil(c.s.SeedSocket(v.pid(), 3, inodeOf(t, v.pid(), 3), false)))
+		send(t, peer, strings.Repeat("x", 300))
+		v.read(3, 300)
+		qt.Check(t, qt.HasLen(c.take(v.pid(), KindData), 1))
+	})
+}
+
+// An exec takes the place of the program whose sockets were known.
+func TestExecForgetsSocketsKernel(t *testing.T) {
+	inTiers(t, func(t *testing.T, c *collector) {
+		var before target
+		v, _ := c.pair(streamAndLog | WatchProcess)
+		qt.Assert(t, qt.IsNil(c.s.maps["dt_targets"].Lookup(v.pid(), &before)))
+		v.start(order{Do: "become", Parts: []string{"/bin/sleep", "60"}})
+		c.settle()
+		c.s.mu.Lock()
+		defer c.s.mu.Unlock()
+		var after target
+		qt.Assert(t, qt.IsNil(c.s.maps["dt_targets"].Lookup(v.pid(), &after)))
+		qt.Check(t, qt.IsTrue(after.Since > before.Since))
+		qt.Check(t, qt.IsNil(c.s.sweepConns()))
+		var left conn
+		qt.Check(t, qt.IsNotNil(c.s.maps["dt_conns"].Lookup(connKey{v.pid(), 3}, &left)))
+	})
+}
+
+// A record that nothing follows arrives all the same, and soon.
+func TestLatencyKernel(t *testing.T) {
+	inTiers(t, func(t *testing.T, c *collector) {
+		v, peer := c.pair(streamAndLog)
+		var worst time.Duration
+		for range 20 {
+			send(t, peer, strings.Repeat("x", 100))
+			v.read(3, 100)
+			start := time.Now()
+			for {
+				c.mu.Lock()
+				n := len(ofKind(c.got, KindData))
+				c.mu.Unlock()
+				if n > 0 {
+					break
+				}
+				qt.Assert(t, qt.IsTrue(time.Since(start) < 2*time.Second), qt.Commentf("no record"))
+				time.Sleep(time.Millisecond)
+			}
+			worst = max(worst, time.Since(start))
+			c.mu.Lock()
+			c.got = nil
+			c.mu.Unlock()
+		}
+		t.Logf("worst of 20: %v", worst)
+	})
+}
+
+// What the toolstack makes at 2,000 calls a second arrives whole.
+func TestRateKernel(t *testing.T) {
+	inTiers(t, func(t *testing.T, c *collector) {
+		v, peer := c.pair(streamAndLog)
+		go func() {
+			b := make([]byte, 1<<16)
+			for {
+				if _, err := peer.Read(b); err != nil {
+					return
+				}
+			}
+		}()
+		const batch, batches = 1000, 20
+		start := time.Now()
+		for i := range batches {
+			v.must(order{Do: "write", FD: 3, Data: header(256), Times: batch})
+			time.Sleep(time.Until(start.Add(time.Duration(i+1) * time.Second / 15)))
+		}
+		recs := c.take(v.pid(), KindData)
+		t.Logf("%.0f records/s", batch*batches/time.Since(start).Seconds())
+		qt.Check(t, qt.HasLen(recs, batch*batches))
+		c.noLosses()
+	})
+}

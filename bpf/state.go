@@ -8,6 +8,7 @@ const (
 	targetCode = 1 << iota
 	targetThreads
 	targetGone
+	targetExec
 )
 
 type target struct {

@@ -167,7 +167,7 @@ func TestConstantsMatchHeaders(t *testing.T) {
 		},
 		"dt_maps.h": {
 			"DT_WATCH_STREAM": uint64(WatchStream), "DT_WATCH_LOG": uint64(WatchLog), "DT_WATCH_PROCESS": uint64(WatchProcess),
-			"DT_T_CODE": targetCode, "DT_T_THREADS": targetThreads, "DT_T_GONE": targetGone,
+			"DT_T_CODE": targetCode, "DT_T_THREADS": targetThreads, "DT_T_GONE": targetGone, "DT_T_EXEC": targetExec,
 		},
 		"dt_loss.h": {
 			"DT_LOSS_OUTPUT": uint64(lossOutput), "DT_LOSS_CONNS": uint64(lossConns), "DT_LOSS_GATHERS": uint64(lossGathers),

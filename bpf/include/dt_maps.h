@@ -17,6 +17,7 @@
 /* dt_target.state */
 #define DT_T_CODE 1    /* code is set */
 #define DT_T_THREADS 2 /* may have more threads than its leader */
+#define DT_T_EXEC 8    /* a thread that is not the leader is in execve: it will take the leader's place */
 #define DT_T_GONE 4    /* the leader ended; kept for the ends of the other threads, watch is 0 */
 
 struct dt_target {
