@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +24,7 @@ import (
 	"github.com/xenserver/dtagent/testenv"
 	"github.com/xenserver/dtagent/testenv/capture/strace"
 	"github.com/xenserver/dtagent/testenv/client"
+	"github.com/xenserver/dtagent/testenv/config"
 	"github.com/xenserver/dtagent/testenv/truth"
 )
 
@@ -344,4 +346,54 @@ func TestLoad(t *testing.T) {
 	l, err := d.Truth()
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.HasLen(l.Find(truth.API, "VM.get_by_name_label"), 8000))
+}
+
+// spoken are the forms of all that xapi and xenopsd write on connections of the
+// switch and read from it.
+func spoken(calls []*strace.Call) map[string]string {
+	out := map[string]string{}
+	for _, c := range calls {
+		b := string(moved(c))
+		switch {
+		case c.Name == "write" && !strings.HasPrefix(b, `{"last_create_time"`) && !strings.HasPrefix(b, `{"generation_id"`): // which are files
+			for _, begin := range []string{"GET /", "POST /", "user-agent: cohttp", `{"`} {
+				if strings.HasPrefix(b, begin) {
+					out[form(b)] = b
+				}
+			}
+		case c.Name == "read" && asks(c) == 65536 && strings.HasPrefix(b, "HTTP/1.1 200 OK\r\ncontent-length: "):
+			out[form(b)] = b
+		}
+	}
+	return out
+}
+
+// changes are answers whose lists differ from run to run, and errors that need not
+// happen.
+var changes = regexp.MustCompile(`result\\*":\[\[\],\[|Does_not_exist`)
+
+func TestSwitchIsSpokenAsRecorded(t *testing.T) {
+	d := start(t, testenv.Options{Disks: -1, NICs: -1, Knobs: testenv.Knobs{Native: config.NativeOn, LogTrace: true}})
+	ctx := timeout(t, 60*time.Second)
+	c := client.Unix(d.XapiSocket(), client.Options{Traceparent: traceparent})
+	session, err := c.Login(ctx)
+	qt.Assert(t, qt.IsNil(err))
+	hosts, err := c.Call(ctx, "host.get_all", session)
+	qt.Assert(t, qt.IsNil(err))
+	calls := watch(t, d, []string{"xapi", "xenopsd-xc"}, func() {
+		call(t, ctx, c, false, "VM.start_on", session, d.VMs()[0].Ref, hosts.([]any)[0], false, false)
+		call(t, ctx, c, true, "VM.hard_shutdown", session, d.VMs()[0].Ref)
+	})
+	known := spoken(recorded(t))
+	qt.Assert(t, qt.IsTrue(len(known) > 40))
+	got := spoken(calls)
+	qt.Check(t, qt.IsTrue(len(got) > 40))
+	for f, raw := range got {
+		if changes.MatchString(raw) {
+			continue
+		}
+		if _, ok := known[f]; !ok {
+			t.Errorf("nobody says this in the recording: %.700q\n  %.500q", raw, f)
+		}
+	}
 }

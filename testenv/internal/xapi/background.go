@@ -51,7 +51,7 @@ func (x *xapi) follow(t *node.Thread) {
 	for {
 		root := t.NewSpan(node.Context{})
 		w := &work{x: x, t: t, tag: t.Tag, span: root}
-		got, f := w.rpc(root, "UPDATES.get", `"timeout":30,"last_id":`+from+",")
+		got, f := w.rpcIn(root, "UPDATES.get", `"last_id":`+from+",") // without a timeout: it waits for ever
 		if f != nil {
 			t.Log(node.Error, "xenops", "UPDATES.get: %s %v", f.code, f.params)
 			sys.Sleep(time.Second)
@@ -106,12 +106,12 @@ func (x *xapi) change(w *work, root node.Context, c []json.RawMessage) {
 		w.debug("xenops", "xenopsd event: processing event for VM %s", ref)
 		var pair []json.RawMessage
 		var st struct {
-			Power []string `json:"power_state"`
+			Power string `json:"power_state"`
 		}
-		if json.Unmarshal(got, &pair) == nil && len(pair) == 2 && json.Unmarshal(pair[1], &st) == nil && len(st.Power) == 1 && st.Power[0] != x.db.power(v) {
-			w.debug("xenops", "xenopsd event: Updating VM %s power_state <- %s", ref, st.Power[0])
-			w.debug("redo_log", "WriteField(VM, %s, power_state, %s, %s)", v.Ref, x.db.power(v), st.Power[0])
-			x.db.setPower(v, st.Power[0])
+		if json.Unmarshal(got, &pair) == nil && len(pair) == 2 && json.Unmarshal(pair[1], &st) == nil && st.Power != x.db.power(v) {
+			w.debug("xenops", "xenopsd event: Updating VM %s power_state <- %s", ref, st.Power)
+			w.debug("redo_log", "WriteField(VM, %s, power_state, %s, %s)", v.Ref, x.db.power(v), st.Power)
+			x.db.setPower(v, st.Power)
 		}
 	default:
 		w.debug("xenops", "xenops event on %s %s", kind, c[1])

@@ -88,10 +88,14 @@ func (w *work) debug(module, format string, args ...any) {
 // rpc calls xenopsd under a span below parent. members stand before debug_info,
 // each with a comma behind it.
 func (w *work) rpc(parent node.Context, method, members string) (json.RawMessage, *failure) {
-	own := w.t.NewSpanIf(parent)
+	defer func() { w.t.Trace = parent.String() }()
+	return w.rpcIn(w.t.NewSpanIf(parent), method, members)
+}
+
+// rpcIn is rpc in a span that is there already.
+func (w *work) rpcIn(own node.Context, method, members string) (json.RawMessage, *failure) {
 	params := "{" + members + `"debug_info":` + mswitch.Quoted(w.t.P.DebugInfo(w.tag, own)) + "}"
 	got, err := w.x.client.Call(w.t, xenopsd.Queue, method, params)
-	w.t.Trace = parent.String()
 	if err != nil {
 		var f *mswitch.Failure
 		if errors.As(err, &f) {

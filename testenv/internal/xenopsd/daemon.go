@@ -7,6 +7,7 @@ package xenopsd
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strconv"
 	"sync"
 	"time"
@@ -142,8 +143,12 @@ func (d *daemon) call(t *node.Thread, method string, p mswitch.Params) (string, 
 			return "", &mswitch.Failure{Parts: []string{"Does_not_exist", "VM", id}}
 		}
 		d.store.get("domain/" + id)
-		return fmt.Sprintf(`[%s,{"power_state":[%s],"domids":[%d],"consoles":[],"memory_target":67108864,"memory_actual":67108864,"vcpu_target":1,"rtc_timeoffset":"0","uncooperative_balloon_driver":false,"guest_agent":{},"last_start_time":0.0,"hvm":false,"nomigrate":false,"nested_virt":false,"domain_type":["Domain_PV"]}]`,
-			config, quoted(d.powerOf(id)), d.domid(id)), nil
+		state, domids := d.powerOf(id), ""
+		if state != "Halted" {
+			domids = strconv.Itoa(d.domid(id))
+		}
+		return fmt.Sprintf(`[%s,{"numa_node_memory":[],"numa_nodes":0,"numa_optimised":false,"featureset":"","domain_type":"Domain_undefined","nested_virt":false,"nomigrate":false,"hvm":false,"last_start_time":1795350194.942811,"pv_drivers_detected":false,"xsdata_state":{},"guest_agent":{},"uncooperative_balloon_driver":false,"rtc_timeoffset":"","shadow_multiplier_target":1.0,"vcpu_target":1,"memory_limit":0,"memory_actual":0,"memory_target":0,"consoles":[],"domids":[%s],"power_state":%s}]`,
+			config, domids, quoted(state)), nil
 	case "Task.stat", "TASK.stat":
 		tk := d.task(id)
 		if tk == nil {
@@ -158,7 +163,11 @@ func (d *daemon) call(t *node.Thread, method string, p mswitch.Params) (string, 
 	case "UPDATES.last_id":
 		return strconv.FormatInt(d.updates.last(), 10), nil
 	case "UPDATES.get":
-		return d.updates.get(p.Int("last_id"), time.Duration(p.Int("timeout"))*time.Second), nil
+		timeout := time.Duration(p.Int("timeout")) * time.Second
+		if p["timeout"] == nil {
+			timeout = math.MaxInt64
+		}
+		return d.updates.get(p.Int("last_id"), timeout), nil
 	case "UPDATES.refresh_vm":
 		debug("UPDATES.refresh_vm %s", id)
 		d.signal(t, "Vm", id)
