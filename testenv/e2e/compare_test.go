@@ -62,7 +62,13 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 	if got := n.Error(); (got != "") != (e.Err != "") || e.Err != "" && !strings.Contains(got, e.Err) {
 		c.errorf("%s: error is %q, not %q", path, got, e.Err)
 	}
-	c.time(path+" start", e.Start, n.Timestamp, 1)
+	start := e.Start
+	if send, ok := c.truth.ByID(e.Parent); ok && e.Kind == truth.RPC {
+		// The span begins when the message was delivered, the entry in the thread
+		// that was then made for it.
+		start = send.Start
+	}
+	c.time(path+" start", start, n.Timestamp, 1)
 	c.time(path+" end", e.End, n.End(), -1)
 
 	left := slices.Clone(n.Children)

@@ -187,10 +187,21 @@ func TestObserverChanges(t *testing.T) {
 	run("param-set", "uuid="+id, "enabled=false")
 	within(t, "only xapi wanted", func() bool { return strings.Join(l.status().Components, ",") == "xapi" })
 	run("destroy", "uuid="+second)
-	within(t, "detach", func() bool { return len(attached(t, l.agent.PID())) == 0 })
+	within(t, "nothing wanted", func() bool { return len(l.status().Components) == 0 })
+	gone := time.Now()
+	spans := len(l.spans())
+	get()
+	// The kernel lets go of a tracepoint only after a grace period; there are
+	// dozens of them.
+	l.wait("has detached its programs", func(*control.Status) bool { return len(attached(t, l.agent.PID())) == 0 })
+	t.Logf("the last program was detached %v after", time.Since(gone).Round(time.Millisecond))
+	time.Sleep(500 * time.Millisecond) // what was recorded until then goes through the sorter
 	events := l.status().Engine.Events
 	get()
+	time.Sleep(3 * time.Second)
 	qt.Assert(t, qt.Equals(l.status().Engine.Events, events))
+	qt.Assert(t, qt.HasLen(l.spans(), spans))
+	qt.Assert(t, qt.HasLen(l.status().Targets, 0))
 
 	for _, o := range l.status().Observers {
 		for _, e := range o.Endpoints {
