@@ -28,7 +28,7 @@ type Config struct {
 
 // Limits bound an Engine. A zero field has the default.
 type Limits struct {
-	Activities int           // spans in the making; default 16,384. The oldest goes first
+	Activities int           // spans in the making; default 8,192. The oldest goes first
 	Conns      int           // connections; default 4,096. The least recently used goes first
 	Threads    int           // threads that have work; default 4,096. The least recently used goes first
 	Keys       int           // of each sort: messages, xenopsd tasks, XAPI tasks; default 16,384. The oldest goes first
@@ -43,7 +43,7 @@ func (l Limits) withDefaults() Limits {
 			*v = d
 		}
 	}
-	def(&l.Activities, 16384)
+	def(&l.Activities, 8192)
 	def(&l.Conns, 4096)
 	def(&l.Threads, 4096)
 	def(&l.Keys, 16384)

@@ -103,20 +103,22 @@ func opHash(op []byte) uint64 {
 
 func (e *Engine) handleLog(ev *event.Event) {
 	e.stats.Logs++
+	var a *activity
+	if ev.Component != event.Xenopsd {
+		// all that is wanted is the task of a call
+		a = e.threadOf(ev.TGID, ev.TID).top()
+		if a == nil || a.task.Real() || a.kind != callActivity && a.kind != taskActivity {
+			return
+		}
+	}
 	l, ok := logline.Parse(ev.Head)
 	if !ok {
 		e.stats.UnreadLogs++
 		return
 	}
-	if ev.Component == event.Xenopsd {
+	if a == nil {
 		e.xenopsdLine(ev, &l)
-		return
-	}
-	a := e.threadOf(ev.TGID, ev.TID).top()
-	if a == nil || a.kind != callActivity && a.kind != taskActivity {
-		return
-	}
-	if label, id := l.Task(); !id.IsZero() {
+	} else if label, id := l.Task(); !id.IsZero() {
 		e.noteTask(a, label, id)
 	}
 }

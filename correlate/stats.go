@@ -7,7 +7,7 @@ type Stats struct {
 	EventsLost    uint64 `json:"events_lost"`    // as KindLost told
 	StaleEvents   uint64 `json:"stale_events"`   // of a socket that has been replaced already
 	Logs          uint64 `json:"logs"`
-	UnreadLogs    uint64 `json:"unread_logs"` // in no form that is known
+	UnreadLogs    uint64 `json:"unread_logs"` // those that were wanted and are in no form that is known
 
 	Spans      uint64          `json:"spans"`
 	Incomplete uint64          `json:"incomplete"` // of Spans

@@ -212,7 +212,7 @@ func (m *Manager) follow(found []target.Process) error {
 		}
 		if d == nil {
 			d = &daemon{Process: p}
-			m.log.Info("target", "component", component.String(), "program", p.Program, "tgid", p.TGID)
+			m.log.Info("target", "as", component.String(), "program", p.Program, "tgid", p.TGID)
 		}
 		errs = append(errs, m.set(d, component, watch))
 	}

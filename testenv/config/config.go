@@ -37,6 +37,7 @@ const (
 type Knobs struct {
 	Native   Native `json:"native,omitempty"`
 	LogTrace bool   `json:"log_trace,omitempty"` // with native tracing: the traceparent stands in log field two (26.8 and later)
+	SMAPI    bool   `json:"smapi,omitempty"`     // smapi is observed too: SM scripts run as `python3 -m observer <script>`
 	Verbose  bool   `json:"verbose,omitempty"`   // log the modules too that a dom0 mutes (http, db_write, redo_log, api_readonly)
 
 	AtomTime map[string]time.Duration `json:"atom_time,omitempty"` // by atom name (VM_build), slept in the worker; "*" for those not named

@@ -45,3 +45,21 @@ func dtThreadBody(handle C.uintptr_t) {
 	defer runtime.UnlockOSThread()
 	f()
 }
+
+// Reserve makes the Go runtime start n threads for itself now. Without idle ones it
+// would clone what it needs from whatever thread is running, one of Start's too.
+func Reserve(n int) {
+	held, release := make(chan struct{}), make(chan struct{})
+	for range n {
+		go func() {
+			runtime.LockOSThread() // occupies its thread while it waits
+			held <- struct{}{}
+			<-release
+			runtime.UnlockOSThread()
+		}()
+	}
+	for range n {
+		<-held
+	}
+	close(release)
+}

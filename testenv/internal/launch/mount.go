@@ -23,6 +23,7 @@ var programs = []string{
 	"/usr/libexec/xapi/vfork_helper",
 	"/usr/libexec/xen/bin/xenguest",
 	"/opt/xensource/libexec/sm-python3",
+	"/usr/bin/python3",
 	"/usr/sbin/tap-ctl",
 }
 

@@ -20,10 +20,12 @@ import (
 type Child struct {
 	Path      string
 	Args      []string // without the program
+	Name      string   // for the truth; "": that of Path
 	Operation string   // for the truth
 	Component string
 	Env       []string
-	Input     []byte // of its standard input
+	Input     []byte  // of its standard input
+	Span      Context // passed on in its environment; none: a trace of its own, as most children get
 }
 
 // Run runs c as Forkhelpers does: vfork on the calling thread, vfork_helper,
@@ -44,7 +46,7 @@ func (t *Thread) Run(c Child) ([]byte, error) {
 	argv := append([]string{"/usr/libexec/xapi/vfork_helper", "-e", "3", "-I", "4", "-O", "5", "--", c.Path}, c.Args...)
 	s := t.Begin(truth.Process, name(c))
 	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
-		Env:   append([]string{"PATH=/sbin:/usr/sbin:/bin:/usr/bin"}, append(t.traceEnv(), c.Env...)...),
+		Env:   append([]string{"PATH=/sbin:/usr/sbin:/bin:/usr/bin"}, append(t.traceEnv(c.Span), c.Env...)...),
 		Files: []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(status[1]), uintptr(in[0]), uintptr(out[1])},
 	})
 	for _, fd := range []int{null, status[1], in[0], out[1]} {
@@ -87,10 +89,14 @@ func (t *Thread) Run(c Child) ([]byte, error) {
 }
 
 func name(c Child) string {
-	if c.Operation == "" {
-		return filepath.Base(c.Path)
+	name := c.Name
+	if name == "" {
+		name = filepath.Base(c.Path)
 	}
-	return filepath.Base(c.Path) + " " + c.Operation
+	if c.Operation != "" {
+		name += " " + c.Operation
+	}
+	return name
 }
 
 // DelayEnv tells a child how long to sleep.

@@ -47,6 +47,7 @@ type Proc struct {
 // goroutine becomes the main thread's for good.
 func Start(name, component string) (*Proc, error) {
 	runtime.LockOSThread()
+	thread.Reserve(8)
 	in := bufio.NewReader(os.NewFile(CommandFD, "commands"))
 	line, err := in.ReadBytes('\n')
 	if err != nil {

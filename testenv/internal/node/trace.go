@@ -82,13 +82,15 @@ func ParseDebugInfo(s string) (tag string, c Context) {
 	return tag, c
 }
 
-// traceEnv leads the environment of a child of a traced process. Every spawn
-// but SM's opens a trace of its own.
-func (t *Thread) traceEnv() []string {
+// traceEnv leads the environment of a child of a traced process.
+func (t *Thread) traceEnv(c Context) []string {
 	if t.P.Knobs().Native == config.NativeOff {
 		return nil
 	}
-	return []string{"BAGGAGE=span.depth=1", "TRACEPARENT=" + Context{}.Child().String()}
+	if c.TraceID == "" {
+		c = c.Child()
+	}
+	return []string{fmt.Sprintf("BAGGAGE=span.depth=%d", c.Depth), "TRACEPARENT=" + c.String()}
 }
 
 // NewSpanIf is NewSpan below a parent that exists; without one there is no span.

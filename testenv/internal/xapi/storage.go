@@ -58,7 +58,7 @@ func (x *xapi) plugin(t *node.Thread, method string, p mswitch.Params) (string, 
 	}
 	tag, c := node.ParseDebugInfo(p.DebugInfo())
 	t.Tag = tag
-	t.NewSpanIf(c)
+	own := t.NewSpanIf(c)
 	t.Log(node.Debug, "sm", "SM lvm %s sr=OpaqueRef:%s vdi=%s", op, p.String("sr"), p.String("vdi"))
 	session := x.db.addSession()
 	defer x.db.removeSession(session)
@@ -70,7 +70,12 @@ func (x *xapi) plugin(t *node.Thread, method string, p mswitch.Params) (string, 
 	if op == "vdi_attach" || op == "vdi_activate" {
 		env = append(env, node.DelayEnv(k.Delay[config.LayerSM]))
 	}
-	out, err := t.Run(node.Child{Path: script, Args: []string{smCall(op, session, p, x.db.hostRef)}, Operation: op, Component: "smapi", Env: env})
+	child := node.Child{Path: script, Args: []string{smCall(op, session, p, x.db.hostRef)}, Name: "LVMSR", Operation: op, Component: "smapi", Env: env, Span: own}
+	if k.SMAPI {
+		child.Path, child.Args = "/usr/bin/python3", append([]string{"-m", "observer", script}, child.Args...)
+		child.Env = append(child.Env, "OBSERVER_CONFIG_DIR='/etc/xensource/observer/smapi/enabled'", "PYTHONPATH=/opt/xensource/sm")
+	}
+	out, err := t.Run(child)
 	if err != nil {
 		return "", &mswitch.Failure{Parts: []string{"Backend_error", "SR_BACKEND_FAILURE_1200", "", err.Error(), ""}}
 	}
