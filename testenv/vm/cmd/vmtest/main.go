@@ -1,0 +1,99 @@
+// Command vmtest runs the kernel tests on Debian's kernels under QEMU and says
+// by its exit status whether all of them passed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/xenserver/dtagent/testenv/vm"
+)
+
+func main() {
+	kernels := flag.String("kernels", "bullseye,bookworm,bookworm-backports", "suites of Debian whose newest kernels are booted")
+	jobs := flag.Int("jobs", 2, "machines at a time; each has two processors")
+	limit := flag.Duration("limit", 20*time.Minute, "how long one machine may take")
+	filter := flag.String("package", "", "only packages whose path contains this")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, strings.Split(*kernels, ","), *jobs, *limit, *filter)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "vmtest:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, suites []string, jobs int, limit time.Duration, filter string) error {
+	if runtime.GOARCH != "amd64" || runtime.GOOS != "linux" {
+		return errors.New("needs Linux on x86-64")
+	}
+	start := time.Now()
+	cache, err := vm.CacheDir()
+	if err != nil {
+		return err
+	}
+	tools, kernels, err := vm.Fill(ctx, cache, suites, func(err error) {
+		fmt.Fprintln(os.Stderr, "vmtest: going on with what is in", cache+":", err)
+	})
+	if err != nil {
+		return err
+	}
+	fetched := time.Now()
+	dir, err := os.MkdirTemp("", "dtagent-vm")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	suite, err := vm.BuildSuite(ctx, dir, filter)
+	if err != nil {
+		return err
+	}
+	built := time.Now()
+
+	results := make([]*vm.Result, len(kernels))
+	errs := make([]error, len(kernels))
+	slots := make(chan struct{}, max(jobs, 1))
+	var wg sync.WaitGroup
+	var printing sync.Mutex
+	for i, k := range kernels {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			results[i], errs[i] = suite.Run(ctx, k, tools, dir, limit)
+			if errs[i] == nil {
+				printing.Lock()
+				defer printing.Unlock()
+				results[i].Print(os.Stdout)
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	fmt.Println()
+	vm.Summary(os.Stdout, results)
+	round := func(d time.Duration) time.Duration { return d.Round(time.Second) }
+	fmt.Printf("%v in all: %v to fetch, %v to build, %v in %d machines, %d at a time\n", round(time.Since(start)),
+		round(fetched.Sub(start)), round(built.Sub(fetched)), round(time.Since(built)), len(kernels), jobs)
+	bad := 0
+	for _, r := range results {
+		if !r.OK() {
+			bad++
+		}
+	}
+	if bad > 0 {
+		return fmt.Errorf("tests failed on %d of %d kernels", bad, len(kernels))
+	}
+	return nil
+}
