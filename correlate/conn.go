@@ -19,6 +19,13 @@ const (
 
 // conn is the socket key: one open socket of one process.
 type conn struct {
+	connState
+	side       [2]side // by direction: side[event.In-1]
+	body       body
+	prev, next *conn
+}
+
+type connState struct {
 	id        event.Conn
 	component event.Component
 	how       event.How
@@ -28,14 +35,8 @@ type conn struct {
 	dir       event.Dir
 	listener  string
 	peer      netip.AddrPort
-
-	side [2]side // by direction: side[event.In-1]
-	body body
-
-	call     ref // server: the request in progress
-	exchange exchange
-
-	prev, next *conn
+	call      ref // server: the request in progress
+	exchange  exchange
 }
 
 func (c *conn) links() (prev, next **conn) { return &c.prev, &c.next }
@@ -143,12 +144,13 @@ func (e *Engine) dropConn(c *conn, cause string) {
 	} else {
 		delete(e.processes.conns, c.id.TGID)
 	}
-	sides := c.side
-	for i := range sides {
-		sides[i].reader.Reset() // keeps its buffers
-		sides[i] = side{reader: sides[i].reader}
+	for i := range c.side {
+		d := &c.side[i]
+		d.reader.Reset() // keeps its buffers
+		d.begun, d.first, d.busy = false, 0, false
 	}
-	*c = conn{side: sides, next: e.conns.free}
+	c.connState = connState{}
+	c.next = e.conns.free
 	e.conns.free = c
 }
 
