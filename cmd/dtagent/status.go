@@ -118,7 +118,11 @@ func printStatus(out io.Writer, s *control.Status) error {
 		}
 	}
 	for _, m := range s.Mistakes {
-		fmt.Fprintf(w, "mistake\t%s: %s\n", m.File, strings.ReplaceAll(m.Error, "\n", "; "))
+		kept := "it is left out"
+		if m.Kept {
+			kept = "its last good state is in force"
+		}
+		fmt.Fprintf(w, "mistake\t%s (%s)\n", strings.ReplaceAll(m.Error, "\n", "; "), kept)
 	}
 	fmt.Fprintf(w, "bugtool files\t%s\n", s.BugtoolDir)
 	fmt.Fprintf(w, "cost\t%.1f MiB resident, %.2f s CPU, %d goroutines\n",

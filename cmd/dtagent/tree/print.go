@@ -83,10 +83,10 @@ func Print(w io.Writer, t *Trace, st Style) error {
 	var name, service, at, length, link int
 	for i := range rows {
 		r := &rows[i]
-		name = max(name, min(utf8.RuneCountInString(r.name), maxName))
 		if r.head {
 			continue
 		}
+		name = max(name, min(utf8.RuneCountInString(r.name), maxName))
 		r.start, r.length = "+"+duration(time.Duration(r.at)*time.Microsecond), duration(r.node.Length())
 		r.service, r.link = clean(r.node.Service()), clean(r.node.Link())
 		service = max(service, utf8.RuneCountInString(r.service))
