@@ -21,6 +21,7 @@ FUZZTIME    ?= 10s
 BENCHTIME   ?= 1s
 TESTFLAGS   ?=
 RESULTS     ?=
+VMFLAGS     ?=
 
 .PHONY: help
 help: ## list the targets
@@ -65,6 +66,10 @@ lint: ## gofmt, go vet, staticcheck
 .PHONY: test
 test: deps lint ## all tests: unit, race, fuzz seeds, and as root those with real eBPF
 	$(GOTESTSUM) --format pkgname --hide-summary output $(if $(RESULTS),--jsonfile $(RESULTS)) -- -race -count=1 -timeout 20m $(TESTFLAGS) ./...
+
+.PHONY: vmtest
+vmtest: ## run the kernel tests on Linux 5.10, 6.1 and 6.12 under QEMU; needs apt-get, but neither root nor KVM
+	$(GO) run ./testenv/vm/cmd/vmtest $(VMFLAGS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (10s)

@@ -31,7 +31,6 @@ type Test struct {
 	Name    string // with the names of the tests above it
 	Outcome Outcome
 	Reason  string // of a skip
-	Lacks   bool   // the skip is of something that the kernel is known to lack
 	Output  string
 }
 
@@ -193,18 +192,6 @@ func skipReason(output string) string {
 	return "no reason given"
 }
 
-// lack is a test that a kernel cannot run.
-type lack struct {
-	release string // prefix
-	test    string
-	reason  string // prefix
-}
-
-// lacks are the only skips that are no failures.
-var lacks = []lack{
-	{"5.10.", "TestVerifierStepsKernel", "needs a kernel that counts the verifier's steps (5.16)"},
-}
-
 // trouble are lines of the kernel's console that no test may cause.
 var trouble = regexp.MustCompile(`BUG: (?:KASAN|unable|kernel|sleeping|scheduling)|WARNING: CPU|Oops|general protection`)
 
@@ -220,11 +207,6 @@ func (r *Result) finish() {
 			}
 		}
 	}
-	for _, t := range r.Tests {
-		t.Lacks = t.Outcome == Skipped && slices.ContainsFunc(lacks, func(l lack) bool {
-			return strings.HasPrefix(r.Release, l.release) && t.Top() == l.test && strings.HasPrefix(t.Reason, l.reason)
-		})
-	}
 	for line := range strings.Lines(r.console) {
 		if trouble.MatchString(line) {
 			r.problems = append(r.problems, "kernel: "+strings.TrimSpace(line))
@@ -232,13 +214,10 @@ func (r *Result) finish() {
 	}
 }
 
-// Bad returns whether the test is a reason to fail: it failed, or it skipped
-// what the kernel has.
-func (t *Test) Bad() bool { return t.Outcome == Failed || t.Outcome == Skipped && !t.Lacks }
-
-// OK returns whether all that had to run did, and passed.
+// OK returns whether all that had to run did, and passed. A skip is no pass: the
+// guest has the privileges, and these kernels have all that the tests need.
 func (r *Result) OK() bool {
-	return r.done && len(r.problems) == 0 && !slices.ContainsFunc(r.Tests, (*Test).Bad)
+	return r.done && len(r.problems) == 0 && !slices.ContainsFunc(r.Tests, func(t *Test) bool { return t.Outcome != Passed })
 }
 
 // Count returns the number of tests of a package and tier with an outcome.
