@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -740,9 +741,11 @@ func TestBlockedReaderKernel(t *testing.T) {
 	inTiers(t, func(t *testing.T, c *collector) {
 		v, peer := c.pair(streamAndLog)
 		v.start(order{Thread: 1, Do: "read", FD: 3, N: 65536})
-		time.Sleep(20 * time.Millisecond)
+		v.blocked(unix.SYS_READ, 3)
 		v.start(order{Thread: 2, Do: "write", FD: 3, Data: "small"})
-		time.Sleep(20 * time.Millisecond)
+		_, err := io.ReadFull(peer, make([]byte, len("small")))
+		qt.Assert(t, qt.IsNil(err))
+		v.quiet()
 		send(t, peer, "answer")
 		v.wait()
 		v.wait()
@@ -767,7 +770,8 @@ func TestSeedThreadsKernel(t *testing.T) {
 			l := v.must(order{Do: "listen", Path: path}).Ret
 			v.start(order{Thread: 1, Do: "read", FD: 3, N: 1000})
 			v.start(order{Thread: 2, Do: "accept", FD: l})
-			time.Sleep(30 * time.Millisecond)
+			v.blocked(unix.SYS_READ, 3)
+			v.blocked(unix.SYS_ACCEPT4, l)
 
 			qt.Assert(t, qt.IsNil(c.s.Attach(Stream)))
 			qt.Assert(t, qt.IsNil(c.s.SetTarget(v.pid(), Target{Watch: streamAndLog})))
@@ -854,7 +858,7 @@ func TestKilledKernel(t *testing.T) {
 		send(t, peer, "half")
 		v.read(3, 4)
 		v.start(order{Thread: 3, Do: "read", FD: 3, N: 4})
-		time.Sleep(30 * time.Millisecond)
+		v.blocked(unix.SYS_READ, 3)
 		keys, err := mapKeys[uint64](c.s.maps["dt_inflight"])
 		qt.Assert(t, qt.IsNil(err))
 		qt.Check(t, qt.IsTrue(len(keys) >= 2), qt.Commentf("%d threads", len(keys)))

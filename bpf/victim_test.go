@@ -8,9 +8,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/go-quicktest/qt"
@@ -121,6 +125,42 @@ func (v *victim) read(fd, n int) outcome {
 func (v *victim) write(fd int, data string) outcome {
 	v.t.Helper()
 	return v.must(order{Do: "write", FD: fd, Data: data})
+}
+
+// blocked waits until a thread sleeps in a system call on fd.
+func (v *victim) blocked(nr uintptr, fd int) {
+	v.t.Helper()
+	in := fmt.Sprintf("%d %#x ", nr, fd)
+	v.threads(fmt.Sprintf("sleeps in system call %d on fd %d", nr, fd), func(calls []string) bool {
+		return slices.ContainsFunc(calls, func(c string) bool { return strings.HasPrefix(c, in) })
+	})
+}
+
+// quiet waits until all threads sleep: what was done is also traced.
+func (v *victim) quiet() {
+	v.t.Helper()
+	v.threads("sleep all", func(calls []string) bool { return !slices.Contains(calls, "running\n") })
+}
+
+// threads waits until f is content with what /proc/PID/task/TID/syscall tells.
+func (v *victim) threads(what string, f func(calls []string) bool) {
+	v.t.Helper()
+	var calls []string
+	for range 2000 {
+		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", v.pid()))
+		qt.Assert(v.t, qt.IsNil(err))
+		calls = calls[:0]
+		for _, file := range files {
+			if b, err := os.ReadFile(file); err == nil {
+				calls = append(calls, string(b))
+			}
+		}
+		if f(calls) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	v.t.Fatalf("threads do not: %s: %q", what, calls)
 }
 
 // victimMain runs orders until stdin ends. Each thread number is one OS thread.
