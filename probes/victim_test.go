@@ -231,7 +231,7 @@ func (c *client) call(method string, params ...string) {
 		strings.Join(params, "</string></value></param>\n<param><value><string>") + "</string></value></param>\n</params>\n</methodCall>\n"
 	fmt.Fprintf(c.c, "POST / HTTP/1.1\r\nhost: localhost\r\nuser-agent: Python-xmlrpc/3.11\r\ntraceparent: 00-3100a3ead5c4210a99c27e3e5578158c-34991b6261208b64-00\r\ncookie: session_id=%s\r\nauthorization: Basic %s\r\ncontent-length: %d\r\n\r\n%s",
 		session, canary, len(body), body)
-	c.c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.c.SetReadDeadline(time.Now().Add(30 * time.Second))
 	var got []byte
 	b := make([]byte, 4096)
 	for !bytes.HasSuffix(got, []byte("</methodResponse>")) {
