@@ -21,6 +21,11 @@ const (
 	processors = 2
 )
 
+// kernelArgs: a panic ends QEMU; warnings are shown. Detaching from tracepoints
+// waits for RCU, once for each, which takes most of the tests' time unless it is
+// expedited.
+const kernelArgs = "console=ttyS0 panic=-1 loglevel=5 mitigations=off nokaslr rcupdate.rcu_expedited=1"
+
 // bootLimit is how long a guest has until its first word: four times of what a
 // boot takes beside another on two processors.
 const bootLimit = 60 * time.Second
@@ -76,8 +81,9 @@ func (s *Suite) writeInitramfs(file string, k *Kernel, t *Tools) (err error) {
 
 // Run boots a kernel, runs the suite in it and returns what came of it. The
 // Result says why when the guest did not get to its end; the error is for what
-// this machine lacks. Scratch files are below dir.
-func (s *Suite) Run(ctx context.Context, k *Kernel, t *Tools, dir string, limit time.Duration) (*Result, error) {
+// this machine lacks. Scratch files are below dir. What the guest says goes to live
+// as well, unless it is nil.
+func (s *Suite) Run(ctx context.Context, k *Kernel, t *Tools, dir string, limit time.Duration, live io.Writer) (*Result, error) {
 	dir = filepath.Join(dir, k.Suite)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -94,7 +100,7 @@ func (s *Suite) Run(ctx context.Context, k *Kernel, t *Tools, dir string, limit 
 		"-smp", fmt.Sprint(processors), "-m", fmt.Sprint(memoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", k.Image, "-initrd", initramfs,
-		"-append", "console=ttyS0 panic=-1 loglevel=5 mitigations=off nokaslr",
+		"-append", kernelArgs,
 		"-serial", "file:"+console, "-serial", "stdio")
 	var messages strings.Builder
 	cmd.Stderr = &messages
@@ -108,7 +114,11 @@ func (s *Suite) Run(ctx context.Context, k *Kernel, t *Tools, dir string, limit 
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
 	boot := time.AfterFunc(bootLimit, cancel)
-	r.read(ctx, out, func() { boot.Stop() })
+	in := io.Reader(out)
+	if live != nil {
+		in = io.TeeReader(out, live)
+	}
+	r.read(ctx, in, func() { boot.Stop() })
 	err = cmd.Wait()
 	boot.Stop()
 	r.Wall = time.Since(start)

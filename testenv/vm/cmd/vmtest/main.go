@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime"
@@ -23,17 +24,18 @@ func main() {
 	jobs := flag.Int("jobs", 2, "machines at a time; each has two processors")
 	limit := flag.Duration("limit", 20*time.Minute, "how long one machine may take")
 	filter := flag.String("package", "", "only packages whose path contains this")
+	verbose := flag.Bool("v", false, "show what the guests say while they say it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, strings.Split(*kernels, ","), *jobs, *limit, *filter)
+	err := run(ctx, strings.Split(*kernels, ","), *jobs, *limit, *filter, *verbose)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vmtest:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, suites []string, jobs int, limit time.Duration, filter string) error {
+func run(ctx context.Context, suites []string, jobs int, limit time.Duration, filter string, verbose bool) error {
 	if runtime.GOARCH != "amd64" || runtime.GOOS != "linux" {
 		return errors.New("needs Linux on x86-64")
 	}
@@ -60,6 +62,10 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 	}
 	built := time.Now()
 
+	var live io.Writer
+	if verbose {
+		live = os.Stderr
+	}
 	results := make([]*vm.Result, len(kernels))
 	errs := make([]error, len(kernels))
 	slots := make(chan struct{}, max(jobs, 1))
@@ -69,7 +75,7 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			results[i], errs[i] = suite.Run(ctx, k, tools, dir, limit)
+			results[i], errs[i] = suite.Run(ctx, k, tools, dir, limit, live)
 			if errs[i] == nil {
 				printing.Lock()
 				defer printing.Unlock()
