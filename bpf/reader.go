@@ -109,6 +109,9 @@ func (s *Session) Read(r *Record) error {
 				s.drained()
 				return fmt.Errorf("read records: %w", os.ErrClosed)
 			}
+			if errors.Is(err, errFlushed) {
+				s.flushed.Add(1)
+			}
 			s.buffer.deadline(time.Now().Add(s.pollInterval()))
 		default:
 			return fmt.Errorf("read records: %w", err)

@@ -52,6 +52,7 @@ type Session struct {
 	active   atomic.Int32 // probes attached
 	reading  atomic.Bool  // Read was called
 	closing  atomic.Bool
+	flushed  atomic.Uint64 // times that Read had returned all there was when buffer.flush was called
 
 	drainOnce sync.Once
 	read      chan struct{} // closed when Read has returned everything

@@ -239,10 +239,17 @@ func (c *collector) run() {
 	}
 }
 
-// settle waits until no more records come.
+// settle waits until no more records come. The flush makes sure that the reader
+// has had its turn, however slow the machine is.
 func (c *collector) settle() {
 	for n := -1; ; {
-		time.Sleep(4 * pollEvery)
+		time.Sleep(2 * pollEvery)
+		before := c.s.flushed.Load()
+		qt.Assert(c.t, qt.IsNil(c.s.buffer.flush()))
+		for deadline := time.Now().Add(20 * time.Second); c.s.flushed.Load() == before; {
+			qt.Assert(c.t, qt.IsTrue(time.Now().Before(deadline)), qt.Commentf("nobody reads"))
+			time.Sleep(time.Millisecond)
+		}
 		c.mu.Lock()
 		now := len(c.got)
 		c.mu.Unlock()
