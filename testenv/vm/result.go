@@ -126,6 +126,9 @@ func (r *Result) read(ctx context.Context, out io.Reader, alive func()) {
 	}
 }
 
+// maxOutput is about how much of a test's output is kept: its beginning says most.
+const maxOutput = 16 << 10
+
 // parseTests reads the output of a test binary as go test does.
 func parseTests(ctx context.Context, pkg, output string) ([]*Test, error) {
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), "go", "tool", "test2json", "-p", pkg)
@@ -152,7 +155,9 @@ func parseTests(ctx context.Context, pkg, output string) ([]*Test, error) {
 		}
 		switch e.Action {
 		case "output":
-			t.Output += e.Output
+			if len(t.Output) < maxOutput {
+				t.Output += e.Output
+			}
 		case "pass", "fail", "skip":
 			t.Outcome = Outcome(e.Action)
 		}
