@@ -79,15 +79,14 @@ func printStatus(out io.Writer, s *control.Status) error {
 	}
 	fmt.Fprintf(w, "\tlinks: %s\n", counts(links))
 
-	var lost uint64
-	for _, l := range s.Losses {
-		lost += l.Count
-	}
-	lost += s.Handover.Dropped
-	fmt.Fprintf(w, "lost events\t%d\n", lost)
+	fmt.Fprintf(w, "lost events\t%d\n", s.Lost())
 	slices.SortStableFunc(s.Losses, func(a, b control.Loss) int { return cmp.Compare(b.Count, a.Count) })
 	for _, l := range s.Losses {
-		if l.Count > 0 {
+		switch {
+		case l.Count == 0:
+		case l.Cause == control.CauseNoStart:
+			fmt.Fprintf(w, "\t(%s: %d came without the start of their call, which was before the probes were attached)\n", l.Probe, l.Count)
+		default:
 			fmt.Fprintf(w, "\t%s: %s: %d\n", l.Probe, l.Cause, l.Count)
 		}
 	}

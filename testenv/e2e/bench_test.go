@@ -53,13 +53,7 @@ func load(b *testing.B, rate float64, on bool) {
 	}
 	qt.Assert(b, qt.IsNil(l.agent.Settled(context.Background(), 30*time.Second)))
 	after := l.status()
-	var lost uint64
-	for _, loss := range after.Losses {
-		if loss.Cause != "start of the call not seen" {
-			lost += loss.Count
-		}
-	}
-	lost += after.Handover.Dropped
+	lost := after.Lost()
 	calls := 0
 	for _, s := range l.spans() {
 		if s.Name == "VM.get_by_name_label" {

@@ -139,7 +139,7 @@ func (l *lab) noLosses() {
 	l.t.Helper()
 	s := l.status()
 	for _, loss := range s.Losses {
-		if loss.Cause != "start of the call not seen" {
+		if loss.Cause != control.CauseNoStart {
 			qt.Check(l.t, qt.Equals(loss.Count, 0), qt.Commentf("%s: %s", loss.Probe, loss.Cause))
 		}
 	}

@@ -61,6 +61,21 @@ type Loss struct {
 	Count uint64 `json:"count"`
 }
 
+// CauseNoStart is the cause of losses that are none: events of calls that had
+// begun before the probes were attached came without their start.
+const CauseNoStart = "start of the call not seen"
+
+// Lost is how many events got lost, for whatever cause.
+func (s *Status) Lost() uint64 {
+	n := s.Handover.Dropped
+	for _, l := range s.Losses {
+		if l.Cause != CauseNoStart {
+			n += l.Count
+		}
+	}
+	return n
+}
+
 // Handover is the queue between the reader of the probes and the correlation.
 type Handover struct {
 	Capacity int    `json:"capacity"` // events

@@ -128,17 +128,14 @@ type Where struct {
 // Self is what Where calls time of a span in which no child of it ran.
 const Self = "self"
 
-// Where says where the time of the span went: to the class of wait with the
-// largest dt.time.<class>_us when the span has such attributes, else to the
-// work below it that took longest, or to itself. Work below it is its children
-// and what they left to run after their own end, as xenopsd's workers do. Time
-// outside the span does not count.
+// Where says where the time of the span went: to the work below it that took
+// longest, to the class of wait with the largest dt.time.<class>_us if the span
+// has such attributes, or to itself, which is what neither explains. Work below
+// it is its children and what they left to run after their own end, as xenopsd's
+// workers do. Time outside the span does not count.
 func (n *Node) Where() Where {
 	if n.Duration <= 0 {
 		return Where{}
-	}
-	if w := n.longestWait(); w.What != "" {
-		return w
 	}
 	var work []*Node
 	seen := 0
@@ -165,10 +162,15 @@ func (n *Node) Where() Where {
 			until = to
 		}
 	}
-	if self := n.Duration - covered; longest == nil || self >= longest.within(n) {
-		return Where{What: Self, Share: float64(self) / float64(n.Duration)}
+	what, most := Self, n.Duration-covered
+	class, wait, waits := n.waits()
+	if most -= waits; wait > 0 && wait >= most {
+		what, most = class, wait
 	}
-	return Where{What: longest.Name, Share: float64(longest.within(n)) / float64(n.Duration)}
+	if longest != nil && longest.within(n) > most {
+		what, most = longest.Name, longest.within(n)
+	}
+	return Where{What: what, Share: min(float64(most)/float64(n.Duration), 1)}
 }
 
 // maxBelow bounds how far Where looks down.
@@ -179,19 +181,23 @@ func (c *Node) within(n *Node) int64 {
 	return min(c.End(), n.End()) - max(c.Timestamp, n.Timestamp)
 }
 
-func (n *Node) longestWait() Where {
-	var w Where
-	var most int64
+// waits returns the longest class of wait of the span, how long it took, and
+// how long all of them did, in µs.
+func (n *Node) waits() (class string, longest, sum int64) {
 	for k, v := range n.Tags {
-		class, ok := strings.CutPrefix(k, "dt.time.")
+		c, ok := strings.CutPrefix(k, "dt.time.")
 		if !ok {
 			continue
 		}
-		class, ok = strings.CutSuffix(class, "_us")
+		c, ok = strings.CutSuffix(c, "_us")
 		us, err := strconv.ParseInt(v, 10, 64)
-		if ok && err == nil && us > 0 && (us > most || us == most && class < w.What) {
-			most, w = us, Where{What: class, Share: min(float64(us)/float64(n.Duration), 1)}
+		if !ok || err != nil || us <= 0 {
+			continue
+		}
+		us = min(us, n.Duration) // of several threads it can be more
+		if sum = min(sum+us, n.Duration); us > longest || us == longest && c < class {
+			class, longest = c, us
 		}
 	}
-	return w
+	return class, longest, sum
 }

@@ -130,7 +130,10 @@ func TestWhere(t *testing.T) {
 	qt.Check(t, qt.Equals(at(root, span("2", "1", "s", "", "a", 95, 5_000)), Where{Self, 0.95}))
 	// Work that a child left behind did.
 	qt.Check(t, qt.Equals(at(root, span("2", "1", "s", "", "rpc", 1, 4), span("3", "2", "s", "", "VM_start", 6, 90), span("4", "3", "s", "", "atom", 6, 80)), Where{"VM_start", 0.9}))
-	qt.Check(t, qt.Equals(at(span("1", "", "s", "", "root", 0, 100, "dt.time.disk_us", "30", "dt.time.cpu_us", "20", "dt.time.x_us", "junk")), Where{"disk", 0.3}))
+	qt.Check(t, qt.Equals(at(span("1", "", "s", "", "root", 0, 100, "dt.time.disk_us", "50", "dt.time.cpu_us", "20", "dt.time.x_us", "junk")), Where{"disk", 0.5}))
+	qt.Check(t, qt.Equals(at(span("1", "", "s", "", "root", 0, 100, "dt.time.cpu_us", "6")), Where{Self, 0.94}))
+	qt.Check(t, qt.Equals(at(span("1", "", "s", "", "root", 0, 100, "dt.time.cpu_us", "300")), Where{"cpu", 1}))
+	qt.Check(t, qt.Equals(at(span("1", "", "s", "", "root", 0, 100, "dt.time.cpu_us", "20"), span("2", "1", "s", "", "a", 0, 50)), Where{"a", 0.5}))
 	qt.Check(t, qt.Equals(at(span("1", "", "s", "", "root", 0, 0)), Where{}))
 }
 

@@ -223,11 +223,7 @@ func startVM(ctx context.Context, dom0 *testenv.Dom0, vm testenv.VM) error {
 // report says where the spans are and what became of them.
 func report(agent *daemon.Daemon, s *control.Status) error {
 	say("%d spans, %d of them incomplete; the agent took %.2f s of CPU and %.1f MiB", s.Engine.Spans, s.Engine.Incomplete, s.Process.CPUSeconds, float64(s.Process.RSSBytes)/(1<<20))
-	var lost uint64
-	for _, l := range s.Losses {
-		lost += l.Count
-	}
-	say("%d events lost", lost+s.Handover.Dropped)
+	say("%d events lost", s.Lost())
 	for _, o := range s.Observers {
 		for _, e := range o.Endpoints {
 			say("endpoint %s: %d sent, %d dropped %s", e.Endpoint, e.Sent, e.Lost(), e.LastError)
