@@ -218,7 +218,7 @@ func TestChildTargetKernel(t *testing.T) {
 		v := startVictim(t)
 		qt.Assert(t, qt.IsNil(c.s.SetTarget(v.pid(), Target{Component: 4, Watch: WatchStream | WatchLog | WatchProcess})))
 		v.start(order{Do: "exec", Parts: []string{"/bin/sleep", "60"}})
-		c.settle()
+		c.await(KindExec)
 		targets, err := c.s.Targets()
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.HasLen(targets, 2))

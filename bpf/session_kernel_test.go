@@ -260,6 +260,20 @@ func (c *collector) settle() {
 	}
 }
 
+// await waits for a record of that kind: of a call that was only started.
+func (c *collector) await(k Kind) {
+	c.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		n := len(ofKind(c.got, k))
+		c.mu.Unlock()
+		if n > 0 {
+			return
+		}
+		qt.Assert(c.t, qt.IsTrue(time.Now().Before(deadline)), qt.Commentf("no record of kind %d", k))
+	}
+}
+
 // take returns the records that came since the last take, of one process and of
 // the given kinds, once no more come. There have to be none of others.
 func (c *collector) take(tgid uint32, kinds ...Kind) []got {
@@ -438,6 +452,7 @@ func TestSwitchRequestKernel(t *testing.T) {
 		v.write(3, "{}")
 		qt.Check(t, qt.HasLen(c.take(v.pid(), KindData), 1))
 		v.start(order{Do: "read", FD: 3, N: 65536})
+		c.await(KindData)
 		recs = c.take(v.pid(), KindData)
 		qt.Assert(t, qt.HasLen(recs, 1))
 		qt.Check(t, qt.Equals(recs[0].Head, "{}"))
@@ -517,6 +532,7 @@ func TestBulkKernel(t *testing.T) {
 		recs := c.take(v.pid(), KindData)
 		qt.Assert(t, qt.HasLen(recs, 2), qt.Commentf("%v", recs)) // until 65,536 had gone
 		v.start(order{Do: "read", FD: 3, N: 100})
+		c.await(KindData)
 		recs = c.take(v.pid(), KindData)
 		qt.Assert(t, qt.HasLen(recs, 1))
 		qt.Check(t, qt.Equals(recs[0].Flags, FlagMore|FlagCut))
@@ -921,7 +937,7 @@ func TestExecForgetsSocketsKernel(t *testing.T) {
 		v, _ := c.pair(streamAndLog | WatchProcess)
 		qt.Assert(t, qt.IsNil(c.s.maps["dt_targets"].Lookup(v.pid(), &before)))
 		v.start(order{Do: "become", Parts: []string{"/bin/sleep", "60"}})
-		c.settle()
+		c.await(KindExec)
 		c.s.mu.Lock()
 		defer c.s.mu.Unlock()
 		var after target
