@@ -180,7 +180,6 @@ func TestCallReplyHeadLost(t *testing.T) {
 }
 
 func TestCallOver(t *testing.T) {
-	const head = "POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\n"
 	for _, test := range []struct {
 		name string
 		end  func(s *script)
@@ -226,7 +225,7 @@ func TestCallNames(t *testing.T) {
 		qt.Check(t, qt.Equals(sp.End, int64(last-1_000)))
 		qt.Check(t, qt.Equals(sp.Incomplete, ""))
 		for _, kv := range sp.Attributes {
-			qt.Check(t, qt.IsFalse(strings.Contains(kv.Value.Emit(), "session_id")))
+			qt.Check(t, qt.IsFalse(strings.Contains(kv.Value.String(), "session_id")))
 		}
 	}
 }

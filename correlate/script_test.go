@@ -315,7 +315,7 @@ func (s *script) root(name string) {
 func attr(sp *Span, key string) string {
 	for _, kv := range sp.Attributes {
 		if string(kv.Key) == key {
-			return kv.Value.Emit()
+			return kv.Value.String()
 		}
 	}
 	return ""

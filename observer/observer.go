@@ -4,7 +4,6 @@
 package observer
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -103,5 +102,3 @@ func (o Observer) endpoints() []string {
 	}
 	return out
 }
-
-func byUUID(a, b Observer) int { return cmp.Compare(a.UUID, b.UUID) }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/xenserver/dtagent/observer/export"
+	//lint:ignore SA1019 deprecated upstream; export.Exporter keeps it replaceable
 	otelzipkin "go.opentelemetry.io/otel/exporters/zipkin"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )

@@ -156,9 +156,11 @@ func TestAnswers(t *testing.T) {
 			w.WriteHeader(503)
 		}, retry: true},
 		{name: "302", handle: func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://u:secret@other/login", 302)
+			http.Redirect(w, r, "http://u:secret@other/login", http.StatusFound)
 		}, cause: export.Redirected, says: `redirect to "http://u:xxxxx@other/login"`},
-		{name: "307", handle: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 307) }, cause: export.Redirected},
+		{name: "307", handle: func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		}, cause: export.Redirected},
 		{name: "closed before the answer", handle: func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }, retry: true},
 		{name: "closed in the body of the answer", handle: func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "1000")

@@ -69,7 +69,7 @@ func run(events []event.Event) *outcome {
 func attribute(s *correlate.Span, key string) string {
 	for _, kv := range s.Attributes {
 		if string(kv.Key) == key {
-			return kv.Value.Emit()
+			return kv.Value.String()
 		}
 	}
 	return ""

@@ -47,9 +47,9 @@ func ParseProcesses(b []byte) (*Processes, error) {
 		if len(words) == 0 {
 			continue
 		}
-		if name, pid, ok := strings.Cut(words[0], "="); ok {
+		if strings.Contains(words[0], "=") {
 			for _, w := range words {
-				name, pid, _ = strings.Cut(w, "=")
+				name, pid, _ := strings.Cut(w, "=")
 				tgid, err := strconv.ParseUint(pid, 10, 32)
 				if err != nil {
 					return nil, fmt.Errorf("processes: line %d: %w", n, err)
