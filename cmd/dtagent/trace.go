@@ -21,7 +21,9 @@ func newTrace() *cobra.Command {
 		Long: `Print traces as trees: live from the running agent, as they finish, or from the
 bugtool's files with --file. Each line is a span: its name, service, start
 after the trace's own, duration, how its parent was found, and where its time
-went: to itself or to the work below it that took longest.`,
+went: to itself or to the work below it that took longest. Calls that repeat
+and have nothing to tell, as polling for the end of a task, share a line:
+"×14", their time together, and the longest of them.`,
 		Args: cobra.NoArgs,
 	}
 	var f tree.Filter
@@ -36,6 +38,7 @@ went: to itself or to the work below it that took longest.`,
 	flags.StringVar(&f.TraceID, "trace-id", "", "only the trace whose id begins so")
 	flags.DurationVar(&f.MinDuration, "min-duration", 0, "only traces with a span at least that long, such as 100ms")
 	flags.DurationVar(&quiet, "quiet", 2*time.Second, "live: how long a trace gets nothing new before it is printed")
+	all := flags.Bool("all", false, "a line for every span: calls that repeat, as polling does, are not put on one")
 	flags.IntVar(&count, "count", 0, "stop after that many traces (0: never)")
 
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
@@ -44,7 +47,7 @@ went: to itself or to the work below it that took longest.`,
 		}
 		ctx, stop := context.WithCancel(cmd.Context())
 		defer stop()
-		style := tree.Style{Colour: onTerminal(cmd.OutOrStdout()), Zone: time.Local}
+		style := tree.Style{Colour: onTerminal(cmd.OutOrStdout()), Zone: time.Local, All: *all}
 		shown := 0
 		var failed error
 		show := func(t *tree.Trace) {

@@ -14,6 +14,7 @@ import (
 type Style struct {
 	Colour bool
 	Zone   *time.Location // nil: UTC
+	All    bool           // a line for every span: nothing is folded
 }
 
 const (
@@ -41,8 +42,9 @@ func (st Style) paint(code, s string) string {
 
 // Print writes the tree of one trace, a line a span: its name, service, start
 // after the trace's own, duration, how its parent was found, and where its
-// time went. Names come from other programs; what a terminal could take for a
-// command is escaped.
+// time went. Siblings that repeat, as polling does, share a line unless Style.All
+// is set: see fold. Names come from other programs; what a terminal could take for
+// a command is escaped.
 func Print(w io.Writer, t *Trace, st Style) error {
 	zone := st.Zone
 	if zone == nil {
@@ -70,11 +72,11 @@ func Print(w io.Writer, t *Trace, st Style) error {
 		}
 		if r.ParentID != "" {
 			rows = append(rows, row{name: "span " + r.ParentID + " of the caller", head: true})
-			rows = appendRows(rows, t.Roots[i:j], "", t.Start, 1)
+			rows = st.appendRows(rows, t.Roots[i:j], "", t.Start, 1)
 		} else {
 			for _, n := range t.Roots[i:j] {
 				rows = append(rows, row{name: clean(n.Name), node: n, at: n.Timestamp - t.Start})
-				rows = appendRows(rows, n.Children, "", t.Start, 1)
+				rows = st.appendRows(rows, n.Children, "", t.Start, 1)
 			}
 		}
 		i = j
@@ -87,7 +89,7 @@ func Print(w io.Writer, t *Trace, st Style) error {
 			continue
 		}
 		name = max(name, min(utf8.RuneCountInString(r.name), maxName))
-		r.start, r.length = "+"+duration(time.Duration(r.at)*time.Microsecond), duration(r.node.Length())
+		r.start, r.length = "+"+duration(time.Duration(r.at)*time.Microsecond), duration(r.took())
 		r.service, r.link = clean(r.node.Service()), clean(r.node.Link())
 		service = max(service, utf8.RuneCountInString(r.service))
 		at = max(at, utf8.RuneCountInString(r.start))
@@ -108,7 +110,9 @@ func Print(w io.Writer, t *Trace, st Style) error {
 			"  " + left(r.start, at) +
 			"  " + st.paint(bold, left(r.length, length)) +
 			"  " + st.paint(faint, pad(r.link, link))
-		if wh := r.node.Where(); wh.What != "" {
+		if len(r.folded) > 0 {
+			line += "  longest " + duration(r.longest())
+		} else if wh := r.node.Where(); wh.What != "" {
 			line += fmt.Sprintf("  %3.0f %% %s", wh.Share*100, cut(clean(wh.What), 40))
 		}
 		if e := r.node.Error(); e != "" {
@@ -127,24 +131,100 @@ func Print(w io.Writer, t *Trace, st Style) error {
 type row struct {
 	name, service, start, length, link string
 	node                               *Node
-	at                                 int64 // µs after the start of the trace
+	folded                             []*Node // further spans that the line stands for
+	at                                 int64   // µs after the start of the trace
 	head                               bool
 }
 
-func appendRows(rows []row, nodes []*Node, indent string, start int64, depth int) []row {
-	for i, n := range nodes {
+// took is how long the spans of the line took together.
+func (r *row) took() time.Duration {
+	d := r.node.Length()
+	for _, n := range r.folded {
+		d += n.Length()
+	}
+	return d
+}
+
+func (r *row) longest() time.Duration {
+	d := r.node.Length()
+	for _, n := range r.folded {
+		d = max(d, n.Length())
+	}
+	return d
+}
+
+func (st Style) appendRows(rows []row, nodes []*Node, indent string, start int64, depth int) []row {
+	lines := make([]row, 0, len(nodes))
+	if st.All {
+		for _, n := range nodes {
+			lines = append(lines, row{name: clean(n.Name), node: n})
+		}
+	} else {
+		lines = fold(lines, nodes)
+	}
+	for i, r := range lines {
 		branch, below := "├─ ", "│  "
-		if i == len(nodes)-1 {
+		if i == len(lines)-1 {
 			branch, below = "└─ ", "   "
 		}
-		rows = append(rows, row{name: indent + branch + clean(n.Name), node: n, at: n.Timestamp - start})
+		r.name, r.at = indent+branch+r.name, r.node.Timestamp-start
+		rows = append(rows, r)
 		next := indent
 		if depth < maxIndent {
 			next += below
 		}
-		rows = appendRows(rows, n.Children, next, start, depth+1)
+		if len(r.folded) == 0 {
+			rows = st.appendRows(rows, r.node.Children, next, start, depth+1)
+		}
 	}
 	return rows
+}
+
+// minFold is how many siblings that look alike share a line.
+const minFold = 3
+
+// fold puts siblings of one name and service that did no more than ask one
+// another process, and of which none failed, on the line of the first of them.
+// While a task runs xapi polls xenopsd: of the 88 spans of a VM.start 50 say no
+// more than that.
+func fold(lines []row, nodes []*Node) []row {
+	type look struct{ name, service string }
+	count := map[look]int{}
+	for _, n := range nodes {
+		if n.dull() {
+			count[look{n.Name, n.Service()}]++
+		}
+	}
+	at := map[look]int{}
+	for _, n := range nodes {
+		k := look{n.Name, n.Service()}
+		times := count[k]
+		if times < minFold || !n.dull() {
+			lines = append(lines, row{name: clean(n.Name), node: n})
+			continue
+		}
+		if i, ok := at[k]; ok {
+			lines[i].folded = append(lines[i].folded, n)
+			continue
+		}
+		at[k] = len(lines)
+		lines = append(lines, row{name: fmt.Sprintf("%s ×%d", clean(n.Name), times), node: n})
+	}
+	return lines
+}
+
+// dull tells that nothing is below the span but one answer at most, and that
+// nothing is wrong.
+func (n *Node) dull() bool {
+	if n.Error() != "" || n.Incomplete() != "" || len(n.Children) > 1 {
+		return false
+	}
+	for _, c := range n.Children {
+		if len(c.Children) > 0 || !c.dull() {
+			return false
+		}
+	}
+	return true
 }
 
 // duration is d with a unit that people read and three digits after the point

@@ -76,12 +76,24 @@ func TestPrint(t *testing.T) {
 	for i := 2; i < 40; i++ {
 		deep = append(deep, span(fmt.Sprint(i), fmt.Sprint(i-1), "x", "", fmt.Sprintf("n%d", i), int64(i), 100-int64(i)))
 	}
+	polled := []zipkin.Span{
+		span("1", "", "xapi", "SERVER", "VM.start", 0, 100_000, "dt.link.method", "none"),
+		span("9", "1", "xapi", "PRODUCER", "send q VM.start", 1_000, 2_000, "dt.link.method", "thread"),
+	}
+	for i := range 5 {
+		at := int64(10_000 + 10_000*i)
+		a, b := fmt.Sprint(20+2*i), fmt.Sprint(21+2*i)
+		polled = append(polled,
+			span(a, "1", "xapi", "PRODUCER", "send q Task.stat", at, 1_000+int64(i), "dt.link.method", "thread"),
+			span(b, a, "xenopsd", "CONSUMER", "Task.stat", at+100, 500, "dt.link.method", "queue"))
+	}
+	polled[8].Tags["error"] = "Does_not_exist" // stands for itself
 	two := []zipkin.Span{
 		span("1", "34991b6261208b64", "xapi", "SERVER", "VM.start", 0, 10, "dt.link.method", "traceparent"),
 		span("2", "34991b6261208b64", "xapi", "SERVER", "VM.unpause", 20, 10, "dt.link.method", "traceparent"),
 		span("3", "", "xapi", "SERVER", "host.get_all", 40, 10, "dt.link.method", "none"),
 	}
-	for name, spans := range map[string][]zipkin.Span{"shutdown": shutdown(), "ring": ring, "hostile": hostile, "deep": deep, "two": two} {
+	for name, spans := range map[string][]zipkin.Span{"shutdown": shutdown(), "ring": ring, "hostile": hostile, "deep": deep, "two": two, "polled": polled} {
 		t.Run(name, func(t *testing.T) {
 			for _, st := range []struct {
 				file  string
@@ -95,6 +107,11 @@ func TestPrint(t *testing.T) {
 			}
 		})
 	}
+	t.Run("all", func(t *testing.T) {
+		var b bytes.Buffer
+		qt.Assert(t, qt.IsNil(Print(&b, Build(polled)[0], Style{All: true})))
+		golden(t, "polled.all.txt", b.Bytes())
+	})
 	t.Run("json", func(t *testing.T) {
 		b, err := json.MarshalIndent(Build(shutdown()), "", "  ")
 		qt.Assert(t, qt.IsNil(err))
