@@ -107,7 +107,8 @@ type agent struct {
 	ended   chan struct{}         // closed when the engine has gone
 
 	mu      sync.Mutex
-	trouble error // of the last change of probes
+	trouble error        // of the last change of probes
+	probes  probes.Stats // as last asked
 }
 
 // run starts the parts in the order in which spans flow backwards, and stops

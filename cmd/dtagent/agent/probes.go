@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"time"
+
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
+	"github.com/xenserver/dtagent/probes"
 	"github.com/xenserver/dtagent/probes/event"
 )
 
@@ -11,9 +14,31 @@ var kindNames = map[event.Kind]string{
 	event.KindFork: "fork", event.KindExec: "exec", event.KindExit: "exit", event.KindLost: "lost",
 }
 
+// probeStats asks the probes. While they are attached or detached they answer
+// late, since the kernel waits for grace periods: what they said last is shown then.
+func (a *agent) probeStats() probes.Stats {
+	const patience = 300 * time.Millisecond
+	answer := make(chan probes.Stats, 1)
+	go func() {
+		st := a.manager.Stats()
+		a.mu.Lock()
+		a.probes = st
+		a.mu.Unlock()
+		answer <- st
+	}()
+	select {
+	case st := <-answer:
+		return st
+	case <-time.After(patience):
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.probes
+	}
+}
+
 // probeStatus fills in what the probes tell.
 func (a *agent) probeStatus(s *control.Status) {
-	st := a.manager.Stats()
+	st := a.probeStats()
 	for k, n := range st.Events {
 		s.Events[kindNames[k]] += n
 	}
