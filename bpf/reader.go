@@ -95,7 +95,7 @@ func (s *sequence) lost(cpu uint32, p Probe, seq uint32) uint32 {
 // nearly so.
 func (s *Session) Read(r *Record) error {
 	if s.reading.CompareAndSwap(false, true) {
-		s.buffer.deadline(time.Now().Add(s.pollInterval()))
+		s.nextLook()
 	}
 	for {
 		raw, err := s.buffer.read()
@@ -111,17 +111,32 @@ func (s *Session) Read(r *Record) error {
 			}
 			if errors.Is(err, errFlushed) {
 				s.flushed.Add(1)
+			} else {
+				s.complete.Store(s.look)
 			}
-			s.buffer.deadline(time.Now().Add(s.pollInterval()))
+			s.nextLook()
 		default:
 			return fmt.Errorf("read records: %w", err)
 		}
 	}
 }
 
+// nextLook sets the time at which Read looks into all buffers.
+func (s *Session) nextLook() {
+	d := s.pollInterval()
+	s.look = ktime() + uint64(d) // not later than the deadline
+	s.buffer.deadline(time.Now().Add(d))
+}
+
+// Complete returns a time (ktime, ns): Read has returned all records that were in
+// the buffers then, however long it takes to get a processor. It grows with each
+// look into all buffers, every 10 ms while something is attached and for a
+// moment after.
+func (s *Session) Complete() uint64 { return s.complete.Load() }
+
 // pollInterval returns how long records may wait to be looked for.
 func (s *Session) pollInterval() time.Duration {
-	if s.active.Load() > 0 {
+	if s.active.Load() > 0 || ktime()-s.detached.Load() < uint64(pollIdle) {
 		return pollEvery
 	}
 	return pollIdle

@@ -52,6 +52,9 @@ type Session struct {
 	active   atomic.Int32 // probes attached
 	reading  atomic.Bool  // Read was called
 	closing  atomic.Bool
+	complete atomic.Uint64 // see Complete
+	look     uint64        // ktime of the deadline that Read has set; Read's own
+	detached atomic.Uint64 // ktime of the last detach
 	flushed  atomic.Uint64 // times that Read had returned all there was when buffer.flush was called
 
 	drainOnce sync.Once
@@ -108,8 +111,10 @@ func (s *Session) Detach(p Probe) error {
 	if len(s.attachedTo(p)) == 0 {
 		return nil
 	}
+	err := s.detach(p)
+	s.detached.Store(ktime())
 	s.active.Add(-1)
-	return s.detach(p)
+	return err
 }
 
 func (s *Session) isClosed() bool {

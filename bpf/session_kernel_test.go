@@ -1001,3 +1001,31 @@ func TestRateKernel(t *testing.T) {
 		c.noLosses()
 	})
 }
+
+// Complete waits for a reader that gets no processor.
+func TestCompleteKernel(t *testing.T) {
+	inTiers(t, func(t *testing.T, c *collector) {
+		v, peer := c.pair(streamAndLog)
+		go io.Copy(io.Discard, peer)
+		c.mu.Lock() // the reader stands still when it has one record
+		v.write(3, header(200))
+		time.Sleep(10 * pollEvery)
+		made := ktime()
+		v.write(3, header(200))
+		time.Sleep(10 * pollEvery)
+		qt.Check(t, qt.IsTrue(c.s.Complete() < made))
+		c.mu.Unlock()
+		for deadline := time.Now().Add(20 * time.Second); c.s.Complete() < made; time.Sleep(time.Millisecond) {
+			qt.Assert(t, qt.IsTrue(time.Now().Before(deadline)))
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		data := 0
+		for _, g := range c.got {
+			if g.Kind == KindData && g.TGID == v.pid() {
+				data++
+			}
+		}
+		qt.Check(t, qt.Equals(data, 2))
+	})
+}

@@ -14,7 +14,7 @@ import (
 // SM scripts need the order of making; merge restores it by holding records
 // for a moment. A ring buffer needs no merge: it is one for all CPUs.
 const (
-	mergeWindow  = event.Time(30e6) // ns; bpf looks into all buffers at least every 10 ms
+	mergeWindow  = event.Time(20e6) // ns from a record's time until it is in its buffer, a processor's steal time included
 	mergeRecords = 4096             // held at once, of each CPU
 	mergeBytes   = 16 << 20         // held at once, of all CPUs
 	mergeSmall   = 2048             // bytes of a slot's own buffer

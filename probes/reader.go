@@ -80,11 +80,8 @@ func (m *Manager) read(sink func(*event.Event)) error {
 		case over = <-ended:
 		case <-tick.C:
 		}
-		now, err := m.clock.Now()
-		if err != nil {
-			return err
-		}
-		for m.merge.take(&rec, now-mergeWindow) {
+		limit := event.Time(m.session.Complete()) - mergeWindow
+		for m.merge.take(&rec, limit) {
 			m.record(&rec, &ev, sink)
 			m.merge.done(&rec)
 		}
