@@ -81,6 +81,7 @@ func startVictim(t testing.TB, files ...*os.File) *victim {
 	v := &victim{t: t, cmd: cmd, in: json.NewEncoder(in), out: json.NewDecoder(out)}
 	t.Cleanup(func() { v.kill() })
 	v.do(order{Do: "tid"}) // it runs
+	v.quiet()              // and is in no call whose beginning the probes could miss
 	return v
 }
 
