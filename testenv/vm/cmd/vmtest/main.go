@@ -22,7 +22,7 @@ import (
 func main() {
 	kernels := flag.String("kernels", "bullseye,bookworm,bookworm-backports", "suites of Debian whose newest kernels are booted")
 	jobs := flag.Int("jobs", 2, "machines at a time; each has two processors")
-	limit := flag.Duration("limit", 20*time.Minute, "how long one machine may take")
+	limit := flag.Duration("limit", 12*time.Minute, "how long one machine may take, four times of what it takes on two busy processors")
 	filter := flag.String("package", "", "only packages whose path contains this")
 	verbose := flag.Bool("v", false, "show what the guests say while they say it")
 	flag.Parse()
