@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cache is a directory with QEMU, busybox and kernels.
-type Cache struct {
+// cache is a directory with QEMU, busybox and kernels.
+type cache struct {
 	dir string
 	apt *apt
 }
@@ -68,7 +68,7 @@ func Fill(ctx context.Context, dir string, suites []string, warn func(error)) (t
 	if err != nil {
 		return nil, nil, err
 	}
-	c := &Cache{dir: dir, apt: a}
+	c := &cache{dir: dir, apt: a}
 	stale := a.update(ctx)
 	if stale != nil {
 		warn(stale)
@@ -105,10 +105,8 @@ func renewed(dir, origin string, fill func(tmp string) error) error {
 		return nil
 	}
 	tmp := dir + ".new"
-	for _, d := range []string{tmp, dir} {
-		if err := os.RemoveAll(d); err != nil {
-			return err
-		}
+	if err := os.RemoveAll(tmp); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(tmp, 0o755); err != nil {
 		return err
@@ -119,12 +117,15 @@ func renewed(dir, origin string, fill func(tmp string) error) error {
 	if err := os.WriteFile(filepath.Join(tmp, "origin"), []byte(origin), 0o644); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
 	return os.Rename(tmp, dir)
 }
 
 // tools unpacks QEMU and busybox with all libraries, so that it does not matter
 // what the machine has.
-func (c *Cache) tools(ctx context.Context) (*Tools, error) {
+func (c *cache) tools(ctx context.Context) (*Tools, error) {
 	packages := []string{"qemu-system-x86", "busybox-static"}
 	dir := filepath.Join(c.dir, "tools")
 	err := renewed(dir, strings.Join(append(packages, toolSuite), " "), func(tmp string) error {
@@ -149,7 +150,7 @@ func (c *Cache) tools(ctx context.Context) (*Tools, error) {
 }
 
 // kernel unpacks the image and the modules of a suite's newest kernel.
-func (c *Cache) kernel(ctx context.Context, suite string, t *Tools) (*Kernel, error) {
+func (c *cache) kernel(ctx context.Context, suite string, t *Tools) (*Kernel, error) {
 	dir := filepath.Join(c.dir, "kernels", suite)
 	pkg, err := c.apt.kernelOf(ctx, suite)
 	if err != nil {
@@ -176,7 +177,7 @@ func (c *Cache) kernel(ctx context.Context, suite string, t *Tools) (*Kernel, er
 }
 
 // unpackKernel takes vmlinuz and the modules out of a package.
-func (c *Cache) unpackKernel(ctx context.Context, deb, dir string, t *Tools) error {
+func (c *cache) unpackKernel(ctx context.Context, deb, dir string, t *Tools) error {
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -34,11 +34,9 @@ const timeLimit = "400s"
 
 // Suite is the programs that a guest runs, built.
 type Suite struct {
-	dir     string
-	guest   string
-	agent   string
-	Binary  []TestBinary
-	Timeout string
+	guest  string
+	agent  string
+	Binary []TestBinary
 }
 
 // TestBinary is the tests of a package.
@@ -52,7 +50,7 @@ type TestBinary struct {
 // which needs cgo. Only tests whose names match the package's expression and
 // only packages whose path contains filter are taken.
 func BuildSuite(ctx context.Context, dir, filter string) (*Suite, error) {
-	s := &Suite{dir: dir, guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent")}
+	s := &Suite{guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent")}
 	if err := goBuild(ctx, "build", "-o", s.guest, "./testenv/vm/cmd/guest"); err != nil {
 		return nil, err
 	}
