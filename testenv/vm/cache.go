@@ -18,8 +18,9 @@ import (
 
 // cache is a directory with QEMU, busybox and kernels.
 type cache struct {
-	dir string
-	apt *apt
+	dir  string
+	apt  *apt
+	warn func(error)
 }
 
 // CacheDir returns $DTAGENT_CACHE, or the user's cache directory for dtagent.
@@ -68,7 +69,7 @@ func Fill(ctx context.Context, dir string, suites []string, warn func(error)) (t
 	if err != nil {
 		return nil, nil, err
 	}
-	c := &cache{dir: dir, apt: a}
+	c := &cache{dir: dir, apt: a, warn: warn}
 	stale := a.update(ctx)
 	if stale != nil {
 		warn(stale)
@@ -167,7 +168,12 @@ func (c *cache) kernel(ctx context.Context, suite string, t *Tools) (*Kernel, er
 		return os.RemoveAll(filepath.Join(tmp, "deb"))
 	})
 	if err != nil {
-		return nil, err
+		origin, missing := os.ReadFile(filepath.Join(dir, "origin"))
+		if missing != nil {
+			return nil, err
+		}
+		c.warn(fmt.Errorf("kernel of %s: %w", suite, err))
+		pkg, _, _ = strings.Cut(string(origin), " ")
 	}
 	k := &Kernel{Suite: suite, Package: pkg, Image: filepath.Join(dir, "vmlinuz")}
 	for _, m := range modules {
