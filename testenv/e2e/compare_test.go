@@ -63,10 +63,10 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 		c.errorf("%s: error is %q, not %q", path, got, e.Err)
 	}
 	start := e.Start
-	if send, ok := c.truth.ByID(e.Parent); ok && e.Kind == truth.RPC {
-		// The span begins when the message was delivered, the entry in the thread
-		// that was then made for it.
-		start = send.Start
+	if parent, ok := c.truth.ByID(e.Parent); ok && (e.Kind == truth.RPC || e.Kind == truth.Task) {
+		// The span begins when the message was delivered, the thread made; the
+		// entry when that thread came to run.
+		start = parent.Start
 	}
 	c.time(path+" start", start, n.Timestamp, 1)
 	c.time(path+" end", e.End, n.End(), -1)
