@@ -30,10 +30,11 @@ func (t Tier) String() string {
 }
 
 // Defaults of Options: 2,000 XAPI calls a second make some 15,000 records and
-// 15 MB, so the buffers hold half a second. Perf buffers belong to a CPU each, so
-// the fewer there are the larger each has to be.
+// 15 MB, so the ring buffer holds a quarter of a second; it stands twice in the
+// resident memory of who reads it. Perf buffers belong to a CPU each, so the fewer
+// there are the larger each has to be.
 const (
-	defaultRing     = 8 << 20
+	defaultRing     = 4 << 20
 	defaultPerf     = 16 << 20 // of all CPUs
 	minPerf         = 1 << 20
 	maxPerf         = 4 << 20
@@ -47,7 +48,7 @@ const (
 type Options struct {
 	Legacy      bool         // take the legacy tier even where modern works
 	Log         *slog.Logger // nil: discarded
-	RingBytes   int          // of the ring buffer; 0: 8 MiB; rounded up to a power of two of pages
+	RingBytes   int          // of the ring buffer; 0: 4 MiB; rounded up to a power of two of pages
 	PerfBytes   int          // of each CPU's perf buffer in the legacy tier; 0: 16 MiB for all, 1 MiB to 4 MiB for each
 	Conns       int          // known sockets of all targets at once; 0: 16,384
 	Gathers     int          // sockets that have had small pieces, 1.4 KiB each; 0: 4,096

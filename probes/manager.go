@@ -100,6 +100,9 @@ func Open(k *bpf.Kernel, o Options) (*Manager, error) {
 // Wall returns t in nanoseconds since 1970.
 func (m *Manager) Wall(t event.Time) int64 { return m.clock.Wall(t) }
 
+// Now returns the present time on the clock of events.
+func (m *Manager) Now() (event.Time, error) { return m.clock.Now() }
+
 // Want attaches exactly what the components of c need and detaches the rest;
 // none detaches everything. When it returns, the processes that were running
 // are targets with their sockets known; those that start later follow. Wanting

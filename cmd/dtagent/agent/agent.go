@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -19,7 +20,6 @@ import (
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer"
 	"github.com/xenserver/dtagent/probes"
-	"github.com/xenserver/dtagent/probes/clock"
 	"github.com/xenserver/dtagent/probes/event"
 	"github.com/xenserver/dtagent/probes/target"
 )
@@ -67,12 +67,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 
-	wall, err := clock.New(nil)
-	if err != nil {
-		return err
-	}
+	debug.FreeOSMemory() // loading took several times what the agent lives on
 	a := &agent{
-		c: c, started: time.Now(), clock: wall, manager: m,
+		c: c, started: time.Now(), manager: m,
 		queue: newHandover(), wanted: make(chan event.Components, 1), stats: make(chan chan counts), ended: make(chan struct{}),
 	}
 	a.set = observer.NewSet(observer.Options{
@@ -96,7 +93,6 @@ type agent struct {
 	c       Config
 	tier    string
 	started time.Time
-	clock   *clock.Clock
 	manager *probes.Manager
 	set     *observer.Set
 	dir     *observer.Directory
@@ -193,7 +189,7 @@ func (a *agent) correlate() {
 			sorter.Add(&s.ev)
 			a.queue.done(s)
 		case <-ticker.C:
-			now, err := a.clock.Now()
+			now, err := a.manager.Now()
 			if err != nil { // the next events bring the time
 				a.c.Log.Error("clock", "err", err)
 				continue
