@@ -269,16 +269,27 @@ func TestWantKernel(t *testing.T) {
 	})
 }
 
+// scriptOf returns the child that has executed the SM script, 0 if none has yet.
+// Not every fork is the script's: the Go runtime tries one first.
+func (c *collector) scriptOf(all []event.Event) uint32 {
+	for _, e := range all {
+		if e.Kind != event.KindFork || e.Flags&event.FlagThread != 0 {
+			continue
+		}
+		for _, g := range c.of(e.ChildTGID) {
+			if g.Kind == event.KindExec && g.Program == "LVMSR" {
+				return e.ChildTGID
+			}
+		}
+	}
+	return 0
+}
+
 // script checks the life of the SM script that the victim has run: fork, exec
 // with its method, exit, and the programs that it ran in turn, all of smapi.
 func (c *collector) script(all []event.Event) {
 	c.t.Helper()
-	var child uint32
-	for _, e := range all {
-		if e.Kind == event.KindFork && e.Flags&event.FlagThread == 0 {
-			child = e.ChildTGID
-		}
-	}
+	child := c.scriptOf(all)
 	life := c.wait(child, "end of the SM script", func(all []event.Event) bool {
 		for _, e := range all {
 			if e.Kind == event.KindExit && e.Flags&event.FlagLeader != 0 {
@@ -312,15 +323,7 @@ func TestSMAPIOnlyKernel(t *testing.T) {
 		c := collect(t, tier, Options{SMDirs: []string{v.dir + "/sm"}})
 		qt.Assert(t, qt.IsNil(c.Want(event.Of(event.SMAPI))))
 		v.dial().call("SR.scan", session)
-		all := c.wait(v.tgid, "fork", func(all []event.Event) bool {
-			for _, e := range all {
-				if e.Kind == event.KindFork && e.Flags&event.FlagThread == 0 {
-					return true
-				}
-			}
-			return false
-		})
-		c.script(all)
+		c.script(c.wait(v.tgid, "SM script", func(all []event.Event) bool { return c.scriptOf(all) != 0 }))
 		for _, e := range c.of(v.tgid) {
 			qt.Check(t, qt.IsTrue(e.Kind == event.KindFork || e.Kind == event.KindExec || e.Kind == event.KindExit), qt.Commentf("kind %d", e.Kind))
 		}
