@@ -29,6 +29,9 @@ var varying = []struct {
 	{regexp.MustCompile(`[0-9a-fx]{8}-[0-9a-fx]{4}-[0-9a-fx]{4}-[0-9a-fx]{4}-[0-9a-fx]{12}`), "UUID"},
 	{regexp.MustCompile(`\b([RDO]):[0-9a-f]{12}\b`), "$1:ID"},
 	{regexp.MustCompile(`[0-9a-f]{32}`), "HASH"},
+	// Whether a worker has taken the operation before, which waits or is redirected
+	// behind it, is a matter of luck.
+	{regexp.MustCompile(`onto (redirected )?(\S+):\[.*\]`), "onto $2:[ … ]"},
 	{regexp.MustCompile(`\bvm(-\d+)?\b|\bdom0\b`), "NAME"},
 	{regexp.MustCompile(`\d+(\.\d+)?(e-\d+)?`), "N"},
 }
