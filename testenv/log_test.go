@@ -32,6 +32,8 @@ var varying = []struct {
 	// Whether a worker has taken the operation before, which waits or is redirected
 	// behind it, is a matter of luck.
 	{regexp.MustCompile(`onto (redirected )?(\S+):\[.*\]`), "onto $2:[ … ]"},
+	// And so is which states of a VM xapi happens to see when it polls.
+	{regexp.MustCompile(`power_state <- \w+`), "power_state <- STATE"},
 	{regexp.MustCompile(`\bvm(-\d+)?\b|\bdom0\b`), "NAME"},
 	{regexp.MustCompile(`\d+(\.\d+)?(e-\d+)?`), "N"},
 }
