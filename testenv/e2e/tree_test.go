@@ -11,6 +11,7 @@ import (
 	"github.com/xenserver/dtagent/cmd/dtagent/tree"
 	"github.com/xenserver/dtagent/testenv"
 	"github.com/xenserver/dtagent/testenv/client"
+	"github.com/xenserver/dtagent/testenv/config"
 	"github.com/xenserver/dtagent/testenv/truth"
 )
 
@@ -56,6 +57,48 @@ func TestVMStartTree(t *testing.T) {
 	}
 	l.t = t
 	l.noLosses()
+}
+
+// TestVMStartTreeBesideToolstackTracing does it with the toolstack's own tracing
+// on, in both forms of debug_info that carry a trace context, and with requests
+// as member hosts frame them.
+func TestVMStartTreeBesideToolstackTracing(t *testing.T) {
+	for _, tracing := range []struct {
+		name  string
+		knobs testenv.Knobs
+	}{
+		{"debug_info with JSON, log lines with the context", testenv.Knobs{Native: config.NativeOn, LogTrace: true}},
+		{"debug_info with a bare traceparent", testenv.Knobs{Native: config.NativeBare}},
+	} {
+		t.Run(tracing.name, func(t *testing.T) {
+			l := newLab(t, testenv.Options{VMs: 4, Knobs: tracing.knobs})
+			l.observe()
+			session := l.session()
+			vm := 0
+			for _, framed := range []bool{false, true} {
+				for _, flags := range []string{"", "01"} {
+					id, parent := "", ""
+					o := client.Options{Shape: client.Node, Framed: framed}
+					if flags != "" {
+						id, parent = fmt.Sprintf("%032x", 0xfed000+vm), fmt.Sprintf("%016x", 0xcba000+vm)
+						o.Traceparent = "00-" + id + "-" + parent + "-" + flags
+						o.Tracestate = "vendor=x"
+					}
+					target := l.dom0.VMs()[vm]
+					vm++
+					t.Run(fmt.Sprintf("framed %v, flags %q", framed, flags), func(t *testing.T) {
+						l.t = t
+						began := ktime(t)
+						_, err := l.dial("unix", o).Call(context.Background(), "VM.start", session, target.Ref, false, false)
+						qt.Assert(t, qt.IsNil(err))
+						l.compare(began, "VM.start", id, parent)
+					})
+				}
+			}
+			l.t = t
+			l.noLosses()
+		})
+	}
 }
 
 // compare finds the one call of method since began, in ground truth and spans,
