@@ -362,10 +362,23 @@ func spoken(calls []*strace.Call) map[string]string {
 				}
 			}
 		case c.Name == "read" && asks(c) == 65536 && strings.HasPrefix(b, "HTTP/1.1 200 OK\r\ncontent-length: "):
-			out[form(b)] = b
+			for _, m := range messages(b) {
+				out[form(m)] = m
+			}
 		}
 	}
 	return out
+}
+
+// messages splits the switch's answer to a transfer: how many messages come
+// together is a matter of luck. Other answers stay whole.
+func messages(answer string) []string {
+	_, list, ok := strings.Cut(answer, `{"messages":[[["`)
+	if !ok {
+		return []string{answer}
+	}
+	list, _, _ = strings.Cut(list, `}]],"next":"`)
+	return strings.Split(list, `}],[["`) // in a payload the quotes are escaped
 }
 
 // changes are answers whose lists differ from run to run, and errors that need not

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -283,7 +284,7 @@ func (s *Server) deliver(c *conn, late bool) {
 		if q == nil {
 			continue
 		}
-		for _, m := range q.messages {
+		for _, m := range slices.Backward(q.messages) { // newest first, as recorded
 			if m.id <= c.wait.from[name] {
 				continue
 			}
