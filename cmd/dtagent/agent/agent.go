@@ -38,7 +38,7 @@ type Config struct {
 }
 
 const (
-	tick         = 50 * time.Millisecond  // how often the engine's clock moves on without events
+	tick         = 20 * time.Millisecond  // how often the engine comes for events, and its clock moves on
 	sortWindow   = 100 * time.Millisecond // longest time by which the records of two CPUs can mix
 	sortEvents   = 8192
 	flushTimeout = 5 * time.Second // for the exporters, when the agent stops
@@ -178,28 +178,29 @@ func (a *agent) correlate() {
 	sorter := correlate.NewSorter(sortWindow, sortEvents, engine.Handle)
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	for {
+	var b batch
+	for more := true; more; {
 		select {
-		case s, ok := <-a.queue.full:
-			if !ok {
-				sorter.Drain()
-				engine.Drain()
-				return
-			}
-			sorter.Add(&s.ev)
-			a.queue.done(s)
 		case <-ticker.C:
-			now, err := a.manager.Now()
-			if err != nil { // the next events bring the time
-				a.c.Log.Error("clock", "err", err)
-				continue
-			}
-			sorter.Advance(now)
-			engine.Advance(now - event.Time(sortWindow))
+		case <-a.queue.half:
 		case answer := <-a.stats:
 			answer <- counts{engine.Stats(), sorter.Stats()}
+			continue
 		}
+		now, err := a.manager.Now() // before the events that the reader puts meanwhile
+		b, more = a.queue.take(b)
+		for i := range b.events {
+			sorter.Add(&b.events[i])
+		}
+		if err != nil { // the next events bring the time
+			a.c.Log.Error("clock", "err", err)
+			continue
+		}
+		sorter.Advance(now)
+		engine.Advance(now - event.Time(sortWindow))
 	}
+	sorter.Drain()
+	engine.Drain()
 }
 
 // want notes what the Observers ask for; attach does it. Only the newest wish
@@ -249,7 +250,7 @@ func (a *agent) status() control.Status {
 	s := control.Status{
 		Version: a.c.Version, PID: os.Getpid(), Started: a.started, UptimeSeconds: time.Since(a.started).Seconds(),
 		Tier: a.tier, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
-		Handover:     control.Handover{Capacity: handoverEvents, Queued: len(a.queue.full), Dropped: a.queue.dropped.Load()},
+		Handover:     control.Handover{Capacity: handoverEvents, Queued: a.queue.waiting(), Dropped: a.queue.dropped.Load()},
 		ObserversDir: a.c.ObserversDir, BugtoolDir: a.c.BugtoolDir,
 		Observers: a.set.Stats(), Mistakes: []control.Mistake{}, Process: cost(), Components: []string{},
 	}

@@ -1,79 +1,101 @@
 package agent
 
 import (
+	"sync"
 	"sync/atomic"
 
 	"github.com/xenserver/dtagent/probes/event"
 )
 
 const (
-	handoverEvents = 8192     // events that wait between the probes' reader and the engine
-	handoverBytes  = 16 << 20 // and what their heads and tails may hold together
-	keptBuffer     = 4 << 10  // a larger buffer is not kept for the next event
+	handoverEvents = 8192    // events that wait between the probes' reader and the engine
+	handoverBytes  = 8 << 20 // and what their heads and tails may hold together
+	keptBytes      = 1 << 20 // a larger buffer is not kept for the next batch
 )
 
-// handover is the bounded queue between the goroutine that reads the probes
-// and the one that runs the engine: neither waits for a lock of the other. When
-// it is full new events are dropped and counted, since the reader must not
-// stop: the kernel's buffer behind it would overflow.
+// handover is the bounded queue between the goroutine that reads the probes and
+// the one that runs the engine. Events pile up in a batch that the engine comes
+// for by its clock, or when it is half full: waking a goroutine for each event
+// would cost several times what the event does. When it is full new events are
+// dropped and counted, since the reader must not stop: the kernel's buffer behind
+// it would overflow.
 type handover struct {
-	free chan *slot // slots not in use
-	full chan *slot // events in order; closed when there are no more
-
-	bytes   atomic.Int64
+	half    chan struct{} // wakes the engine
 	dropped atomic.Uint64
+
+	mu      sync.Mutex
+	filling batch
+	closed  bool
 }
 
-// slot holds a copy of an event whose payload is the slot's own.
-type slot struct {
-	ev  event.Event
-	buf []byte
+// batch holds copies of events, in order; their heads and tails are its own.
+type batch struct {
+	events  []event.Event
+	payload []byte
 }
 
-func newHandover() *handover {
-	h := &handover{free: make(chan *slot, handoverEvents), full: make(chan *slot, handoverEvents)}
-	slots := make([]slot, handoverEvents)
-	for i := range slots {
-		h.free <- &slots[i]
-	}
-	return h
-}
+func newHandover() *handover { return &handover{half: make(chan struct{}, 1)} }
 
-// put copies ev into the queue. It never blocks and is for one goroutine.
+// put copies ev into the queue. It never waits for the engine.
 func (h *handover) put(ev *event.Event) {
-	n := len(ev.Head) + len(ev.Tail)
-	if h.bytes.Load()+int64(n) > handoverBytes {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	b := &h.filling
+	if len(b.events) >= handoverEvents || len(b.payload)+len(ev.Head)+len(ev.Tail) > handoverBytes {
 		h.dropped.Add(1)
 		return
 	}
-	var s *slot
-	select {
-	case s = <-h.free:
-	default:
-		h.dropped.Add(1)
-		return
+	b.events = append(b.events, *ev)
+	own := &b.events[len(b.events)-1]
+	own.Head, own.Tail = b.copy(ev.Head), b.copy(ev.Tail)
+	if len(b.events) == handoverEvents/2 || len(b.payload) >= handoverBytes/2 {
+		h.wake()
 	}
-	h.bytes.Add(int64(n))
-	s.ev = *ev
-	s.buf = append(append(s.buf[:0], ev.Head...), ev.Tail...)
-	if ev.Head != nil {
-		s.ev.Head = s.buf[:len(ev.Head):len(ev.Head)]
-	}
-	if ev.Tail != nil {
-		s.ev.Tail = s.buf[len(ev.Head):]
-	}
-	h.full <- s // has room for every slot
 }
 
-// done gives a slot back that came from full.
-func (h *handover) done(s *slot) {
-	h.bytes.Add(-int64(len(s.buf)))
-	if cap(s.buf) > keptBuffer {
-		s.buf = nil
+// copy returns a copy of p. When payload grows, what was copied before stays
+// where it is.
+func (b *batch) copy(p []byte) []byte {
+	if p == nil {
+		return nil
 	}
-	s.ev = event.Event{}
-	h.free <- s
+	at := len(b.payload)
+	b.payload = append(b.payload, p...)
+	return b.payload[at:len(b.payload):len(b.payload)]
+}
+
+func (h *handover) wake() {
+	select {
+	case h.half <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the events that wait, and whether there may be more to come. done
+// is the batch of the call before, which is used again.
+func (h *handover) take(done batch) (full batch, more bool) {
+	clear(done.events)
+	done.events, done.payload = done.events[:0], done.payload[:0]
+	if cap(done.payload) > keptBytes {
+		done.payload = nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	full, h.filling = h.filling, done
+	return full, !h.closed
+}
+
+// waiting is the number of events that wait.
+func (h *handover) waiting() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.filling.events)
 }
 
 // close says that there will be no more events. put must not be called again.
-func (h *handover) close() { close(h.full) }
+func (h *handover) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	h.wake()
+}

@@ -16,14 +16,20 @@ func TestHandoverCopies(t *testing.T) {
 	h.put(&event.Event{Kind: event.KindData, TID: 7, Head: head, Tail: tail})
 	copy(head, "XXXX")
 	copy(tail, "XXXX")
-	s := <-h.full
-	qt.Assert(t, qt.Equals(string(s.ev.Head), "head"))
-	qt.Assert(t, qt.Equals(string(s.ev.Tail), "tail"))
-	qt.Assert(t, qt.Equals(s.ev.TID, 7))
-	_ = append(s.ev.Head, '!') // does not reach the tail
-	qt.Assert(t, qt.Equals(string(s.ev.Tail), "tail"))
-	h.done(s)
-	qt.Assert(t, qt.Equals(h.bytes.Load(), 0))
+	b, more := h.take(batch{})
+	qt.Assert(t, qt.IsTrue(more))
+	qt.Assert(t, qt.HasLen(b.events, 1))
+	ev := &b.events[0]
+	qt.Assert(t, qt.Equals(string(ev.Head), "head"))
+	qt.Assert(t, qt.Equals(string(ev.Tail), "tail"))
+	qt.Assert(t, qt.Equals(ev.TID, 7))
+	_ = append(ev.Head, '!') // does not reach the tail
+	qt.Assert(t, qt.Equals(string(ev.Tail), "tail"))
+	h.put(&event.Event{Kind: event.KindFork}) // while the engine works on the batch
+	qt.Assert(t, qt.Equals(string(ev.Head), "head"))
+	b, _ = h.take(b)
+	qt.Assert(t, qt.HasLen(b.events, 1))
+	qt.Assert(t, qt.IsNil(b.events[0].Head))
 }
 
 func TestHandoverIsBounded(t *testing.T) {
@@ -32,7 +38,7 @@ func TestHandoverIsBounded(t *testing.T) {
 		h.put(&event.Event{Kind: event.KindFork})
 	}
 	qt.Assert(t, qt.Equals(h.dropped.Load(), 5))
-	qt.Assert(t, qt.HasLen(h.full, handoverEvents))
+	qt.Assert(t, qt.Equals(h.waiting(), handoverEvents))
 
 	h = newHandover()
 	big := make([]byte, 16<<10)
@@ -40,28 +46,43 @@ func TestHandoverIsBounded(t *testing.T) {
 		h.put(&event.Event{Kind: event.KindData, Head: big})
 	}
 	qt.Assert(t, qt.Equals(h.dropped.Load(), uint64(handoverBytes/len(big))))
-	for range handoverBytes / len(big) {
-		h.done(<-h.full)
-	}
-	qt.Assert(t, qt.Equals(h.bytes.Load(), 0))
+	b, _ := h.take(batch{})
 	h.put(&event.Event{Kind: event.KindData, Head: big})
-	qt.Assert(t, qt.HasLen(h.full, 1))
+	qt.Assert(t, qt.Equals(h.waiting(), 1))
+	h.take(b)
+	qt.Assert(t, qt.IsTrue(cap(h.filling.payload) <= keptBytes)) // a peak is not kept
+}
+
+func TestHandoverWakesHalfFull(t *testing.T) {
+	h := newHandover()
+	for i := range handoverEvents / 2 {
+		qt.Assert(t, qt.HasLen(h.half, 0), qt.Commentf("%d events", i))
+		h.put(&event.Event{Kind: event.KindFork})
+	}
+	qt.Assert(t, qt.HasLen(h.half, 1))
 }
 
 func TestHandoverKeepsOrder(t *testing.T) {
 	h := newHandover()
 	const n = 100_000
 	var wg sync.WaitGroup
-	var last event.Time
 	got := 0
 	wg.Go(func() {
-		for s := range h.full {
-			if s.ev.Time <= last || !bytes.Equal(s.ev.Head, []byte{byte(s.ev.Time)}) {
-				t.Errorf("event %d after %d with head %v", s.ev.Time, last, s.ev.Head)
+		var last event.Time
+		var b batch
+		for more := true; more; {
+			b, more = h.take(b)
+			for i := range b.events {
+				ev := &b.events[i]
+				if ev.Time <= last || !bytes.Equal(ev.Head, []byte{byte(ev.Time)}) {
+					t.Errorf("event %d after %d with head %v", ev.Time, last, ev.Head)
+				}
+				last = ev.Time
+				got++
 			}
-			last = s.ev.Time
-			got++
-			h.done(s)
+			if more {
+				<-h.half
+			}
 		}
 	})
 	for i := range n {
@@ -75,28 +96,27 @@ func TestHandoverKeepsOrder(t *testing.T) {
 func TestHandoverDoesNotAllocate(t *testing.T) {
 	h := newHandover()
 	ev := event.Event{Kind: event.KindData, Head: make([]byte, 500), Tail: make([]byte, 100)}
-	for range 2 * handoverEvents { // every slot has its buffer
-		h.put(&ev)
-		h.done(<-h.full)
+	var b batch
+	turn := func() {
+		for range 100 {
+			h.put(&ev)
+		}
+		b, _ = h.take(b)
 	}
-	qt.Assert(t, qt.Equals(testing.AllocsPerRun(1000, func() {
-		h.put(&ev)
-		h.done(<-h.full)
-	}), 0))
+	turn()
+	turn() // both batches have grown
+	qt.Assert(t, qt.Equals(testing.AllocsPerRun(100, turn), 0))
 }
 
 func BenchmarkHandover(b *testing.B) {
 	h := newHandover()
 	ev := event.Event{Kind: event.KindData, Head: make([]byte, 500)}
-	go func() {
-		for s := range h.full {
-			h.done(s)
-		}
-	}()
+	var done batch
 	b.ReportAllocs()
-	for b.Loop() {
+	for i := 0; b.Loop(); i++ {
 		h.put(&ev)
+		if i%256 == 0 {
+			done, _ = h.take(done)
+		}
 	}
-	h.close()
-	b.ReportMetric(float64(h.dropped.Load())/float64(b.N), "dropped/op")
 }
