@@ -44,12 +44,14 @@ check-generated: ## prove that the BPF objects equal their sources; needs clang
 	echo 'The BPF objects equal their sources.'
 
 .PHONY: deps
-deps: ## get what the tests need beyond Go (a C compiler); installs it as root on Debian
-	@if ! command -v gcc >/dev/null; then \
+deps: ## get what the tests need beyond Go (a C compiler, strace); installs it as root on Debian
+	@if ! command -v gcc >/dev/null || ! command -v strace >/dev/null; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends gcc libc6-dev; \
-		else \
+			apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends gcc libc6-dev strace; \
+		elif ! command -v gcc >/dev/null; then \
 			echo 'The tests need a C compiler (the race detector, the simulated dom0): install gcc and libc6-dev.' >&2; exit 1; \
+		else \
+			echo 'Without strace the shape of the simulated dom0 is not tested: install strace.' >&2; \
 		fi; \
 	fi
 
