@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -86,7 +87,7 @@ func work(fn func(cmd *cobra.Command, args []string) error) func(*cobra.Command,
 		if err == nil || errors.As(err, &v) {
 			return err
 		}
-		v = &verbError{verb: cmd.Name(), code: exitFailed, err: err}
+		v = &verbError{verb: strings.TrimPrefix(cmd.CommandPath(), "dtagent "), code: exitFailed, err: err}
 		if errors.Is(err, control.ErrNotRunning) {
 			v.code = exitNotRunning
 			v.err = fmt.Errorf("%w\nStart it with `systemctl start dtagent` or, by hand and as root, `dtagent run`; `dtagent check` says whether this host lets it work. --control names another socket", err)

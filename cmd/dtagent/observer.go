@@ -49,7 +49,7 @@ No components or host-uuids means all; no endpoints means nowhere.`,
 				return err
 			}
 			for _, note := range o.Warnings() {
-				fmt.Fprintln(cmd.ErrOrStderr(), "dtagent create: note:", note)
+				fmt.Fprintln(cmd.ErrOrStderr(), "dtagent observer create: note:", note)
 			}
 			return printUUID(cmd, o.UUID, true)
 		})
