@@ -18,13 +18,15 @@ const (
 // for by its clock, or when it is half full: waking a goroutine for each event
 // would cost several times what the event does. When it is full new events are
 // dropped and counted, since the reader must not stop: the kernel's buffer behind
-// it would overflow.
+// it would overflow. The engine is told by a KindLost where they are missing, so
+// that the spans they could have touched say so.
 type handover struct {
 	half    chan struct{} // wakes the engine
 	dropped atomic.Uint64
 
 	mu      sync.Mutex
 	filling batch
+	gap     uint64 // events dropped since the last one that was taken
 	closed  bool
 }
 
@@ -43,12 +45,17 @@ func (h *handover) put(ev *event.Event) {
 	b := &h.filling
 	if len(b.events) >= handoverEvents || len(b.payload)+len(ev.Head)+len(ev.Tail) > handoverBytes {
 		h.dropped.Add(1)
+		h.gap++
 		return
+	}
+	if h.gap > 0 { // the one event by which a batch can be longer
+		b.events = append(b.events, event.Event{Kind: event.KindLost, CPU: ev.CPU, Time: ev.Time, Count: h.gap})
+		h.gap = 0
 	}
 	b.events = append(b.events, *ev)
 	own := &b.events[len(b.events)-1]
 	own.Head, own.Tail = b.copy(ev.Head), b.copy(ev.Tail)
-	if len(b.events) == handoverEvents/2 || len(b.payload) >= handoverBytes/2 {
+	if len(b.events) >= handoverEvents/2 || len(b.payload) >= handoverBytes/2 {
 		h.wake()
 	}
 }

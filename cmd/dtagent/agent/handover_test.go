@@ -48,9 +48,26 @@ func TestHandoverIsBounded(t *testing.T) {
 	qt.Assert(t, qt.Equals(h.dropped.Load(), uint64(handoverBytes/len(big))))
 	b, _ := h.take(batch{})
 	h.put(&event.Event{Kind: event.KindData, Head: big})
-	qt.Assert(t, qt.Equals(h.waiting(), 1))
+	qt.Assert(t, qt.Equals(h.waiting(), 2)) // and what says that some are missing
 	h.take(b)
 	qt.Assert(t, qt.IsTrue(cap(h.filling.payload) <= keptBytes)) // a peak is not kept
+}
+
+func TestHandoverTellsTheGap(t *testing.T) {
+	h := newHandover()
+	for range handoverEvents + 5 {
+		h.put(&event.Event{Kind: event.KindFork, Time: 1})
+	}
+	b, _ := h.take(batch{})
+	qt.Assert(t, qt.HasLen(b.events, handoverEvents))
+	h.put(&event.Event{Kind: event.KindFork, Time: 2})
+	h.put(&event.Event{Kind: event.KindFork, Time: 3})
+	b, _ = h.take(b)
+	qt.Assert(t, qt.HasLen(b.events, 3))
+	qt.Assert(t, qt.Equals(b.events[0].Kind, event.KindLost))
+	qt.Assert(t, qt.Equals(b.events[0].Count, 5))
+	qt.Assert(t, qt.Equals(b.events[0].Time, 2))
+	qt.Assert(t, qt.Equals(b.events[1].Kind, event.KindFork))
 }
 
 func TestHandoverWakesHalfFull(t *testing.T) {
@@ -66,7 +83,7 @@ func TestHandoverKeepsOrder(t *testing.T) {
 	h := newHandover()
 	const n = 100_000
 	var wg sync.WaitGroup
-	got := 0
+	got, told := 0, uint64(0)
 	wg.Go(func() {
 		var last event.Time
 		var b batch
@@ -74,6 +91,10 @@ func TestHandoverKeepsOrder(t *testing.T) {
 			b, more = h.take(b)
 			for i := range b.events {
 				ev := &b.events[i]
+				if ev.Kind == event.KindLost {
+					told += ev.Count
+					continue
+				}
 				if ev.Time <= last || !bytes.Equal(ev.Head, []byte{byte(ev.Time)}) {
 					t.Errorf("event %d after %d with head %v", ev.Time, last, ev.Head)
 				}
@@ -91,6 +112,7 @@ func TestHandoverKeepsOrder(t *testing.T) {
 	h.close()
 	wg.Wait()
 	qt.Assert(t, qt.Equals(uint64(got)+h.dropped.Load(), n))
+	qt.Assert(t, qt.Equals(told+h.gap, h.dropped.Load()))
 }
 
 func TestHandoverDoesNotAllocate(t *testing.T) {
