@@ -331,9 +331,6 @@ func TestEnvelopeIsAsRecorded(t *testing.T) {
 }
 
 func TestLoad(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs some seconds")
-	}
 	d := start(t, testenv.Options{})
 	for _, keep := range []bool{true, false} {
 		c := client.Unix(d.XapiSocket(), client.Options{KeepAlive: keep})
