@@ -174,7 +174,7 @@ func (e *Engine) finished(a *activity, t *tree) {
 	a.doneNext = nil
 	switch {
 	case t.fixed:
-		e.emit(a)
+		e.emit(a, t.open == 0)
 	case t.done == nil:
 		t.done, t.lastDone = a, a
 	default:
@@ -183,12 +183,13 @@ func (e *Engine) finished(a *activity, t *tree) {
 	}
 }
 
-// emit hands out a's span and forgets a.
-func (e *Engine) emit(a *activity) {
+// emit hands out a's span, the last of its tree or not, and forgets a.
+func (e *Engine) emit(a *activity, last bool) {
 	t := a.tree.find()
 	s := e.arena.span()
 	*s = Span{
 		TraceID: t.id, SpanID: a.spanID, ParentID: a.parentID, TraceState: t.state,
+		Tree: t.number, Last: last,
 		Component: a.component, Service: a.service, Name: a.name, Kind: a.spanKind,
 		Start: e.cfg.Wall(a.start), End: e.cfg.Wall(a.end),
 		Error: a.err, Link: a.link, Incomplete: a.incomplete,

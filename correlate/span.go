@@ -30,7 +30,15 @@ type Span struct {
 	ParentID   trace.SpanID // zero for a root
 	TraceState string       // as the caller sent it, for the spans of its trace
 
+	// Tree numbers the local tree: the spans that this engine joined by its
+	// keys. Several calls of one trace are trees of their own. Last is set when, as
+	// far as is known, no span of the tree is open or waiting any more; a late
+	// one can still follow.
+	Tree uint64
+	Last bool
+
 	Component event.Component // decides which Observers get it
+	Also      event.Component // decides it too: the component of its program, when that is another
 	Service   string          // service.name
 	Name      string
 	Kind      trace.SpanKind

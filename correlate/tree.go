@@ -17,8 +17,9 @@ import (
 // tree. Its finished activities wait with it. Once the id is fixed it never
 // changes, and activities are emitted as they finish.
 type tree struct {
-	refs    int   // activities, places and trees that point here
-	into    *tree // has become part of that one
+	number  uint64 // of those that have been made
+	refs    int    // activities, places and trees that point here
+	into    *tree  // has become part of that one
 	id      trace.TraceID
 	fixed   bool
 	open    int // activities that are not finished
@@ -38,6 +39,7 @@ type treePool struct {
 	waiting list[tree, *tree]
 	free    *tree
 	len     int
+	made    uint64
 }
 
 func (e *Engine) newTree() *tree {
@@ -49,6 +51,8 @@ func (e *Engine) newTree() *tree {
 		t.next = nil
 	}
 	e.trees.len++
+	e.trees.made++
+	t.number = e.trees.made
 	t.deadline = e.now + e.hold
 	e.trees.waiting.add(t)
 	return t
@@ -94,7 +98,7 @@ func (e *Engine) fix(t *tree, id trace.TraceID) {
 	t.refs++ // emitting lets go of it
 	for a := t.done; a != nil; {
 		next := a.doneNext
-		e.emit(a)
+		e.emit(a, t.open == 0 && next == nil)
 		a = next
 	}
 	t.done, t.lastDone = nil, nil

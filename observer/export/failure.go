@@ -19,11 +19,13 @@ const (
 	EncodeError              // the span could not be put into the receiver's form
 	Unusable                 // no exporter could be made for the endpoint
 	Unsent                   // still undelivered when its time to flush was over
+	TooOld                   // undelivered for longer than spans are kept
+	Corrupt                  // its file in the queue on disk was damaged
 	NumCauses
 )
 
 var causeNames = [NumCauses]string{
-	"queue_full", "rejected", "redirected", "disk_full", "write_error", "encode_error", "unusable", "unsent",
+	"queue_full", "rejected", "redirected", "disk_full", "write_error", "encode_error", "unusable", "unsent", "too_old", "corrupt",
 }
 
 // String returns the name that status and metrics show.

@@ -31,6 +31,8 @@ type Record struct {
 	// Attributes of the Observer: its defaults and the user's. Shared by all
 	// records and never changed; in descending key order, each key once.
 	Attributes []attribute.KeyValue
+	// Edit changes the final tags; nil: nothing. Shared by all records.
+	Edit *Edit
 }
 
 // AppendTags appends the final tags of the record's span to dst and returns
@@ -126,4 +128,22 @@ type Exporter interface {
 	Export(ctx context.Context, batch []*Record) error
 	// Close frees what the exporter holds. Nothing is exported after it.
 	Close() error
+}
+
+// Holder is an Exporter with a queue of its own, on disk, that outlives the
+// agent. Its Export returns nil when it has taken the batch over; from then on it
+// tells the Ledger that it was made with what becomes of the records. What its
+// Export refuses is for the caller to account for, as with any Exporter.
+//
+// Holding, Flush and Discard may be called by any goroutine until Close. Close
+// ends sending at once; what is held then stays on disk for the next agent.
+type Holder interface {
+	Exporter
+	// Holding returns how many records are held.
+	Holding() int
+	// Flush asks for what is held to be sent now, not when the next batch is due,
+	// and returns when nothing is held any more or ctx is done.
+	Flush(ctx context.Context)
+	// Discard drops what is held, and tells the Ledger that cause.
+	Discard(Cause)
 }
