@@ -26,7 +26,9 @@ type Options struct {
 	Switch   string        // socket of message-switch; "": target.SwitchPath
 	Interval time.Duration // between scans for processes; 0: target.ScanInterval
 	Conns    int           // connections whose place the redactor remembers; 0: redact.DefaultConns
-	Log      *slog.Logger  // nil: discarded
+	// ClockOffset is added to wall time, for tests of pools: clock.Ahead.
+	ClockOffset time.Duration
+	Log         *slog.Logger // nil: discarded
 }
 
 // Manager owns the kernel side: it attaches what the wanted components need,
@@ -76,7 +78,7 @@ func Open(k *bpf.Kernel, o Options) (*Manager, error) {
 	if o.SMDirs == nil {
 		o.SMDirs = target.SMDirs
 	}
-	c, err := clock.New(nil)
+	c, err := clock.New(clock.Ahead(o.ClockOffset))
 	if err != nil {
 		return nil, err
 	}

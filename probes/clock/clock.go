@@ -161,6 +161,19 @@ type kernel struct{}
 func (kernel) Monotonic() (int64, error) { return gettime(unix.CLOCK_MONOTONIC) }
 func (kernel) Realtime() (int64, error)  { return gettime(unix.CLOCK_REALTIME) }
 
+// Ahead returns the kernel's clocks with the wall clock ahead of what it shows,
+// or behind it if d is negative. It is for tests of pools: their hosts share one
+// kernel, where real hosts have clocks that differ.
+func Ahead(d time.Duration) Source { return ahead(d) }
+
+type ahead time.Duration
+
+func (ahead) Monotonic() (int64, error) { return kernel{}.Monotonic() }
+func (a ahead) Realtime() (int64, error) {
+	t, err := kernel{}.Realtime()
+	return t + int64(a), err
+}
+
 func gettime(id int32) (int64, error) {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(id, &ts); err != nil {

@@ -145,6 +145,18 @@ func TestKernel(t *testing.T) {
 	qt.Check(t, qt.Equals(testing.AllocsPerRun(100, func() { c.Wall(now) }), 0))
 }
 
+func TestAhead(t *testing.T) {
+	for _, d := range []time.Duration{0, 5 * time.Second, -5 * time.Second} {
+		c, err := New(Ahead(d))
+		qt.Assert(t, qt.IsNil(err))
+		now, err := c.Now()
+		qt.Assert(t, qt.IsNil(err))
+		near(t, c.Wall(now), time.Now().Add(d).UnixNano(), int64(50*time.Millisecond))
+		qt.Assert(t, qt.IsNil(c.Refresh()))
+		qt.Check(t, qt.Equals(c.Steps(), 0))
+	}
+}
+
 func BenchmarkWall(b *testing.B) {
 	c, err := New(nil)
 	if err != nil {

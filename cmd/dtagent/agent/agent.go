@@ -27,12 +27,13 @@ import (
 // Config is all that the daemon is told.
 type Config struct {
 	Version      string
-	ObserversDir string // "": observer.DefaultDir
-	BugtoolDir   string // "": the toolstack's own
-	Control      string // path of the control socket
-	SMDir        string // further directory of SM scripts; "": none
-	Proc         string // where processes are looked for; "": /proc
-	Legacy       bool   // the programs for Linux 4.19 even where the modern ones work
+	ObserversDir string        // "": observer.DefaultDir
+	BugtoolDir   string        // "": the toolstack's own
+	Control      string        // path of the control socket
+	SMDir        string        // further directory of SM scripts; "": none
+	Proc         string        // where processes are looked for; "": /proc
+	Legacy       bool          // the programs for Linux 4.19 even where the modern ones work
+	ClockOffset  time.Duration // added to wall time, for tests of pools
 	Host         observer.Host
 	Log          *slog.Logger // nil: discarded
 }
@@ -61,7 +62,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w\n`dtagent check` says what this kernel and host allow", err)
 	}
-	m, err := probes.Open(k, probes.Options{Proc: c.Proc, Log: c.Log.With("component", "probes"), SMDirs: smDirs(c.SMDir)})
+	m, err := probes.Open(k, probes.Options{Proc: c.Proc, ClockOffset: c.ClockOffset, Log: c.Log.With("component", "probes"), SMDirs: smDirs(c.SMDir)})
 	if err != nil {
 		return err
 	}
