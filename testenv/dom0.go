@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -34,6 +35,7 @@ type Dom0 struct {
 	cmd    *exec.Cmd
 	ready  config.Ready
 
+	names  sync.Mutex // of ready.Processes
 	mu     sync.Mutex // one command at a time on the control pipe
 	in     io.WriteCloser
 	out    *bufio.Reader
@@ -148,7 +150,8 @@ func (d *Dom0) answer(v any) error {
 	return json.Unmarshal(a.Value, v)
 }
 
-func (d *Dom0) command(c config.Command) error {
+// command gives a command to the launcher, and the answer's value to v.
+func (d *Dom0) command(c config.Command, v any) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
@@ -161,12 +164,12 @@ func (d *Dom0) command(c config.Command) error {
 	if _, err := d.in.Write(append(line, '\n')); err != nil {
 		return err
 	}
-	return d.answer(nil)
+	return d.answer(v)
 }
 
 // Set turns the knobs of all processes and returns when all have taken them.
 func (d *Dom0) Set(k Knobs) error {
-	if err := d.command(config.Command{Set: &k}); err != nil {
+	if err := d.command(config.Command{Set: &k}, nil); err != nil {
 		return fmt.Errorf("testenv: set: %w", err)
 	}
 	return nil
@@ -174,7 +177,7 @@ func (d *Dom0) Set(k Knobs) error {
 
 // Truth returns what has happened so far. What is still going on is not in it.
 func (d *Dom0) Truth() (*truth.Log, error) {
-	if err := d.command(config.Command{Flush: true}); err != nil {
+	if err := d.command(config.Command{Flush: true}, nil); err != nil {
 		return nil, fmt.Errorf("testenv: truth: %w", err)
 	}
 	return truth.Read(d.dir)
@@ -184,17 +187,30 @@ func (d *Dom0) Truth() (*truth.Log, error) {
 func (d *Dom0) Dir() string { return d.dir }
 
 // Processes gives the tgids by name: xapi, message-switch, xenopsd-xc, stunnel,
-// rsyslogd, and init for the launcher.
-func (d *Dom0) Processes() map[string]int { return d.ready.Processes }
+// rsyslogd, and init for the launcher. Those of now: Restart changes them.
+func (d *Dom0) Processes() map[string]int {
+	d.names.Lock()
+	defer d.names.Unlock()
+	return maps.Clone(d.ready.Processes)
+}
 
 // PID gives the tgid of one of Processes, 0 if there is none.
-func (d *Dom0) PID(name string) int { return d.ready.Processes[name] }
+func (d *Dom0) PID(name string) int { return d.Processes()[name] }
 
 // VMs gives the guests, all halted at the start.
 func (d *Dom0) VMs() []VM { return d.ready.VMs }
 
 // HostUUID is the host's uuid, also to be found in /etc/xensource-inventory inside.
 func (d *Dom0) HostUUID() string { return d.ready.Host }
+
+// HostRef is the host's reference.
+func (d *Dom0) HostRef() string { return d.ready.HostRef }
+
+// PoolUUID is the pool's uuid.
+func (d *Dom0) PoolUUID() string { return d.ready.Pool }
+
+// PoolRef is the pool's reference.
+func (d *Dom0) PoolRef() string { return d.ready.PoolRef }
 
 // Path gives a path inside the dom0 as seen from outside, through /proc.
 // Connecting to a socket by it works.

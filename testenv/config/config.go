@@ -43,6 +43,10 @@ type Knobs struct {
 	AtomTime map[string]time.Duration `json:"atom_time,omitempty"` // by atom name (VM_build), slept in the worker; "*" for those not named
 	Fail     map[string]string        `json:"fail,omitempty"`      // atom name → error code it fails with; SM method (vdi_attach) → the same
 	Delay    map[Layer]time.Duration  `json:"delay,omitempty"`
+
+	Emergency string                   `json:"emergency,omitempty"` // not empty: emergency mode, all but emergency calls answer this error; see Emergency
+	Slow      map[string]time.Duration `json:"slow,omitempty"`      // by method of xapi: its work takes longer by this; "*" for those not named
+	Reply     map[string]Reply         `json:"reply,omitempty"`     // by method of xapi: its answer is broken; "*" for those not named
 }
 
 // Options of a dom0. The zero value starts one VM, with one disk and one
@@ -61,6 +65,12 @@ type Options struct {
 
 	Background bool // xapi's own threads that log and poll all the time, calls or not
 	NoTruth    bool // write no truth; for measurements
+
+	// NativeByObserver lets the pool's Observers switch the toolstack's own tracing, as
+	// they really do, in place of Knobs.Native: xapi passes a context on while an
+	// enabled Observer has it as component, xenopsd when it was told of one.
+	NativeByObserver bool
+	EndpointHTTP     bool // observer-endpoint-http-enabled and -https-enabled of xapi.conf: Observers may have URLs as endpoints
 
 	Knobs Knobs
 	Log   *slog.Logger `json:"-"` // of the launcher; nil: discarded
@@ -99,9 +109,18 @@ type Setup struct {
 	Options Options
 	HostRef string
 	Host    string // uuid
+	Pool    string // uuid
+	PoolRef string
 	VMs     []VM
-	Root    string // directory for truth, devlog and logs
+	Root    string        // directory for truth, devlog and logs
+	Refused time.Duration // how long xapi's socket is there before it listens
 }
+
+// HostName and PoolName are the name labels of the one host and the pool.
+const (
+	HostName = "dom0"
+	PoolName = "pool"
+)
 
 // SR is the uuid of the pool's one storage repository, of type lvm.
 const SR = "5c1a8d0e-7b7c-4f6e-9a53-2d6c1f0e8b11"

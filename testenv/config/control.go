@@ -6,6 +6,10 @@ import "encoding/json"
 type Command struct {
 	Set   *Knobs `json:"set,omitempty"`
 	Flush bool   `json:"flush,omitempty"`
+
+	Restart        *Restart `json:"restart,omitempty"` // for the launcher alone
+	ExpireSessions bool     `json:"expire_sessions,omitempty"`
+	ForgetEvents   bool     `json:"forget_events,omitempty"`
 }
 
 // Answer is one line back.
@@ -21,5 +25,14 @@ type Ready struct {
 	Port      uint16         `json:"port"`
 	TLSPort   uint16         `json:"tls_port"`
 	Host      string         `json:"host"`
+	HostRef   string         `json:"host_ref"`
+	Pool      string         `json:"pool"`
+	PoolRef   string         `json:"pool_ref"`
 	VMs       []VM           `json:"vms"`
+}
+
+// Restart is an order to end programs and start them again.
+type Restart struct {
+	Program Program `json:"program"`
+	Outage  Outage  `json:"outage"`
 }
