@@ -47,7 +47,7 @@ func (o Observer) Clone() Observer {
 // enabled. Names that do not exist are left out.
 func (o Observer) Wants() event.Components {
 	if len(o.Components) == 0 {
-		return event.AllComponents
+		return event.DefaultComponents()
 	}
 	var s event.Components
 	for _, name := range o.Components {

@@ -523,7 +523,7 @@ func TestApplyStorm(t *testing.T) {
 		b.Apply(obs)
 	}
 	<-done
-	qt.Check(t, qt.Equals(event.Components(wanted.Load()), event.AllComponents))
+	qt.Check(t, qt.Equals(event.Components(wanted.Load()), event.DefaultComponents()))
 	eventually(t, "the drains to end", func() bool { b.Stats(); return len(b.leavingNow()) <= maxDraining })
 	c := closeSet(t, b.Set)
 	qt.Check(t, qt.Equals(c.Dropped[export.QueueFull], 0))

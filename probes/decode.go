@@ -68,7 +68,7 @@ func (d *Decoder) Decode(e *event.Event, raw []byte) error {
 	if size < fixed || size > len(raw) {
 		return fmt.Errorf("%w: kind %d, size %d in %d bytes", event.ErrRecord, kind, size, len(raw))
 	}
-	if event.Component(raw[30]) > event.SMAPI {
+	if c := event.Component(raw[30]); c != event.NoComponent && !c.Exists() {
 		return fmt.Errorf("%w: component %d", event.ErrRecord, raw[30])
 	}
 	raw = raw[:size]

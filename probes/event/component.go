@@ -3,7 +3,6 @@ package event
 import (
 	"fmt"
 	"math/bits"
-	"slices"
 	"strings"
 )
 
@@ -11,47 +10,95 @@ import (
 // number travels in the kernel's target map and in every record.
 type Component uint8
 
-// The components. The first four are those that XAPI can store in an Observer
-// (constants.ml of xen-api).
+// The components; what each is says the table of components. The first four
+// are those that XAPI can store in an Observer (constants.ml of xen-api).
 const (
 	NoComponent Component = iota
 	Xapi
 	Xenopsd
 	XapiClusterd
 	SMAPI
+	Networkd
+	RRDD
+	Squeezed
+	VarstoredGuard
+	V6d
+	Forkexecd
+	Xenguest
+	QEMU
+	MessageSwitch
+	Xenstored
+	Tapdisk
 	numComponents
 )
 
-var componentNames = [numComponents]string{
-	NoComponent:  "none",
-	Xapi:         "xapi",
-	Xenopsd:      "xenopsd",
-	XapiClusterd: "xapi-clusterd",
-	SMAPI:        "smapi",
-}
+// Exists tells whether c is in the table of components.
+func (c Component) Exists() bool { return c > NoComponent && c < numComponents }
 
 // String returns the name that Observers use.
 func (c Component) String() string {
-	if c < numComponents {
-		return componentNames[c]
+	switch {
+	case c == NoComponent:
+		return "none"
+	case c.Exists():
+		return components[c].Name
 	}
 	return fmt.Sprintf("component(%d)", uint8(c))
+}
+
+// Stored tells whether XAPI can store the name in an Observer's components.
+// The others are asked for with the attribute dtagent.components.
+func (c Component) Stored() bool { return c.Exists() && components[c].Stored }
+
+// Costly tells whether tracing c costs so much that an Observer has to name it.
+func (c Component) Costly() bool { return c.Exists() && components[c].Cost != "" }
+
+// Lacks says which probe c needs to give any spans, when this version has none:
+// nothing is attached for such a component. It is "" for the others.
+func (c Component) Lacks() string {
+	if !c.Exists() || components[c].Spans != "" {
+		return ""
+	}
+	return components[c].Lacks
+}
+
+// Describe returns the row of c in the table of components, the zero value if
+// there is none. Its slices are shared and must not be changed.
+func (c Component) Describe() Description {
+	if !c.Exists() {
+		return Description{}
+	}
+	return components[c]
 }
 
 // ParseComponent returns the component of that name. The error names those
 // that exist.
 func ParseComponent(name string) (Component, error) {
-	if i := slices.Index(componentNames[1:], name); i >= 0 {
-		return Component(i + 1), nil
+	for _, c := range AllComponents.All() {
+		if components[c].Name == name {
+			return c, nil
+		}
 	}
-	return NoComponent, fmt.Errorf("no component %q; there are %s", name, strings.Join(componentNames[1:], ", "))
+	return NoComponent, fmt.Errorf("no component %q; there are %s", name, strings.ReplaceAll(AllComponents.String(), ",", ", "))
 }
 
 // Components is a set of components. The zero value is empty.
 type Components uint64
 
-// AllComponents is the set that an Observer without a list means.
+// AllComponents is the set of all that the table has.
 const AllComponents = Components(1<<numComponents - 2)
+
+// DefaultComponents is the set that an Observer without a list means: all that
+// are not costly.
+func DefaultComponents() Components {
+	var s Components
+	for _, c := range AllComponents.All() {
+		if !c.Costly() {
+			s |= Of(c)
+		}
+	}
+	return s
+}
 
 // Of returns the set of the given components.
 func Of(cs ...Component) Components {

@@ -7,12 +7,13 @@ package target
 import (
 	"bytes"
 	"path"
+	"slices"
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/probes/event"
 )
 
-// everything is watched of a daemon whose component is wanted.
+// Everything that can be watched of a daemon.
 const everything = bpf.WatchStream | bpf.WatchLog | bpf.WatchProcess
 
 // rule says that one component needs a program watched.
@@ -23,16 +24,31 @@ type rule struct {
 	watch   bpf.Watch
 }
 
-// rules is the table of components. SM scripts are children of xapi, so smapi
-// needs xapi watched, but only for processes.
-var rules = []rule{
-	{event.Xapi, "xapi", event.Xapi, everything},
-	{event.Xenopsd, "xenopsd-xc", event.Xenopsd, everything},
-	{event.Xenopsd, "xenopsd", event.Xenopsd, everything},
-	{event.Xenopsd, "xenopsd-simulator", event.Xenopsd, everything},
-	{event.XapiClusterd, "xapi-clusterd", event.XapiClusterd, everything},
-	{event.SMAPI, "xapi-storage-script", event.SMAPI, everything},
-	{event.SMAPI, "xapi", event.Xapi, bpf.WatchProcess},
+// rules are those that follow from the table of components.
+var rules = func() (out []rule) {
+	for _, c := range event.AllComponents.All() {
+		for _, p := range c.Describe().Programs {
+			out = append(out, rule{c, p.Name, p.Of, watchOf(p.Watch)})
+		}
+	}
+	return out
+}()
+
+// watchOf says to the kernel side what is watched.
+func watchOf(w event.Watch) (out bpf.Watch) {
+	for _, bit := range []struct {
+		table  event.Watch
+		kernel bpf.Watch
+	}{
+		{event.WatchStreams, bpf.WatchStream},
+		{event.WatchLogs, bpf.WatchLog},
+		{event.WatchProcesses, bpf.WatchProcess},
+	} {
+		if w&bit.table != 0 {
+			out |= bit.kernel
+		}
+	}
+	return out
 }
 
 // Plan returns which component a program belongs to and what of it is watched
@@ -65,11 +81,7 @@ func Watches(c event.Components) bpf.Watch {
 // programs lists the names of rules, each once.
 var programs = func() (names []string) {
 	for _, r := range rules {
-		known := false
-		for _, n := range names {
-			known = known || n == r.program
-		}
-		if !known {
+		if !slices.Contains(names, r.program) {
 			names = append(names, r.program)
 		}
 	}

@@ -34,7 +34,13 @@ func TestPlan(t *testing.T) {
 		{event.Of(event.Xenopsd), "xenopsd-xc", event.Xenopsd, everything},
 		{event.Of(event.Xenopsd), "xenopsd-simulator", event.Xenopsd, everything},
 		{event.AllComponents, "xapi-clusterd", event.XapiClusterd, everything},
-		{event.AllComponents, "message-switch", event.NoComponent, 0},
+		{event.AllComponents, "message-switch", event.MessageSwitch, bpf.WatchStream},
+		{event.DefaultComponents(), "message-switch", event.NoComponent, 0},
+		{event.Of(event.Xenguest), "xenopsd-xc", event.Xenopsd, bpf.WatchProcess},
+		{event.Of(event.Xenguest, event.Xenopsd), "xenopsd-xc", event.Xenopsd, everything},
+		{event.Of(event.Xenguest), "forkexecd", event.Forkexecd, bpf.WatchProcess},
+		{event.Of(event.Tapdisk, event.Xenstored), "xapi", event.NoComponent, 0},
+		{event.Of(event.Squeezed), "squeezed", event.Squeezed, everything},
 		{0, "xapi", event.NoComponent, 0},
 	} {
 		is, watch := Plan(c.want, c.program)
