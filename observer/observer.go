@@ -22,6 +22,13 @@ type (
 // Bugtool is the endpoint that stands for the files of the bugtool.
 const Bugtool = "bugtool"
 
+// Metrics and Logs stand for what an Observer's settings turn on. They are no
+// valid names of endpoints.
+const (
+	Metrics = "metrics"
+	Logs    = "logs"
+)
+
 // Observer is one Observer object with the field names of XAPI's API.
 type Observer struct {
 	UUID            string            `json:"uuid"`
@@ -91,14 +98,20 @@ func (o Observer) tags(h Host) []attribute.KeyValue {
 // queue and a worker. XAPI has no such bound.
 const maxEndpoints = 32
 
-// endpoints returns the endpoints that are used: without repetitions, and the
-// first maxEndpoints of them.
-func (o Observer) endpoints() []string {
+// endpoints returns the endpoints that are used: without repetitions, the
+// first maxEndpoints of them, and what the Observer's settings add.
+func (o Observer) endpoints(st Steering) []string {
 	var out []string
-	for _, e := range o.Endpoints {
+	for _, e := range slices.Concat(o.Endpoints, st.Endpoints) {
 		if len(out) < maxEndpoints && !slices.Contains(out, e) {
 			out = append(out, e)
 		}
+	}
+	if st.Metrics {
+		out = append(out, Metrics)
+	}
+	if st.Logs {
+		out = append(out, Logs)
 	}
 	return out
 }

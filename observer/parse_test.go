@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/go-quicktest/qt"
+	"github.com/xenserver/dtagent/probes/event"
 )
 
 func TestParseDefaults(t *testing.T) {
@@ -15,7 +16,7 @@ func TestParseDefaults(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.DeepEquals(o, Observer{UUID: fileUUID("hand made.json"), Endpoints: []string{"bugtool"}}))
 	qt.Check(t, qt.IsFalse(o.On("any")))
-	qt.Check(t, qt.Equals(o.Wants().String(), "xapi,xenopsd,xapi-clusterd,smapi"))
+	qt.Check(t, qt.Equals(o.Wants(), event.DefaultComponents()))
 	p, _ := Parse("x/other.json", []byte(`{}`))
 	qt.Check(t, qt.IsTrue(len(p.UUID) == 36 && p.UUID != o.UUID))
 	q, _ := Parse("x/"+uuidA+".json", []byte(`{"endpoints":[]}`))
@@ -55,7 +56,7 @@ func TestParseMistakes(t *testing.T) {
 		{`{"attributes":{"ab":1}}`, `f: attributes: "ab": must be a string "…", is a number`},
 		{`{"attributes":{"ab":"1","ab":"2"}}`, `f: attributes: ab: stands twice; remove one`},
 		{`{"name_label":"a","name_label":"b"}`, `f: name_label: stands twice`},
-		{`{"components":["xapi","qemu"]}`, `f: components: INVALID_VALUE component "qemu": no component "qemu"; there are xapi, xenopsd, xapi-clusterd, smapi; name one of them`},
+		{`{"components":["xapi","qemu2"]}`, `f: components: INVALID_VALUE component "qemu2": no component "qemu2"; there are xapi, xenopsd, xapi-clusterd, smapi, `},
 		{`{"endpoints":["ftp://x"]}`, `f: endpoints: INVALID_VALUE endpoint "ftp://x": the scheme "ftp" is not supported, only http and https; write bugtool or a URL such as`},
 		{`{"endpoints":["otlp+http://x:4318"]}`, `the scheme "otlp+http" is not supported`},
 		{`{"endpoints":["HTTP://x"]}`, `the scheme "HTTP" must be in lower case`},
@@ -120,7 +121,7 @@ func TestManyEndpoints(t *testing.T) {
 	for i := range 100 {
 		o.Endpoints = append(o.Endpoints, fmt.Sprintf("http://h%d", i), "bugtool")
 	}
-	qt.Check(t, qt.HasLen(o.endpoints(), maxEndpoints))
+	qt.Check(t, qt.HasLen(o.endpoints(Steering{}), maxEndpoints))
 	qt.Check(t, qt.DeepEquals(o.Warnings(), []string{"endpoints: 200, of which the first 32 are used"}))
 }
 

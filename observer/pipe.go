@@ -2,23 +2,26 @@ package observer
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/xenserver/dtagent/observer/export"
 )
 
 // pipe is the way of one Observer's spans to one endpoint: a bounded queue and
-// one goroutine that empties it into an exporter. Pipes share nothing, so that
-// a dead endpoint holds up no other.
+// one goroutine that empties it into an exporter. Pipes share nothing but the
+// bound on their memory, so that a dead endpoint holds up no other.
 type pipe struct {
 	key      pipeKey
 	endpoint string // as to be shown
 	exp      export.Exporter
+	holder   export.Holder // exp, if it is one
+	ledger   *export.Ledger
 	l        Limits
+	budget   *atomic.Int64 // bytes queued by all pipes of the Set
 	log      *slog.Logger
 
 	wake chan struct{} // there is work: the first record, or a full batch
@@ -32,30 +35,28 @@ type pipe struct {
 	since    time.Time // when the first record of q came
 	state    pipeState
 	expired  bool               // draining, and its time is over
-	until    time.Time          // draining: when it will be expired
+	until    time.Time          // draining: when it will be expired; zero: not by time
 	drains   int                // how often drain was called
 	cut      *time.Timer        // sets expired
-	cancel   context.CancelFunc // of the running Export, else nil
-	c        Counters
-	lastErr  string
-	errTime  time.Time
-	sentTime time.Time
-	failing  bool
+	cancel   context.CancelFunc // of the running Export or Flush, else nil
 }
 
 type pipeState uint8
 
 const (
 	running  pipeState = iota
-	draining           // takes no new records; what it holds is being flushed
+	draining           // what it holds is being flushed, then it ends
 	closed
 )
 
-func newPipe(k pipeKey, exp export.Exporter, l Limits, log *slog.Logger) *pipe {
+// newPipe makes a pipe and starts it. The ledger is the one that exp was made
+// with.
+func newPipe(k pipeKey, exp export.Exporter, ledger *export.Ledger, l Limits, budget *atomic.Int64, log *slog.Logger) *pipe {
 	p := &pipe{
-		key: k, endpoint: redactEndpoint(k.endpoint), exp: exp, l: l, log: log,
+		key: k, endpoint: redactEndpoint(k.endpoint), exp: exp, ledger: ledger, l: l, budget: budget, log: log,
 		wake: make(chan struct{}, 1), ctl: make(chan struct{}, 1), done: make(chan struct{}),
 	}
+	p.holder, _ = exp.(export.Holder)
 	go p.run()
 	return p
 }
@@ -68,48 +69,63 @@ func signal(c chan struct{}) {
 }
 
 // push queues one record. It waits for nobody and, in steady state, allocates
-// nothing. When the queue is full the oldest records go.
+// nothing. When the queue, or the memory of all queues, is full the oldest records
+// of this one go.
 func (p *pipe) push(r export.Record, size int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.c.Produced++
+	p.ledger.Produced()
 	if p.state == closed {
-		p.c.Dropped[export.Unsent]++
+		p.ledger.Dropped(export.Unsent, 1)
 		return
 	}
-	for p.q.n+p.inflight >= p.l.QueueSpans || p.q.bytes+p.inBytes+size > p.l.QueueBytes {
-		p.c.Dropped[export.QueueFull]++
+	for p.q.n+p.inflight >= p.l.QueueSpans || p.q.bytes+p.inBytes+size > p.l.QueueBytes ||
+		p.q.n > 0 && p.budget.Load()+int64(size) > int64(p.l.TotalBytes) {
+		p.ledger.Dropped(export.QueueFull, 1)
 		if p.q.n == 0 {
 			return // all the room is taken by what is being sent right now
 		}
-		p.q.pop()
+		p.budget.Add(-int64(p.q.pop().size))
 	}
 	if p.q.n == 0 {
 		p.since = time.Now()
 	}
 	p.q.push(entry{r, size})
+	p.budget.Add(int64(size))
 	if p.q.n == 1 || p.q.n == p.l.BatchSpans {
 		signal(p.wake)
 	}
 }
 
-// drain makes the pipe flush what it holds and end, within d. For one that
-// drains already d can only shorten the time.
+// drain makes the pipe flush what it holds and end, within d; what a Holder
+// holds has no such limit here, only its age. For one that drains already d can
+// only shorten the time.
 func (p *pipe) drain(d time.Duration) {
+	p.drainBy(d, p.holder == nil)
+}
+
+// drainBy is drain with a limit that a Holder has, too, if limited.
+func (p *pipe) drainBy(d time.Duration, limited bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	until := time.Now().Add(d)
-	if p.state == closed || p.state == draining && !until.Before(p.until) {
+	if p.state == closed || p.state == draining && (!limited || !p.until.IsZero() && !until.Before(p.until)) {
 		return
 	}
+	p.stopCut()
+	p.state, p.until = draining, time.Time{}
+	p.drains++
+	if id := p.drains; limited {
+		p.until = until
+		p.cut = time.AfterFunc(d, func() { p.end(id) })
+	}
+	signal(p.ctl)
+}
+
+func (p *pipe) stopCut() {
 	if p.cut != nil {
 		p.cut.Stop()
 	}
-	p.state, p.until = draining, until
-	p.drains++
-	id := p.drains
-	p.cut = time.AfterFunc(d, func() { p.end(id) })
-	signal(p.ctl)
 }
 
 // expire ends the time of a pipe that drains.
@@ -139,8 +155,11 @@ func (p *pipe) resume() bool {
 		return false
 	}
 	if p.state == draining {
-		p.cut.Stop()
+		p.stopCut()
 		p.state = running
+		if p.inflight == 0 && p.cancel != nil {
+			p.cancel() // a Flush, which is not wanted any more
+		}
 	}
 	return true
 }
@@ -154,6 +173,16 @@ func (p *pipe) isDone() bool {
 	}
 }
 
+// step is what the goroutine of a pipe does next.
+type step uint8
+
+const (
+	deliver step = iota
+	wait         // for a signal, or for some time
+	flush        // what the Holder holds
+	end
+)
+
 func (p *pipe) run() {
 	defer close(p.done)
 	batch := make([]entry, 0, p.l.BatchSpans)
@@ -161,25 +190,36 @@ func (p *pipe) run() {
 	pause := time.Duration(0) // last backoff
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	sleep := func(d time.Duration) {
+		var after <-chan time.Time
+		if d > 0 {
+			timer.Reset(d)
+			after = timer.C
+		}
+		select {
+		case <-p.wake:
+		case <-p.ctl:
+		case <-after:
+		}
+	}
 	for {
-		wait, end := p.next()
-		if end {
+		next, d := p.next()
+		switch next {
+		case end:
 			if err := p.exp.Close(); err != nil {
 				p.log.Warn("exporter not closed", "endpoint", p.endpoint, "err", err)
 			}
 			return
-		}
-		if wait != 0 {
-			var after <-chan time.Time
-			if wait > 0 {
-				timer.Reset(wait)
-				after = timer.C
+		case wait:
+			sleep(d)
+			continue
+		case flush:
+			ctx, cancel := context.WithCancel(context.Background())
+			if p.began(cancel) {
+				p.holder.Flush(ctx)
 			}
-			select {
-			case <-p.wake:
-			case <-p.ctl:
-			case <-after:
-			}
+			cancel()
+			p.began(nil)
 			continue
 		}
 
@@ -210,6 +250,14 @@ func (p *pipe) run() {
 	}
 }
 
+// began notes how to end what has begun. It is false when it shall not begin.
+func (p *pipe) began(cancel context.CancelFunc) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cancel = cancel
+	return p.state == draining && !p.expired
+}
+
 // backoffMax is shorter while there is only a short time left.
 func (p *pipe) backoffMax() time.Duration {
 	p.mu.Lock()
@@ -220,31 +268,42 @@ func (p *pipe) backoffMax() time.Duration {
 	return p.l.BackoffMax
 }
 
-// next tells what to do: deliver (0), wait at most so long (> 0), wait for a
-// signal (< 0), or end.
-func (p *pipe) next() (wait time.Duration, end bool) {
+// next tells what to do, and how long to wait at most, 0: for a signal.
+func (p *pipe) next() (step, time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.state == draining {
 		if p.expired {
-			p.c.Dropped[export.Unsent] += uint64(p.q.n)
-			p.q = queue{}
+			p.ledger.Dropped(export.Unsent, p.q.n)
+			p.forget()
 		}
-		if p.q.n == 0 {
-			p.state = closed
-			p.cut.Stop()
-			p.q = queue{}
-			return 0, true
+		switch {
+		case p.q.n > 0:
+			return deliver, 0
+		case p.holder != nil && !p.expired && p.holder.Holding() > 0:
+			return flush, 0
 		}
-		return 0, false
+		p.state = closed
+		p.stopCut()
+		p.forget()
+		return end, 0
 	}
 	switch {
 	case p.q.n == 0:
-		return -1, false
+		return wait, 0
 	case p.q.n >= p.l.BatchSpans:
-		return 0, false
+		return deliver, 0
 	}
-	return max(p.l.FlushEvery-time.Since(p.since), 0), false
+	if d := p.l.FlushEvery - time.Since(p.since); d > 0 {
+		return wait, d
+	}
+	return deliver, 0
+}
+
+// forget empties the queue.
+func (p *pipe) forget() {
+	p.budget.Add(-int64(p.q.bytes))
+	p.q = queue{}
 }
 
 // take moves the oldest records from the queue to batch.
@@ -266,24 +325,20 @@ func (p *pipe) take(batch []entry, cancel context.CancelFunc) []entry {
 func (p *pipe) settle(batch []entry, err error) (retry bool, after time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := len(batch)
+	n, bytes := len(batch), p.inBytes
 	p.cancel, p.inflight, p.inBytes = nil, 0, 0
 	if err == nil {
-		p.c.Sent += uint64(n)
-		p.sentTime = time.Now()
-		if p.failing {
-			p.failing = false
-			p.log.Info("endpoint works again", "endpoint", p.endpoint, "dropped", p.c.Lost(), "queued", p.q.n)
+		p.budget.Add(-int64(bytes))
+		if p.holder == nil && p.ledger.Sent(n) {
+			p.log.Info("endpoint works again", "endpoint", p.endpoint, "dropped", p.ledger.Counters().Lost(), "queued", p.q.n)
 		}
 		return false, 0
 	}
 	f := export.AsFailure(err, n)
-	if !p.expired || p.lastErr == "" { // when expired it only says that we gave up
-		p.lastErr, p.errTime = f.Error(), time.Now()
-	}
-	if !p.failing {
-		p.failing = true
-		p.log.Warn("endpoint fails", "endpoint", p.endpoint, "err", f, "retry", f.Retry)
+	if !p.expired || p.ledger.Health().LastError == "" { // when expired it only says that we gave up
+		if p.ledger.Failed(f) {
+			p.log.Warn("endpoint fails", "endpoint", p.endpoint, "err", f, "retry", f.Retry)
+		}
 	}
 	if f.Retry {
 		for i := n - 1; i >= 0; i-- {
@@ -291,46 +346,37 @@ func (p *pipe) settle(batch []entry, err error) (retry bool, after time.Duration
 		}
 		return true, min(f.After, p.l.RetryAfterMax)
 	}
+	p.budget.Add(-int64(bytes))
 	lost := min(max(f.Lost, 0), n)
-	p.c.Dropped[f.Cause%export.NumCauses] += uint64(lost)
-	p.c.Sent += uint64(n - lost)
+	p.ledger.Dropped(f.Cause, lost)
+	if p.holder == nil && n > lost {
+		p.ledger.Delivered(n - lost)
+	}
 	return false, 0
 }
 
-// stats returns what has become of the records so far. The sum of Counters
-// holds at every moment.
+// stats returns what has become of the records so far.
 func (p *pipe) stats() EndpointStats {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	c := p.c
-	c.Queued = uint64(p.q.n + p.inflight)
-	s := EndpointStats{Endpoint: p.endpoint, Counters: c, LastError: p.lastErr}
-	if !p.errTime.IsZero() {
-		t := p.errTime
-		s.LastErrorTime = &t
+	state := p.state
+	p.mu.Unlock()
+	h := p.ledger.Health()
+	s := EndpointStats{Endpoint: p.endpoint, Counters: p.ledger.Counters(), LastError: h.LastError}
+	if !h.ErrorTime.IsZero() {
+		s.LastErrorTime = &h.ErrorTime
 	}
-	if !p.sentTime.IsZero() {
-		t := p.sentTime
-		s.LastSent = &t
+	if !h.SentTime.IsZero() {
+		s.LastSent = &h.SentTime
 	}
 	switch {
-	case p.state == draining:
+	case state == draining:
 		s.State = "draining"
-	case p.state == closed:
+	case state == closed:
 		s.State = "closed"
-	case p.failing:
+	case h.Failing:
 		s.State = "failing"
 	default:
 		s.State = "ok"
 	}
 	return s
 }
-
-// broken stands in for an exporter that could not be made.
-type broken struct{ err error }
-
-func (b broken) Export(_ context.Context, batch []*export.Record) error {
-	return &export.Failure{Err: fmt.Errorf("endpoint not usable: %w", b.err), Cause: export.Unusable, Lost: len(batch)}
-}
-
-func (broken) Close() error { return nil }

@@ -5,16 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer/bugtool"
 	"github.com/xenserver/dtagent/observer/export"
-	"github.com/xenserver/dtagent/observer/zipkin"
 	"github.com/xenserver/dtagent/probes/event"
 	"go.opentelemetry.io/otel/attribute"
 )
@@ -24,6 +25,7 @@ import (
 type Limits struct {
 	QueueSpans    int           // 10,000, as max-spans of xapi.conf
 	QueueBytes    int           // of the spans kept in the queue, about; 16 MiB
+	TotalBytes    int           // of the spans kept in all queues of the Set, about; 64 MiB
 	BatchSpans    int           // most spans in one Export; 512
 	FlushEvery    time.Duration // longest time that a span waits for others; 1 s
 	ExportTimeout time.Duration // of one Export; 15 s
@@ -47,6 +49,7 @@ func (l Limits) withDefaults() Limits {
 	}
 	ints(&l.QueueSpans, 10_000)
 	ints(&l.QueueBytes, 16<<20)
+	ints(&l.TotalBytes, 64<<20)
 	ints(&l.BatchSpans, 512)
 	l.BatchSpans = min(l.BatchSpans, l.QueueSpans)
 	times(&l.FlushEvery, time.Second)
@@ -61,10 +64,13 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// maxDraining bounds the endpoints that are flushed in the background after
+// maxLeaving bounds the endpoints that are flushed in the background after
 // their Observers gave them up. Beyond it those that have had the longest time
 // are told to end at once.
-const maxDraining = 64
+const maxLeaving = 256
+
+// tick is how often held spans and what was given up are looked at.
+const tick = 250 * time.Millisecond
 
 // closeGrace is how long Close waits for an exporter that does not end although
 // its context is done: a file system that hangs.
@@ -74,17 +80,22 @@ const closeGrace = time.Second
 type Options struct {
 	Host       Host
 	BugtoolDir string       // "": bugtool.DefaultDir
+	QueueDir   string       // of the queues of remote endpoints on disk; "": in memory only
 	Log        *slog.Logger // nil: discarded
 	Limits     Limits
+
+	// Experimental are left out even when an Observer names them, as XAPI does
+	// with observer-experimental-components.
+	Experimental event.Components
 
 	// OnWanted is called by Apply, never twice at once, when the union of the
 	// components of the Observers in force has changed. Before the first call
 	// it is empty. It must not call the Set.
 	OnWanted func(event.Components)
 
-	// NewExporter makes the exporter of an endpoint; nil: bugtool files and
-	// zipkin.
-	NewExporter func(o Observer, endpoint string) (export.Exporter, error)
+	// NewExporter makes the exporter of an endpoint, which tells the ledger what
+	// becomes of the spans if it is a Holder; nil: those of this project.
+	NewExporter func(o Observer, endpoint string, l *export.Ledger) (export.Exporter, error)
 
 	// NoTrim leaves the bugtool files to others. Otherwise, while an Observer
 	// writes them, they are trimmed at once, each hour, and after each 32 MiB
@@ -95,37 +106,29 @@ type Options struct {
 // Set gives the Observers in force their spans. All methods may be called at
 // once from several goroutines.
 type Set struct {
-	o    Options
-	trim *trimmer
+	o      Options
+	trim   *trimmer
+	budget atomic.Int64 // bytes in the queues of all pipes
 
-	mu     sync.RWMutex // held for reading by Export: routes do not change under it
-	routes []route
+	mu   sync.RWMutex // held for reading while spans are handed on: subs do not change under it
+	subs []*subscription
 
 	apply   sync.Mutex // guards all below; taken before mu
+	host    Host
 	active  []Observer
 	wanted  event.Components
-	current []route           // of the Observers in force
-	late    []route           // of what was in force a moment ago
-	ender   *time.Timer       // ends the next of late
-	pipes   map[pipeKey]*pipe // in use
-	leaving []*pipe           // given up, oldest first: linger, then drain, then end
-	retired Counters          // of the pipes that are gone
+	pipes   map[pipeKey]*pipe  // in use
+	leaving []*pipe            // given up, oldest first: linger, then drain, then end
+	retired Counters           // of the pipes that are gone
+	left    map[pipeKey]uint64 // spans of retired that are still on disk
+	ticker  *time.Timer        // for the next tick, while there are subs or leaving
 	closed  bool
 }
 
 type pipeKey struct{ uuid, endpoint string }
 
-// route is the way of the spans of some components to the endpoints of one
-// Observer.
-type route struct {
-	components event.Components
-	tags       []attribute.KeyValue
-	size       int // bytes of tags, an estimate
-	pipes      []*pipe
-	before     time.Time // not zero: only for spans that ended by then
-}
-
-// NewSet returns a Set without Observers.
+// NewSet returns a Set without Observers. It goes on with what queues on disk
+// still hold.
 func NewSet(o Options) *Set {
 	if o.BugtoolDir == "" {
 		o.BugtoolDir = bugtool.DefaultDir
@@ -137,7 +140,7 @@ func NewSet(o Options) *Set {
 		o.OnWanted = func(event.Components) {}
 	}
 	o.Limits = o.Limits.withDefaults()
-	s := &Set{o: o, pipes: map[pipeKey]*pipe{}}
+	s := &Set{o: o, host: o.Host, pipes: map[pipeKey]*pipe{}, left: map[pipeKey]uint64{}}
 	if !o.NoTrim {
 		s.trim = newTrimmer(trimRoot(o.BugtoolDir), o.Log)
 	}
@@ -158,20 +161,21 @@ func trimRoot(dir string) string {
 	return dir
 }
 
-func (s *Set) newExporter(_ Observer, endpoint string) (export.Exporter, error) {
-	if endpoint == Bugtool {
-		o := bugtool.Options{Dir: s.o.BugtoolDir, HostUUID: s.o.Host.UUID, Log: s.o.Log}
-		if s.trim != nil {
-			o.Rotated = s.trim.rotated
-		}
-		return bugtool.New(o), nil
+// SetHost changes what the Observers' default attributes say of this host. The
+// uuid is that of the Options: which host this is does not change.
+func (s *Set) SetHost(h Host) {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	h.UUID = s.host.UUID
+	if h != s.host {
+		s.host = h
+		s.converge(s.active)
 	}
-	return zipkin.New(endpoint, zipkin.Options{})
 }
 
 // Apply makes obs the Observers in force; it converges and may be called with
 // the same ones again. Endpoints that an Observer keeps go on with their queues
-// and connections; changed attributes are on the spans that are exported from
+// and connections; changed attributes are on the spans that are handed on from
 // then on. Endpoints that are no longer named, or whose Observer was disabled
 // or removed, still get the spans that had ended by then, which come a little
 // later (Limits.Linger), flush what they hold, and then close; when they are named
@@ -182,46 +186,121 @@ func (s *Set) newExporter(_ Observer, endpoint string) (export.Exporter, error) 
 func (s *Set) Apply(obs []Observer) {
 	s.apply.Lock()
 	defer s.apply.Unlock()
+	s.converge(obs)
+}
+
+// converge is Apply with s.apply held.
+func (s *Set) converge(obs []Observer) {
 	if s.closed {
 		return
 	}
-	s.sweep()
-	old := s.current
-	s.active, s.current = nil, nil
+	now := time.Now()
+	active := make([]Observer, 0, len(obs))
 	var wanted event.Components
-	taken := map[*pipe]event.Components{}
-	files := false
+	taken := map[*pipe]bool{}
+	inForce := map[string]bool{}
 	for _, o := range obs {
-		if slices.ContainsFunc(s.active, func(a Observer) bool { return a.UUID == o.UUID }) {
+		if slices.ContainsFunc(active, func(a Observer) bool { return a.UUID == o.UUID }) {
 			s.o.Log.Warn("second Observer with the same uuid ignored", "uuid", o.UUID, "name_label", o.NameLabel)
 			continue
 		}
 		o = o.Clone()
-		s.active = append(s.active, o)
-		if !o.On(s.o.Host.UUID) {
+		active = append(active, o)
+		want := s.wants(o)
+		if !o.On(s.host.UUID) || want == 0 {
 			continue
 		}
-		r := route{components: o.Wants(), tags: o.tags(s.o.Host)}
-		for _, t := range r.tags {
-			r.size += len(t.Key) + len(t.Value.AsString())
-		}
-		wanted |= r.components
-		for _, e := range o.endpoints() {
-			files = files || e == Bugtool
+		inForce[o.UUID] = true
+		wanted |= want
+		steering, _ := o.Steering() // Stats shows what is wrong with it
+		var pipes []*pipe
+		for _, e := range o.endpoints(steering) {
 			p := s.pipe(pipeKey{o.UUID, e}, o)
-			taken[p] = r.components
-			r.pipes = append(r.pipes, p)
+			taken[p] = true
+			pipes = append(pipes, p)
 		}
-		s.current = append(s.current, r)
+		s.subscribe(o, steering, want, pipes, now)
 	}
-	s.giveUp(old, taken, time.Now())
+	s.active = active
+	s.mu.Lock()
+	for _, sub := range s.subs {
+		if !inForce[sub.uuid] {
+			sub.claims, sub.outlets = sub.claimed(0, now), sub.connected(nil, now)
+		}
+	}
+	s.mu.Unlock()
+	for k, p := range s.pipes {
+		if !taken[p] {
+			delete(s.pipes, k)
+			s.leaving = append(s.leaving, p)
+		}
+	}
+	s.endLate(now)
+	s.arm()
 	if s.trim != nil {
-		s.trim.set(files)
+		s.trim.set(slices.ContainsFunc(slices.Collect(maps.Keys(s.pipes)), func(k pipeKey) bool { return k.endpoint == Bugtool }))
 	}
 	if wanted != s.wanted {
 		s.wanted = wanted
 		s.o.OnWanted(wanted)
 	}
+}
+
+// wants returns the components that o gets spans of.
+func (s *Set) wants(o Observer) event.Components { return o.Wants() &^ s.o.Experimental }
+
+// subscribe makes o's subscription what o says.
+func (s *Set) subscribe(o Observer, st Steering, want event.Components, pipes []*pipe, now time.Time) {
+	i := slices.IndexFunc(s.subs, func(sub *subscription) bool { return sub.uuid == o.UUID })
+	var sub *subscription
+	if i < 0 {
+		sub = newSubscription(o.UUID)
+	} else {
+		sub = s.subs[i]
+	}
+	tags := o.tags(s.host)
+	size := 0
+	for _, t := range tags {
+		size += len(t.Key) + len(t.Value.AsString())
+	}
+	s.mu.Lock()
+	sub.tags, sub.size, sub.edit = tags, size, st.Edit
+	sub.claims, sub.outlets = sub.claimed(want, now), sub.connected(pipes, now)
+	if i < 0 {
+		s.subs = append(s.subs, sub)
+	}
+	s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	sub.pipeline.Configure(st.Processor)
+}
+
+// arm sees to the next tick, if there is anything to look at.
+func (s *Set) arm() {
+	if s.closed || len(s.subs) == 0 && len(s.leaving) == 0 {
+		return
+	}
+	if s.ticker == nil {
+		s.ticker = time.AfterFunc(tick, s.tick)
+		return
+	}
+	s.ticker.Reset(tick)
+}
+
+func (s *Set) tick() {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	if s.closed {
+		return
+	}
+	now := time.Now()
+	s.mu.RLock()
+	for _, sub := range s.subs {
+		sub.pipeline.Tick(now)
+	}
+	s.mu.RUnlock()
+	s.endLate(now)
+	s.arm()
 }
 
 // pipe returns the pipe of k, new if there is none that can be used.
@@ -230,19 +309,33 @@ func (s *Set) pipe(k pipeKey, o Observer) *pipe {
 		return p
 	}
 	for i, p := range s.leaving {
-		if p.key == k && p.resume() {
+		if p.key != k {
+			continue
+		}
+		if p.resume() {
 			s.leaving = slices.Delete(s.leaving, i, i+1)
 			s.pipes[k] = p
 			return p
 		}
+		if p.holder != nil { // its queue on disk can be opened once only
+			select {
+			case <-p.done:
+			case <-time.After(closeGrace):
+			}
+		}
 	}
+	s.sweep()
 	log := s.o.Log.With("observer", o.NameLabel, "uuid", o.UUID)
-	exp, err := s.o.NewExporter(o, k.endpoint)
+	ledger := &export.Ledger{}
+	exp, err := s.o.NewExporter(o, k.endpoint, ledger)
 	if err != nil {
 		log.Warn("endpoint not usable", "endpoint", redactEndpoint(k.endpoint), "err", err)
 		exp = broken{err}
 	}
-	p := newPipe(k, exp, s.o.Limits, log)
+	s.retired.Produced -= s.left[k]
+	s.retired.Queued -= s.left[k]
+	delete(s.left, k)
+	p := newPipe(k, exp, ledger, s.o.Limits, &s.budget, log)
 	s.pipes[k] = p
 	return p
 }
@@ -252,7 +345,11 @@ func (s *Set) sweep() {
 	s.leaving = slices.DeleteFunc(s.leaving, func(p *pipe) bool {
 		done := p.isDone()
 		if done {
-			s.retired.add(p.stats().Counters)
+			c := p.ledger.Counters()
+			s.retired.Add(c)
+			if c.Queued > 0 {
+				s.left[p.key] += c.Queued
+			}
 		}
 		return done
 	})
@@ -264,17 +361,9 @@ func (s *Set) sweep() {
 func (s *Set) Export(sp *correlate.Span) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	size := 0
-	for i := range s.routes {
-		r := &s.routes[i]
-		if !r.components.Has(sp.Component) || !r.before.IsZero() && sp.End > r.before.UnixNano() {
-			continue
-		}
-		if size == 0 {
-			size = sizeOf(sp)
-		}
-		for _, p := range r.pipes {
-			p.push(export.Record{Span: sp, Attributes: r.tags}, size)
+	for _, sub := range s.subs {
+		if sub.wants(sp) {
+			sub.pipeline.OnEnd(sp)
 		}
 	}
 }
@@ -309,10 +398,14 @@ func (s *Set) Stats() []ObserverStats {
 	s.sweep()
 	out := make([]ObserverStats, 0, len(s.active))
 	for _, o := range s.active {
+		steering, _ := o.Steering()
 		st := ObserverStats{UUID: o.UUID, NameLabel: o.NameLabel, Enabled: o.Enabled,
-			Here:       o.observes(s.o.Host.UUID),
-			Components: o.Wants().String(), Warnings: o.Warnings()}
-		for _, e := range o.endpoints() {
+			Here:       o.observes(s.host.UUID),
+			Components: s.wants(o).String(), Warnings: o.Warnings()}
+		if hidden := o.Wants() & s.o.Experimental; hidden != 0 {
+			st.Warnings = append(st.Warnings, fmt.Sprintf("components: %s left out as experimental", hidden))
+		}
+		for _, e := range o.endpoints(steering) {
 			if p := s.pipes[pipeKey{o.UUID, e}]; p != nil {
 				st.Endpoints = append(st.Endpoints, p.stats())
 			} else {
@@ -321,40 +414,50 @@ func (s *Set) Stats() []ObserverStats {
 		}
 		out = append(out, st)
 	}
-	for _, p := range s.leaving {
-		i := slices.IndexFunc(out, func(st ObserverStats) bool { return st.UUID == p.key.uuid })
+	of := func(uuid string) *ObserverStats {
+		i := slices.IndexFunc(out, func(st ObserverStats) bool { return st.UUID == uuid })
 		if i < 0 {
 			i = len(out)
-			out = append(out, ObserverStats{UUID: p.key.uuid})
+			out = append(out, ObserverStats{UUID: uuid})
 		}
+		return &out[i]
+	}
+	for _, sub := range s.subs {
+		st := sub.pipeline.Stats()
+		of(sub.uuid).Processors = &st
+	}
+	for _, p := range s.leaving {
 		st := p.stats()
 		if st.State != "closed" {
 			st.State = "draining"
 		}
-		out[i].Endpoints = append(out[i].Endpoints, st)
+		o := of(p.key.uuid)
+		o.Endpoints = append(o.Endpoints, st)
 	}
 	return out
 }
 
-// Totals returns the sum over all endpoints there ever were.
+// Totals returns the sum over all endpoints there ever were. What an endpoint
+// that is gone has left on disk counts as queued.
 func (s *Set) Totals() Counters {
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	s.sweep()
 	sum := s.retired
 	for _, p := range s.pipes {
-		sum.add(p.stats().Counters)
+		sum.Add(p.ledger.Counters())
 	}
 	for _, p := range s.leaving {
-		sum.add(p.stats().Counters)
+		sum.Add(p.ledger.Counters())
 	}
 	return sum
 }
 
 // Close takes no more spans, flushes what the endpoints hold until ctx is done
 // or, without a deadline, for Limits.DrainTimeout, and closes them. What could
-// not be delivered is counted as dropped: Totals then has nothing queued, unless an
-// exporter hangs. The error names the endpoints that lost spans by that. A second Close does
+// not be delivered stays on disk, where the endpoint has a queue there, or is
+// counted as dropped: Totals then has nothing else queued, unless an exporter
+// hangs. The error names the endpoints that lost spans by that. A second Close does
 // nothing.
 func (s *Set) Close(ctx context.Context) error {
 	s.apply.Lock()
@@ -363,10 +466,15 @@ func (s *Set) Close(ctx context.Context) error {
 		return nil
 	}
 	s.closed = true
-	s.current, s.late = nil, nil
-	s.useRoutes()
-	if s.ender != nil {
-		s.ender.Stop()
+	if s.ticker != nil {
+		s.ticker.Stop()
+	}
+	s.mu.Lock()
+	subs := s.subs
+	s.subs = nil
+	s.mu.Unlock()
+	for _, sub := range subs {
+		sub.pipeline.ForceFlush()
 	}
 	if s.trim != nil {
 		s.trim.close()
@@ -382,7 +490,7 @@ func (s *Set) Close(ctx context.Context) error {
 	clear(s.pipes)
 	pipes := slices.Clone(s.leaving)
 	for _, p := range pipes {
-		p.drain(left)
+		p.drainBy(left, true)
 	}
 	stop := context.AfterFunc(ctx, func() {
 		for _, p := range pipes {

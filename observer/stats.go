@@ -5,45 +5,11 @@ import (
 	"time"
 
 	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/processor"
 )
 
-// Counters say what became of the spans that were handed to one endpoint. At
-// every moment Produced = Sent + Lost() + Queued.
-type Counters struct {
-	Produced uint64
-	Sent     uint64
-	Queued   uint64 // waiting, or with the exporter right now
-	Dropped  [export.NumCauses]uint64
-}
-
-// Lost returns the sum of Dropped.
-func (c Counters) Lost() uint64 {
-	var n uint64
-	for _, d := range c.Dropped {
-		n += d
-	}
-	return n
-}
-
-func (c *Counters) add(d Counters) {
-	c.Produced += d.Produced
-	c.Sent += d.Sent
-	c.Queued += d.Queued
-	for i, n := range d.Dropped {
-		c.Dropped[i] += n
-	}
-}
-
-// DroppedByCause returns Dropped by the names of its causes, without zeros.
-func (c Counters) DroppedByCause() map[string]uint64 {
-	m := map[string]uint64{}
-	for i, n := range c.Dropped {
-		if n > 0 {
-			m[export.Cause(i).String()] = n
-		}
-	}
-	return m
-}
+// Counters are the accounts of an endpoint.
+type Counters = export.Counters
 
 // EndpointStats describe one endpoint of one Observer.
 type EndpointStats struct {
@@ -63,11 +29,12 @@ func (s EndpointStats) MarshalJSON() ([]byte, error) {
 		Produced      uint64            `json:"produced"`
 		Sent          uint64            `json:"sent"`
 		Queued        uint64            `json:"queued"`
+		Recovered     uint64            `json:"recovered,omitempty"` // of produced: found on disk at the start
 		Dropped       map[string]uint64 `json:"dropped"`
 		LastError     string            `json:"last_error,omitempty"`
 		LastErrorTime *time.Time        `json:"last_error_time,omitempty"`
 		LastSent      *time.Time        `json:"last_sent,omitempty"`
-	}{s.Endpoint, s.State, s.Produced, s.Sent, s.Queued, s.DroppedByCause(), s.LastError, s.LastErrorTime, s.LastSent})
+	}{s.Endpoint, s.State, s.Produced, s.Sent, s.Queued, s.Recovered, s.DroppedByCause(), s.LastError, s.LastErrorTime, s.LastSent})
 }
 
 // UnmarshalJSON reads what MarshalJSON writes.
@@ -78,6 +45,7 @@ func (s *EndpointStats) UnmarshalJSON(data []byte) error {
 		Produced      uint64            `json:"produced"`
 		Sent          uint64            `json:"sent"`
 		Queued        uint64            `json:"queued"`
+		Recovered     uint64            `json:"recovered,omitempty"` // of produced: found on disk at the start
 		Dropped       map[string]uint64 `json:"dropped"`
 		LastError     string            `json:"last_error"`
 		LastErrorTime *time.Time        `json:"last_error_time"`
@@ -87,7 +55,7 @@ func (s *EndpointStats) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	*s = EndpointStats{Endpoint: in.Endpoint, State: in.State, LastError: in.LastError, LastErrorTime: in.LastErrorTime, LastSent: in.LastSent,
-		Counters: Counters{Produced: in.Produced, Sent: in.Sent, Queued: in.Queued}}
+		Counters: Counters{Produced: in.Produced, Sent: in.Sent, Queued: in.Queued, Recovered: in.Recovered}}
 	for i := range s.Dropped {
 		s.Dropped[i] = in.Dropped[export.Cause(i).String()]
 	}
@@ -96,11 +64,13 @@ func (s *EndpointStats) UnmarshalJSON(data []byte) error {
 
 // ObserverStats describe one Observer of a Set.
 type ObserverStats struct {
-	UUID       string          `json:"uuid"`
-	NameLabel  string          `json:"name_label"`
-	Enabled    bool            `json:"enabled"`
-	Here       bool            `json:"here"`       // its hosts include this one
-	Components string          `json:"components"` // names separated by commas
-	Warnings   []string        `json:"warnings,omitempty"`
-	Endpoints  []EndpointStats `json:"endpoints"`
+	UUID       string           `json:"uuid"`
+	NameLabel  string           `json:"name_label"`
+	Enabled    bool             `json:"enabled"`
+	Here       bool             `json:"here"`                 // its hosts include this one
+	Source     string           `json:"source,omitempty"`     // local, or xapi
+	Components string           `json:"components"`           // names separated by commas
+	Processors *processor.Stats `json:"processors,omitempty"` // nil: it gets no spans
+	Warnings   []string         `json:"warnings,omitempty"`
+	Endpoints  []EndpointStats  `json:"endpoints"`
 }

@@ -89,6 +89,14 @@ func (l *Ledger) Sent(n int) (wasFailing bool) {
 	return wasFailing
 }
 
+// Delivered notes that n records of a batch were delivered of which others were
+// not: it does not end a failure.
+func (l *Ledger) Delivered(n int) {
+	l.mu.Lock()
+	l.c.Sent += uint64(n)
+	l.mu.Unlock()
+}
+
 // Dropped notes that n records are lost.
 func (l *Ledger) Dropped(c Cause, n int) {
 	l.mu.Lock()
