@@ -177,10 +177,17 @@ func (d *Dom0) Set(k Knobs) error {
 
 // Truth returns what has happened so far. What is still going on is not in it.
 func (d *Dom0) Truth() (*truth.Log, error) {
-	if err := d.command(config.Command{Flush: true}, nil); err != nil {
-		return nil, fmt.Errorf("testenv: truth: %w", err)
+	if err := d.flush(); err != nil {
+		return nil, err
 	}
 	return truth.Read(d.dir)
+}
+
+func (d *Dom0) flush() error {
+	if err := d.command(config.Command{Flush: true}, nil); err != nil {
+		return fmt.Errorf("testenv: truth: %w", err)
+	}
+	return nil
 }
 
 // Dir is the directory with *.truth, devlog and the processes' own logs.
@@ -234,7 +241,7 @@ func (d *Dom0) TLSAddr() netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), d.ready.TLSPort)
 }
 
-// Command returns a command that runs inside the dom0's mount namespace.
+// Command returns a command that runs inside the dom0's mount and network namespaces.
 func (d *Dom0) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	all := append([]string{"exec", strconv.Itoa(d.cmd.Process.Pid), name}, args...)
 	return exec.CommandContext(ctx, d.ready.Binary, all...)

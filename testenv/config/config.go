@@ -72,6 +72,8 @@ type Options struct {
 	NativeByObserver bool
 	EndpointHTTP     bool // observer-endpoint-http-enabled and -https-enabled of xapi.conf: Observers may have URLs as endpoints
 
+	Pool *Pool `json:",omitempty"` // set by StartPool
+
 	Knobs Knobs
 	Log   *slog.Logger `json:"-"` // of the launcher; nil: discarded
 }
@@ -98,9 +100,10 @@ func (o Options) WithDefaults() Options {
 
 // VM is one guest of the simulated pool.
 type VM struct {
-	Ref  string `json:"ref"` // OpaqueRef:…
-	UUID string `json:"uuid"`
-	Name string `json:"name"`
+	Ref      string `json:"ref"` // OpaqueRef:…
+	UUID     string `json:"uuid"`
+	Name     string `json:"name"`
+	Affinity string `json:"affinity,omitempty"` // reference of the host that VM.start chooses; "": the coordinator
 }
 
 // Setup is what the launcher tells each process, and the processes' common

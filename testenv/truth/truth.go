@@ -28,13 +28,14 @@ const (
 	RPC       Kind = "rpc"       // a switch call in its server's thread: taken → answered
 	Operation Kind = "operation" // a task of xenopsd in its worker: `VM_start`, `Atomic (VM_unpause)`
 	Atom      Kind = "atom"      // an atom in a worker: `VM_build`, `VBD_plug`
+	Client    Kind = "client"    // a call to another host's xapi, in the caller's thread: written → answer read
 	Process   Kind = "process"   // a child: fork → exit seen by the parent: `xenguest`, `LVMSR vdi_attach`
 	Delay     Kind = "delay"     // an injected delay: Name is its layer
 )
 
 // Entry is one thing that happened.
 type Entry struct {
-	ID        string   `json:"id"`               // unique in the dom0
+	ID        string   `json:"id"`               // unique on this machine
 	Parent    string   `json:"parent,omitempty"` // ID; "" for a root
 	ParentKey string   `json:"parent_key,omitempty"`
 	Keys      []string `json:"keys,omitempty"`
@@ -53,20 +54,26 @@ type Entry struct {
 	Tag         string `json:"tag,omitempty"`         // task tag: `R:8ae06e1ea3d1`, `D:…`
 	Detail      string `json:"detail,omitempty"`      // API: transport and path; operation: xenopsd's task id; send and RPC: `<queue> <id>`
 	Err         string `json:"err,omitempty"`         // failure code
+
+	Host string `json:"-"` // name of the directory that Read found it in
 }
 
-// Log is the record of a dom0, by start time.
+// Log is the record of a dom0 or a pool of them, by start time.
 type Log struct {
 	Entries []Entry
 	byID    map[string]int
 }
 
-// Read reads and joins the files of a directory. Keys that more than one
-// entry carries mean the last of them that had begun when the child did.
-func Read(dir string) (*Log, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.truth"))
-	if err != nil {
-		return nil, err
+// Read reads and joins the files of directories, one for each dom0. Keys that more
+// than one entry carries mean the last of them that had begun when the child did.
+func Read(dirs ...string) (*Log, error) {
+	var files []string
+	for _, dir := range dirs {
+		found, err := filepath.Glob(filepath.Join(dir, "*.truth"))
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, found...)
 	}
 	l := &Log{}
 	for _, name := range files {
@@ -81,6 +88,7 @@ func Read(dir string) (*Log, error) {
 			if err := json.Unmarshal(s.Bytes(), &e); err != nil {
 				return nil, fmt.Errorf("truth: %s: %w", filepath.Base(name), err)
 			}
+			e.Host = filepath.Base(filepath.Dir(name))
 			l.Entries = append(l.Entries, e)
 		}
 		if err := s.Err(); err != nil {

@@ -130,7 +130,7 @@ func messageSwitch(p *node.Proc) error {
 	return s.Run()
 }
 
-// enter runs a command in the mount namespace of a process.
+// enter runs a command in the mount and network namespaces of a process.
 func enter(args []string) error {
 	if len(args) < 2 {
 		return errors.New("usage: dom0 exec PID command…")
@@ -139,15 +139,21 @@ func enter(args []string) error {
 	if err != nil {
 		return fmt.Errorf("pid %q: %w", args[0], err)
 	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("namespace of %d: %w", pid, err)
+	var fds []int
+	for _, kind := range []string{"net", "mnt"} {
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("namespace of %d: %w", pid, err)
+		}
+		fds = append(fds, fd)
 	}
 	if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns wants a thread with a root of its own
 		return fmt.Errorf("unshare: %w", err)
 	}
-	if err := unix.Setns(fd, unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("setns: %w", err)
+	for _, fd := range fds {
+		if err := unix.Setns(fd, 0); err != nil { // of the kind that it is
+			return fmt.Errorf("setns: %w", err)
+		}
 	}
 	path := args[1]
 	if !strings.Contains(path, "/") {

@@ -26,7 +26,11 @@ func Stunnel(p *node.Proc) error {
 	if err != nil {
 		return err
 	}
-	l, err := tls.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(p.Setup.Options.TLSPort))), &tls.Config{Certificates: []tls.Certificate{cert}})
+	host := "127.0.0.1"
+	if p.Setup.Options.Pool != nil { // it has a network of its own
+		host = ""
+	}
+	l, err := tls.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(p.Setup.Options.TLSPort))), &tls.Config{Certificates: []tls.Certificate{cert}})
 	if err != nil {
 		return err
 	}

@@ -54,14 +54,11 @@ func Run(options string) (failed error) {
 		}
 		return out.Encode(a)
 	}
-	s := config.Setup{Options: o, Root: o.Dir, Host: uuid(), HostRef: "OpaqueRef:" + uuid()}
-	for i := range o.VMs {
-		s.VMs = append(s.VMs, config.VM{Ref: "OpaqueRef:" + uuid(), UUID: uuid(), Name: fmt.Sprintf("vm-%d", i+1)})
-	}
+	s := setup(o)
 	if err := mount(binary, o.Dir, s.Host); err != nil {
 		return say(nil, err)
 	}
-	ready := config.Ready{Binary: binary, Processes: map[string]int{"init": os.Getpid()}, Host: s.Host, VMs: s.VMs}
+	ready := config.Ready{Binary: binary, Processes: map[string]int{"init": os.Getpid()}, Host: s.Host, HostRef: s.HostRef, Pool: s.Pool, PoolRef: s.PoolRef, VMs: s.VMs}
 	var all []*process
 	defer func() {
 		for i := len(all) - 1; i >= 0; i-- {
@@ -117,6 +114,21 @@ func Run(options string) (failed error) {
 			return err
 		}
 	}
+}
+
+// setup is what there is in a dom0, made up here unless the pool has it.
+func setup(o config.Options) config.Setup {
+	s := config.Setup{Options: o, Root: o.Dir}
+	if p := o.Pool; p != nil {
+		h := p.Hosts[p.Self]
+		s.Host, s.HostRef, s.Pool, s.PoolRef, s.VMs = h.UUID, h.Ref, p.UUID, p.Ref, p.VMs
+		return s
+	}
+	s.Host, s.HostRef, s.Pool, s.PoolRef = uuid(), "OpaqueRef:"+uuid(), uuid(), "OpaqueRef:"+uuid()
+	for i := range o.VMs {
+		s.VMs = append(s.VMs, config.VM{Ref: "OpaqueRef:" + uuid(), UUID: uuid(), Name: fmt.Sprintf("vm-%d", i+1)})
+	}
+	return s
 }
 
 func uuid() string {

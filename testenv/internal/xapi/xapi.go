@@ -53,6 +53,14 @@ func Run(p *node.Proc) (uint16, error) {
 	}
 	p.Go("", x.accept(listener{name: Socket, fd: fd}))
 	port := p.Setup.Options.Port
+	if p.Setup.Options.Pool != nil { // it has a network of its own
+		fd, port, err := sys.ListenTCP(netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+		if err != nil {
+			return 0, err
+		}
+		p.Go("", x.accept(listener{name: fmt.Sprintf(":::%d", port), fd: fd, tcp: true}))
+		return port, nil
+	}
 	v4, port, err := sys.ListenTCP(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port))
 	if err != nil {
 		return 0, err
