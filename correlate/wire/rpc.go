@@ -112,23 +112,30 @@ func (d *Decoder) jsonCall(call *Call, body []byte, params bool) {
 	}
 	call.Cut = call.Method == nil && c.Cut()
 	if params && first.Enter('[') && first.More() {
-		d.firstParameter(call, &first)
+		d.firstParameters(call, &first)
 	}
 }
 
-// firstParameter reads debug_info out of a call's first parameter: a member of
-// an object, which may be the last one, or the parameter itself (networkd,
-// squeezed, v6d).
-func (d *Decoder) firstParameter(call *Call, c *cutjson.Cursor) {
+// firstParameters reads debug_info out of a call's first parameters: a member of
+// an object, which may be the last one; or the first parameter that has no name
+// (networkd, squeezed, v6d), before which stands the object of those that have.
+func (d *Decoder) firstParameters(call *Call, c *cutjson.Cursor) {
+	if c.Peek() == '{' {
+		named := *c
+		d.namedParameters(call, &named)
+		if call.DebugInfo.Tag != nil || !c.Skip() || !c.More() {
+			return
+		}
+	}
 	if c.Peek() == '"' {
 		if info := d.wholeString(c); info != nil {
 			call.DebugInfo = d.debugInfo(info)
 		}
-		return
 	}
-	if !c.Enter('{') {
-		return
-	}
+}
+
+func (d *Decoder) namedParameters(call *Call, c *cutjson.Cursor) {
+	c.Enter('{')
 	for {
 		key, ok := c.Key()
 		if !ok {

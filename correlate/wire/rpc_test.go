@@ -122,8 +122,10 @@ func TestSwitchCall(t *testing.T) {
 		{"only the first parameter, only its members", `{"method":"a.b","params":[{"x":{"dbg":"no"}},{"dbg":"no"}]}`, "a.b", "", ``},
 		{"a string that looks like it", `{"method":"a.b","params":[{"x":",\"dbg\":\"no\"}","dbg":"yes"}]}`, "a.b", "", `tag="yes" label="yes"`},
 		{"no parameters", `{"method":"list","params":[],"id":1}`, "list", "", ``},
+		{"positional behind named", `{"method":"Network.Interface.get_mac","params":[{"name":"eth0"},"Async.VM.start R:8ae06e1ea3d1"],"id":103}`, "Network.Interface.get_mac", "", `tag="Async.VM.start R:8ae06e1ea3d1" label="Async.VM.start" R:8ae06e1ea3d1`},
 		{"xml", `<methodCall><methodName>VM.start</methodName><params><param><value><struct><member><name>id</name><value>x</value></member><member><name>debug_info</name><value><string>a &lt;b&gt; R:8ae06e1ea3d1` + "\n" + `{"traceparent":"00-ab68d9f01d9f44369ce3e6cee8e98b98-2b01d31413295726-01","baggage":null}</string></value></member></struct></value></param></params></methodCall>`,
 			"VM.start", "", `tag="a <b> R:8ae06e1ea3d1" label="a <b>" R:8ae06e1ea3d1 ab68d9f01d9f44369ce3e6cee8e98b98-2b01d31413295726`},
+		{"xml positional behind named", `<methodCall><methodName>Network.Interface.get_mac</methodName><params><param><value><struct><member><name>name</name><value>eth0</value></member></struct></value></param><param><value>x R:8ae06e1ea3d1</value></param></params></methodCall>`, "Network.Interface.get_mac", "", `tag="x R:8ae06e1ea3d1" label="x" R:8ae06e1ea3d1`},
 		{"xml positional", `<methodCall><methodName>Bridge.get_all</methodName><params><param><value>x R:8ae06e1ea3d1</value></param></params></methodCall>`, "Bridge.get_all", "", `tag="x R:8ae06e1ea3d1" label="x" R:8ae06e1ea3d1`},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -101,8 +101,8 @@ func xmlLeaf(text []byte) (leaf []byte, whole bool) {
 }
 
 // xmlDebugInfo finds debug_info or dbg: a member of the struct that is the
-// first parameter, or the first parameter itself. '<' in values is escaped, so
-// no value can pass for a member.
+// first parameter, or the first parameter that is none. '<' in values is
+// escaped, so no value can pass for a member.
 func (d *Decoder) xmlDebugInfo(c *Call, head, tail []byte) {
 	for _, text := range [...][]byte{head, tail} {
 		for _, name := range [...]string{"debug_info", "dbg"} {
@@ -114,13 +114,20 @@ func (d *Decoder) xmlDebugInfo(c *Call, head, tail []byte) {
 			}
 		}
 	}
-	if bytes.Contains(head, []byte("<name>")) {
-		return
-	}
-	if i := bytes.Index(head, []byte("<param>")); i >= 0 {
-		if leaf, whole := xmlLeaf(head[i+len("<param>"):]); whole && leaf != nil {
+	for range 2 {
+		i := bytes.Index(head, []byte("<param>"))
+		if i < 0 {
+			return
+		}
+		head = head[i+len("<param>"):]
+		value, _ := xmlEnter(head, "value")
+		if _, named := xmlEnter(value, "struct"); named {
+			continue
+		}
+		if leaf, whole := xmlLeaf(head); whole && leaf != nil {
 			c.DebugInfo = d.debugInfo(d.xmlText(leaf))
 		}
+		return
 	}
 }
 
