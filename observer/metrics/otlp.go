@@ -1,0 +1,103 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+
+	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"github.com/xenserver/dtagent/observer/otlphttp"
+)
+
+// sender sends one collection to several receivers at once. A failure is not
+// retried: the counts are cumulative, so the next export has all of it. It
+// implements sdkmetric.Exporter.
+type sender struct {
+	receivers []*receiver
+	log       *slog.Logger
+}
+
+type receiver struct {
+	sdkmetric.Exporter
+	host    string
+	client  *http.Client
+	mu      sync.Mutex
+	failing bool
+}
+
+// newSender returns nil when there is no receiver.
+func newSender(to OTLP, o Options) (*sender, error) {
+	s := &sender{log: o.Log}
+	for _, endpoint := range to.Endpoints {
+		if !otlphttp.IsEndpoint(endpoint) {
+			continue
+		}
+		u, err := otlphttp.URL(endpoint, otlphttp.Metrics)
+		if err != nil {
+			return nil, err
+		}
+		client := otlphttp.NewClient(u, otlphttp.Options{TLS: to.TLS, Timeout: o.Timeout})
+		exp, err := otlpmetrichttp.New(context.Background(),
+			otlpmetrichttp.WithEndpointURL(u.String()),
+			otlpmetrichttp.WithHTTPClient(client),
+			otlpmetrichttp.WithCompression(otlpmetrichttp.GzipCompression),
+			otlpmetrichttp.WithRetry(otlpmetrichttp.RetryConfig{}),
+		)
+		if err != nil {
+			return nil, fmt.Errorf("OTLP endpoint %s: %w", u.Host, err)
+		}
+		s.receivers = append(s.receivers, &receiver{Exporter: exp, host: u.Host, client: client})
+	}
+	if len(s.receivers) == 0 {
+		return nil, nil
+	}
+	return s, nil
+}
+
+func (s *sender) Temporality(k sdkmetric.InstrumentKind) metricdata.Temporality {
+	return sdkmetric.DefaultTemporalitySelector(k)
+}
+
+func (s *sender) Aggregation(k sdkmetric.InstrumentKind) sdkmetric.Aggregation {
+	return sdkmetric.DefaultAggregationSelector(k)
+}
+
+// Export logs the first failure of a row and its end. Its error is nil: the
+// SDK would only print it.
+func (s *sender) Export(ctx context.Context, rm *metricdata.ResourceMetrics) error {
+	var all sync.WaitGroup
+	for _, r := range s.receivers {
+		all.Go(func() {
+			err := r.Export(ctx, rm)
+			r.mu.Lock()
+			was := r.failing
+			r.failing = err != nil
+			r.mu.Unlock()
+			switch {
+			case err != nil && !was:
+				s.log.Warn("metrics not sent; the next export has them too", "receiver", r.host, "err", err)
+			case err == nil && was:
+				s.log.Info("metrics are sent again", "receiver", r.host)
+			}
+		})
+	}
+	all.Wait()
+	return nil
+}
+
+func (s *sender) ForceFlush(ctx context.Context) error { return ctx.Err() }
+
+func (s *sender) Shutdown(ctx context.Context) error {
+	var err error
+	for _, r := range s.receivers {
+		err = errors.Join(err, r.Shutdown(ctx))
+		r.client.CloseIdleConnections()
+	}
+	return err
+}
