@@ -20,6 +20,7 @@ const (
 	operationActivity                     // a task of xenopsd
 	atomActivity                          // a step of an operation
 	processActivity
+	relayActivity // a call through message-switch, at the switch
 )
 
 // activity is a span in the making.
@@ -58,6 +59,8 @@ type activity struct {
 	popped  place                // operation: whose Queue.push its thread popped
 	signal  event.Time           // atom: its task's last sign of progress
 	program string               // process
+	also    event.Component      // process: that of its program, or of the one that starts programs for others
+	execed  bool                 // process: it has called exec itself
 
 	prev, next *activity // all, oldest first; next is the free list, too
 	doneNext   *activity // tree.done
@@ -190,7 +193,7 @@ func (e *Engine) emit(a *activity, last bool) {
 	*s = Span{
 		TraceID: t.id, SpanID: a.spanID, ParentID: a.parentID, TraceState: t.state,
 		Tree: t.number, Last: last,
-		Component: a.component, Service: a.service, Name: a.name, Kind: a.spanKind,
+		Component: a.component, Also: a.also, Service: a.service, Name: a.name, Kind: a.spanKind,
 		Start: e.cfg.Wall(a.start), End: e.cfg.Wall(a.end),
 		Error: a.err, Link: a.link, Incomplete: a.incomplete,
 	}

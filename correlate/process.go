@@ -37,7 +37,7 @@ func (e *Engine) processForked(ev *event.Event) {
 	a.service, a.spanKind = parent.service, trace.SpanKindInternal
 	a.name = parent.service // of a process that never calls exec
 	if parent.kind == processActivity {
-		a.name, a.program = parent.name, parent.program
+		a.name, a.program, a.also = parent.name, parent.program, parent.also
 	}
 	a.attrs = append(a.attrs, attribute.Int64("process.pid", int64(ev.ChildTGID)))
 	e.processes.byTGID[ev.ChildTGID] = a
@@ -46,10 +46,24 @@ func (e *Engine) processForked(ev *event.Event) {
 // handleExec names a process. One that calls exec twice, as a target of
 // vfork_helper does, is what it became last.
 func (e *Engine) handleExec(ev *event.Event) {
-	a := e.processes.byTGID[ev.TGID]
-	if a == nil || ev.Program == "" {
+	if ev.Program == "" {
 		return
 	}
+	a := e.processes.byTGID[ev.TGID]
+	also := event.ComponentOf(ev.Program)
+	if a == nil {
+		if also == event.NoComponent && ev.Component != event.SMAPI && ev.Component != event.Forkexecd {
+			return
+		}
+		a = e.orphan(ev)
+	}
+	switch {
+	case also != event.NoComponent:
+		a.also = also
+	case !a.execed:
+		a.also = event.NoComponent // it was its parent's
+	}
+	a.execed = true
 	a.program, a.name = ev.Program, ev.Program
 	if ev.Operation != "" {
 		e.scratch = append(append(append(e.scratch[:0], ev.Program...), ' '), ev.Operation...)
@@ -61,6 +75,19 @@ func (e *Engine) handleExec(ev *event.Event) {
 	if ev.Component == event.SMAPI && ev.Component != a.component {
 		a.component, a.service = ev.Component, serviceOf(ev.Component)
 	}
+	if a.also == a.component {
+		a.also = event.NoComponent
+	}
+}
+
+// orphan makes an activity of a process that a component wants for its own sake,
+// whoever made it: of its maker no more may be watched than its children.
+func (e *Engine) orphan(ev *event.Event) *activity {
+	a := e.begin(processActivity, ev.Component, ev.TGID, ev.Time, nil, LinkNone)
+	a.spanKind = trace.SpanKindInternal
+	a.attrs = append(a.attrs, attribute.Int64("process.pid", int64(ev.TGID)))
+	e.processes.byTGID[ev.TGID] = a
+	return a
 }
 
 // processExited ends the process and whatever its threads, connections and

@@ -145,3 +145,67 @@ func TestEventsLost(t *testing.T) {
 	qt.Check(t, qt.Equals(s.span("VM.after").Incomplete, ""))
 	qt.Check(t, qt.Equals(s.e.Stats().EventsLost, 7))
 }
+
+// A process is its maker's and, besides, the component that its program is.
+func TestProcessAlso(t *testing.T) {
+	s := begun(t)
+	s.started(220, 6, tagged, start)
+	for i, programs := range [][]string{
+		{"vfork_helper", "xenguest"}, {"vfork_helper", "vif"}, {"vfork_helper", "qemu-wrapper", "logger"}, {"sh"},
+	} {
+		pid := uint32(300 + i)
+		s.fork(xenopsd, 220, pid)
+		for _, p := range programs {
+			s.exec(xenopsd, pid, p, "")
+		}
+	}
+	s.fork(daemon{event.Xenopsd, 302, ""}, 302, 310) // qemu-wrapper has several processes
+	s.fork(daemon{event.Xenopsd, 301, ""}, 301, 311)
+	s.exec(xenopsd, 311, "ip", "") // started by the script, not by vfork_helper
+	for _, pid := range []uint32{310, 311, 300, 301, 302, 303} {
+		s.exit(xenopsd, pid, 0)
+	}
+	s.drain()
+	for name, also := range map[string]event.Component{
+		"xenguest": event.Xenguest, "vif": event.Forkexecd, "sh": event.NoComponent, "ip": event.NoComponent,
+	} {
+		qt.Check(t, qt.Equals(s.span(name).Component, event.Xenopsd), qt.Commentf("%s", name))
+		qt.Check(t, qt.Equals(s.span(name).Service, "xenopsd"), qt.Commentf("%s", name))
+		qt.Check(t, qt.Equals(s.span(name).Also, also), qt.Commentf("%s", name))
+	}
+	for _, sp := range s.spans {
+		if sp.Name == "logger" {
+			qt.Check(t, qt.Equals(sp.Also, event.QEMU))
+		}
+	}
+	s.under("ip", "vif", LinkFork)
+}
+
+// Where nothing but children is watched, a process that a component wants is the
+// root of its own tree.
+func TestProcessWithoutCaller(t *testing.T) {
+	s := newScript(t)
+	s.fork(xenopsd, 220, 300)
+	s.exec(xenopsd, 300, "vfork_helper", "")
+	s.exec(xenopsd, 300, "xenguest", "")
+	guest := daemon{event.Xenopsd, 300, "xenguest"}
+	s.fork(guest, 300, 301)
+	s.exec(xenopsd, 301, "gzip", "")
+	s.exit(xenopsd, 301, 0)
+	s.exit(xenopsd, 300, 0)
+	s.fork(xapi, 110, 400)
+	s.exec(daemon{event.SMAPI, 100, ""}, 400, "LVMSR", "sr_scan")
+	s.exit(daemon{event.SMAPI, 100, ""}, 400, 0)
+	s.exec(daemon{event.Forkexecd, 500, ""}, 501, "vif", "")
+	s.exit(daemon{event.Forkexecd, 500, ""}, 501, 0)
+	s.root("xenguest")
+	qt.Check(t, qt.Equals(s.span("xenguest").Component, event.Xenopsd))
+	qt.Check(t, qt.Equals(s.span("xenguest").Also, event.Xenguest))
+	s.under("gzip", "xenguest", LinkFork)
+	qt.Check(t, qt.Equals(s.span("gzip").Also, event.NoComponent))
+	s.root("LVMSR sr_scan")
+	qt.Check(t, qt.Equals(s.span("LVMSR sr_scan").Component, event.SMAPI))
+	s.root("vif")
+	qt.Check(t, qt.Equals(s.span("vif").Service, "forkexecd"))
+	qt.Check(t, qt.Equals(s.e.Stats().Activities, 0))
+}
