@@ -2,7 +2,6 @@ package metrics
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/otlphttp"
 )
 
 // Names of the metrics, those of the Collector's spanmetrics connector. A scrape
@@ -42,8 +42,8 @@ type Observer struct {
 
 // OTLP says where the metrics of an Observer are sent. The zero value: nowhere.
 type OTLP struct {
-	Endpoints []string    // otlp+http://… and otlp+https://…; others are left out
-	TLS       *tls.Config // nil: the system's CAs
+	Endpoints []string       // otlp+http://… and otlp+https://…; others are left out
+	Trust     otlphttp.Trust // nil: the system's CA certificates; *remote.Trust has the pool's too
 }
 
 // Exporter counts the spans of one Observer. It implements export.Exporter.

@@ -42,7 +42,7 @@ func newSender(to OTLP, o Options) (*sender, error) {
 		if err != nil {
 			return nil, err
 		}
-		client := otlphttp.NewClient(u, otlphttp.Options{TLS: to.TLS, Timeout: o.Timeout})
+		client := otlphttp.NewClient(u, otlphttp.Options{Trust: to.Trust, Timeout: o.Timeout})
 		exp, err := otlpmetrichttp.New(context.Background(),
 			otlpmetrichttp.WithEndpointURL(u.String()),
 			otlpmetrichttp.WithHTTPClient(client),

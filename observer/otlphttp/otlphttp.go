@@ -3,14 +3,10 @@
 package otlphttp
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"net/url"
 	"strings"
-	"time"
 )
 
 // prefix marks an endpoint of an Observer as OTLP.
@@ -53,59 +49,3 @@ func URL(endpoint, signal string) (*url.URL, error) {
 	u.Path = path + "/v1/" + signal
 	return u, nil
 }
-
-// Options of a Client. Zero values mean the defaults.
-type Options struct {
-	TLS     *tls.Config   // nil: the system's CAs
-	Timeout time.Duration // of a whole request; 10 s
-}
-
-// NewClient returns a client that sends every request to u, with its query and
-// its user, which the OpenTelemetry exporters leave out. It follows no redirect,
-// which would lose the body or hand it to another host. How a request ended is
-// noted in the Answer of its context.
-func NewClient(u *url.URL, o Options) *http.Client {
-	if o.Timeout <= 0 {
-		o.Timeout = 10 * time.Second
-	}
-	return &http.Client{
-		Timeout: o.Timeout,
-		Transport: &transport{url: *u, base: &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: o.Timeout / 2}).DialContext,
-			TLSClientConfig:        o.TLS,
-			TLSHandshakeTimeout:    o.Timeout / 2,
-			ResponseHeaderTimeout:  o.Timeout,
-			MaxIdleConns:           1,
-			IdleConnTimeout:        90 * time.Second,
-			ForceAttemptHTTP2:      true,
-			MaxResponseHeaderBytes: 64 << 10,
-		}},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-}
-
-type transport struct {
-	url  url.URL
-	base *http.Transport
-}
-
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	u := t.url
-	if u.User != nil {
-		password, _ := u.User.Password()
-		req.SetBasicAuth(u.User.Username(), password)
-		u.User = nil
-	}
-	req.URL = &u
-	req.Header.Set("User-Agent", "dtagent")
-	resp, err := t.base.RoundTrip(req)
-	if a, ok := req.Context().Value(answerKey{}).(*Answer); ok {
-		a.note(resp, err)
-	}
-	return resp, err
-}
-
-// CloseIdleConnections is called by http.Client's method of that name.
-func (t *transport) CloseIdleConnections() { t.base.CloseIdleConnections() }

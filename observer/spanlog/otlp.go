@@ -2,7 +2,6 @@ package spanlog
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net/http"
 	"strings"
@@ -23,8 +22,8 @@ import (
 
 // OTLP says where log records are sent. Timeout is of one request; 0: 10 s.
 type OTLP struct {
-	Endpoint string      // otlp+http://… or otlp+https://…, as for spans
-	TLS      *tls.Config // nil: the system's CAs
+	Endpoint string         // otlp+http://… or otlp+https://…, as for spans
+	Trust    otlphttp.Trust // nil: the system's CA certificates; *remote.Trust has the pool's too
 	Timeout  time.Duration
 }
 
@@ -35,7 +34,7 @@ func NewOTLP(ob Observer, to OTLP) (export.Exporter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("span log: %w", err)
 	}
-	client := otlphttp.NewClient(u, otlphttp.Options{TLS: to.TLS, Timeout: to.Timeout})
+	client := otlphttp.NewClient(u, otlphttp.Options{Trust: to.Trust, Timeout: to.Timeout})
 	exp, err := otlploghttp.New(context.Background(),
 		otlploghttp.WithEndpointURL(u.String()),
 		otlploghttp.WithHTTPClient(client),
