@@ -16,6 +16,7 @@ import (
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer/bugtool"
 	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/metrics"
 	"github.com/xenserver/dtagent/probes/event"
 	"go.opentelemetry.io/otel/attribute"
 )
@@ -79,9 +80,12 @@ const closeGrace = time.Second
 // Options of a Set.
 type Options struct {
 	Host       Host
-	BugtoolDir string       // "": bugtool.DefaultDir
-	QueueDir   string       // of the queues of remote endpoints on disk; "": in memory only
-	Log        *slog.Logger // nil: discarded
+	BugtoolDir string            // "": bugtool.DefaultDir
+	QueueDir   string            // of the queues of remote endpoints on disk; "": in memory only
+	SpanLog    string            // file of the log records made from spans; "": spanlog.DefaultPath
+	CAFile     string            // https receivers are checked against these CAs too
+	Metrics    *metrics.Registry // of what is measured by spans; nil: one that nobody sees
+	Log        *slog.Logger      // nil: discarded
 	Limits     Limits
 
 	// Experimental are left out even when an Observer names them, as XAPI does

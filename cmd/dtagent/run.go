@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,7 +11,12 @@ import (
 	"github.com/xenserver/dtagent/cmd/dtagent/agent"
 	"github.com/xenserver/dtagent/observer"
 	"github.com/xenserver/dtagent/observer/bugtool"
+	"github.com/xenserver/dtagent/observer/spanlog"
+	"github.com/xenserver/dtagent/observer/xapi"
 )
+
+// defaultState is where the agent keeps what outlives it.
+const defaultState = "/var/lib/dtagent"
 
 func newRun() *cobra.Command {
 	cmd := &cobra.Command{
@@ -24,17 +28,23 @@ it: what is still open is sent, which takes up to five seconds.`,
 		Args: cobra.NoArgs,
 	}
 	c := agent.Config{Version: version}
-	var level string
+	var level, experimental string
 	flags := cmd.Flags()
 	flags.StringVar(&c.ObserversDir, "observers-dir", observer.DefaultDir, "directory of the local Observers")
 	flags.StringVar(&c.Control, "control", defaultControl, "socket for dtagent status and trace")
+	flags.StringVar(&c.XAPISocket, "xapi-socket", xapi.DefaultSocket, "XAPI's socket, for the Observers of the pool; empty: only local ones")
+	flags.StringVar(&c.StateDir, "state-dir", defaultState, "directory of what outlives the agent: spans not delivered yet, and the pool's last Observers; empty: nothing does")
+	flags.StringVar(&c.SpanLog, "span-log", spanlog.DefaultPath, "file of the log records that Observers with dtagent.logs ask for")
+	flags.StringVar(&c.Metrics, "metrics", "", "address of the metrics page: unix:PATH, or a loopback address and port; empty: none")
+	flags.StringVar(&c.CAFile, "ca-file", "", "PEM file of further CAs for https receivers, beside the system's and the pool's")
+	flags.StringVar(&experimental, "experimental-components", "", "components left out even when an Observer names them, separated by commas; xapi.conf: those that XAPI leaves out")
 	flags.StringVar(&c.BugtoolDir, "bugtool-dir", bugtool.DefaultDir, "directory of the bugtool's files")
 	flags.BoolVar(&c.Legacy, "legacy", false, "load the programs for Linux 4.19 even where the modern ones work")
 	flags.StringVar(&c.SMDir, "sm-dir", "", "further directory of SM scripts")
 	flags.StringVar(&c.Proc, "proc", "/proc", "proc file system, or a directory of links to the processes in it that may be traced")
 	flags.StringVar(&c.Host.UUID, "host-uuid", "", "uuid of this host (default: INSTALLATION_UUID in "+agent.Inventory+")")
-	flags.StringVar(&c.Host.Name, "host-name", "", "name of this host (default: the kernel's)")
-	flags.StringVar(&c.Host.PoolUUID, "pool-uuid", "", "uuid of the pool")
+	flags.StringVar(&c.Host.Name, "host-name", "", "name of this host (default: XAPI's, else the kernel's)")
+	flags.StringVar(&c.Host.PoolUUID, "pool-uuid", "", "uuid of the pool (default: XAPI's)")
 	flags.DurationVar(&c.ClockOffset, "clock-offset", 0, "added to wall time, for tests of pools")
 	_ = flags.MarkHidden("clock-offset") // it exists
 	flags.StringVar(&level, "log-level", "info", "debug, info, warn or error")
@@ -51,15 +61,16 @@ it: what is still open is sent, which takes up to five seconds.`,
 		if os.Geteuid() != 0 {
 			return errors.New("needs root: eBPF and other users' processes are for root only; run `sudo dtagent run`, or start the service")
 		}
-		host, err := agent.ReadHost(agent.Inventory)
+		var err error
+		if c.Experimental, err = experimentalComponents(experimental); err != nil {
+			return &verbError{verb: "run", code: exitUsage, err: err}
+		}
+		c.Known, err = agent.ReadHost(agent.Inventory)
 		if err != nil && c.Host.UUID == "" {
 			c.Log.Warn("this host's uuid is not known: spans carry none, and Observers for certain hosts do nothing; give --host-uuid", "err", err)
 		}
-		c.Host.UUID = cmp.Or(c.Host.UUID, host.UUID)
-		if c.Host.Name == "" {
-			if c.Host.Name = host.Name; c.Host.Name == "" {
-				c.Host.Name, _ = os.Hostname()
-			}
+		if c.Known.Name == "" {
+			c.Known.Name, _ = os.Hostname()
 		}
 		return agent.Run(cmd.Context(), c)
 	})

@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
+	"github.com/xenserver/dtagent/observer"
+	"github.com/xenserver/dtagent/observer/xapi"
 )
 
 func newStatus() *cobra.Command {
@@ -94,7 +96,8 @@ func printStatus(out io.Writer, s *control.Status) error {
 		fmt.Fprintf(w, "\tqueue to the correlation full: %d\n", s.Handover.Dropped)
 	}
 
-	fmt.Fprintf(w, "observers\t%d in %s\n", len(s.Observers), s.ObserversDir)
+	printXAPI(w, s.XAPI)
+	fmt.Fprintf(w, "observers\t%d; local ones are in %s\n", len(s.Observers), s.ObserversDir)
 	for _, o := range s.Observers {
 		state := "enabled"
 		if !o.Enabled {
@@ -102,19 +105,25 @@ func printStatus(out io.Writer, s *control.Status) error {
 		} else if !o.Here {
 			state = "enabled, for other hosts"
 		}
-		fmt.Fprintf(w, "\t%s %s: %s, components %s\n", o.UUID, o.NameLabel, state, o.Components)
+		switch {
+		case o.Source == "":
+			state = "gone, its endpoints finish" // with a queue on disk, perhaps for a while
+		case o.Source != sourceLocal:
+			state += ", from " + o.Source
+		}
+		fmt.Fprintf(w, "\t%s %s: %s, components %s\n", o.UUID, o.NameLabel, state, cmp.Or(o.Components, "none"))
+		if p := o.Processors; p != nil && p.Received != p.Passed {
+			fmt.Fprintf(w, "\t  processors: %d spans, %d passed, %d held; filtered: %s\n", p.Received, p.Passed, p.Held, counts(p.FilteredByCause()))
+		}
 		for _, e := range o.Endpoints {
-			fmt.Fprintf(w, "\t  %s: %s, %d spans, %d sent, %d queued, %d dropped\n", e.Endpoint, e.State, e.Produced, e.Sent, e.Queued, e.Lost())
-			if e.Lost() > 0 {
-				fmt.Fprintf(w, "\t    dropped: %s\n", counts(e.DroppedByCause()))
-			}
-			if e.LastError != "" {
-				fmt.Fprintf(w, "\t    last error: %s\n", e.LastError)
-			}
+			printEndpoint(w, "\t  ", e)
 		}
 		for _, m := range o.Warnings {
 			fmt.Fprintf(w, "\t  note: %s\n", m)
 		}
+	}
+	if len(s.Observers) > 1 {
+		printEndpoint(w, "\t", s.Totals)
 	}
 	for _, m := range s.Mistakes {
 		kept := "it is left out"
@@ -124,9 +133,46 @@ func printStatus(out io.Writer, s *control.Status) error {
 		fmt.Fprintf(w, "mistake\t%s (%s)\n", strings.ReplaceAll(m.Error, "\n", "; "), kept)
 	}
 	fmt.Fprintf(w, "bugtool files\t%s\n", s.BugtoolDir)
+	if s.Metrics != "" {
+		fmt.Fprintf(w, "metrics\t%s\n", s.Metrics)
+	}
 	fmt.Fprintf(w, "cost\t%.1f MiB resident, %.2f s CPU, %d goroutines\n",
 		float64(s.Process.RSSBytes)/(1<<20), s.Process.CPUSeconds, s.Process.Goroutines)
 	return w.Flush()
+}
+
+const sourceLocal = "local"
+
+// printEndpoint prints the accounts of one endpoint.
+func printEndpoint(w io.Writer, indent string, e observer.EndpointStats) {
+	fmt.Fprintf(w, "%s%s: %s, %d spans, %d sent, %d queued, %d dropped\n", indent, e.Endpoint, e.State, e.Produced, e.Sent, e.Queued, e.Lost())
+	if e.Recovered > 0 {
+		fmt.Fprintf(w, "%s  %d of them were left on disk by an agent before this one\n", indent, e.Recovered)
+	}
+	if e.Lost() > 0 {
+		fmt.Fprintf(w, "%s  dropped: %s\n", indent, counts(e.DroppedByCause()))
+	}
+	if e.LastError != "" {
+		fmt.Fprintf(w, "%s  last error: %s\n", indent, e.LastError)
+	}
+}
+
+// printXAPI prints how things stand with the pool's database.
+func printXAPI(w io.Writer, s *xapi.Status) {
+	if s == nil {
+		return
+	}
+	fmt.Fprintf(w, "xapi\t%s since %s, %d observers", s.State, s.Since.Format(time.DateTime), s.Observers)
+	if s.FromStateFile {
+		fmt.Fprint(w, ", those last known")
+	}
+	fmt.Fprintln(w)
+	if s.LastError != "" && s.State != xapi.Connected {
+		fmt.Fprintf(w, "\tlast error: %s\n", s.LastError)
+	}
+	for _, m := range s.Mistakes {
+		fmt.Fprintf(w, "\tmistake in %s %s: %s\n", m.UUID, m.NameLabel, strings.Join(m.Errors, "; "))
+	}
 }
 
 func counts(m map[string]uint64) string {

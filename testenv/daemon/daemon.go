@@ -34,11 +34,12 @@ func Build(ctx context.Context, dir string) (string, error) {
 
 // Options of an agent.
 type Options struct {
-	Binary string    // as Build made it
-	Dir    string    // holds its Observers, its socket and, below spans, its bugtool files
-	Only   []int     // the processes that it may find; none: all of this machine
-	Args   []string  // further arguments of `dtagent run`
-	Log    io.Writer // also gets what the agent logs; nil: nothing does
+	Binary     string    // as Build made it
+	Dir        string    // holds its Observers, its socket and, below spans, its bugtool files
+	XAPISocket string    // of the XAPI whose Observers it follows; "": of none
+	Only       []int     // the processes that it may find; none: all of this machine
+	Args       []string  // further arguments of `dtagent run`
+	Log        io.Writer // also gets what the agent logs; nil: nothing does
 }
 
 // Daemon is a running agent. Its methods may be called from any goroutine.
@@ -56,7 +57,8 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	if err := os.MkdirAll(d.ObserversDir(), 0o755); err != nil {
 		return nil, err
 	}
-	args := []string{"run", "--observers-dir", d.ObserversDir(), "--control", d.Control(), "--bugtool-dir", d.SpansDir()}
+	args := []string{"run", "--observers-dir", d.ObserversDir(), "--control", d.Control(), "--bugtool-dir", d.SpansDir(),
+		"--state-dir", d.StateDir(), "--span-log", d.SpanLog(), "--xapi-socket", o.XAPISocket}
 	if len(o.Only) > 0 {
 		proc, err := restrict(filepath.Join(o.Dir, "proc"), o.Only)
 		if err != nil {
@@ -110,6 +112,12 @@ func (d *Daemon) Control() string { return filepath.Join(d.o.Dir, "run", "contro
 
 // SpansDir is the directory of the agent's bugtool files.
 func (d *Daemon) SpansDir() string { return filepath.Join(d.o.Dir, "spans") }
+
+// StateDir is the directory of what outlives the agent.
+func (d *Daemon) StateDir() string { return filepath.Join(d.o.Dir, "state") }
+
+// SpanLog is the file of the log records that the agent makes from spans.
+func (d *Daemon) SpanLog() string { return filepath.Join(d.o.Dir, "log", "spans.jsonl") }
 
 // PID is the agent's process id.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }

@@ -19,6 +19,8 @@ import (
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer"
+	"github.com/xenserver/dtagent/observer/metrics"
+	"github.com/xenserver/dtagent/observer/xapi"
 	"github.com/xenserver/dtagent/probes"
 	"github.com/xenserver/dtagent/probes/event"
 	"github.com/xenserver/dtagent/probes/target"
@@ -27,15 +29,22 @@ import (
 // Config is all that the daemon is told.
 type Config struct {
 	Version      string
-	ObserversDir string        // "": observer.DefaultDir
-	BugtoolDir   string        // "": the toolstack's own
-	Control      string        // path of the control socket
-	SMDir        string        // further directory of SM scripts; "": none
-	Proc         string        // where processes are looked for; "": /proc
-	Legacy       bool          // the programs for Linux 4.19 even where the modern ones work
-	ClockOffset  time.Duration // added to wall time, for tests of pools
-	Host         observer.Host
-	Log          *slog.Logger // nil: discarded
+	ObserversDir string           // "": observer.DefaultDir
+	BugtoolDir   string           // "": the toolstack's own
+	XAPISocket   string           // "": the Observers of the pool are not followed
+	StateDir     string           // what outlives the agent: spans not delivered, the last Observers of the pool; "": nothing does
+	SpanLog      string           // file of the log records made from spans; "": spanlog.DefaultPath
+	Metrics      string           // address of the metrics page; "": none
+	CAFile       string           // https receivers are checked against these too; "": the system's and the pool's
+	Experimental event.Components // left out even when an Observer names them
+	Control      string           // path of the control socket
+	SMDir        string           // further directory of SM scripts; "": none
+	Proc         string           // where processes are looked for; "": /proc
+	Legacy       bool             // the programs for Linux 4.19 even where the modern ones work
+	ClockOffset  time.Duration    // added to wall time, for tests of pools
+	Host         observer.Host    // what it is told about this host: goes before what XAPI says
+	Known        observer.Host    // what is known of this host otherwise
+	Log          *slog.Logger     // nil: discarded
 }
 
 const (
@@ -73,10 +82,9 @@ func Run(ctx context.Context, c Config) (err error) {
 		c: c, started: time.Now(), manager: m,
 		queue: newHandover(), wanted: make(chan event.Components, 1), stats: make(chan chan counts), ended: make(chan struct{}),
 	}
-	a.set = observer.NewSet(observer.Options{
-		Host: c.Host, BugtoolDir: c.BugtoolDir, Log: c.Log.With("component", "observer"), OnWanted: a.want,
-	})
-	a.dir = observer.NewDirectory(c.ObserversDir, c.Log.With("component", "observer"))
+	if err := a.observers(); err != nil {
+		return err
+	}
 	a.server = control.NewServer(a.status, c.Log.With("component", "control"))
 	a.tier = k.Tier().String()
 	return a.run(ctx, ln)
@@ -96,7 +104,10 @@ type agent struct {
 	started time.Time
 	manager *probes.Manager
 	set     *observer.Set
+	sources sources
 	dir     *observer.Directory
+	xapi    *xapi.Source // nil: the Observers of the pool are not followed
+	metrics *metrics.Registry
 	server  *control.Server
 	queue   *handover
 	wanted  chan event.Components // the newest wish of the Observers; holds one
@@ -133,7 +144,18 @@ func (a *agent) run(ctx context.Context, ln net.Listener) error {
 		a.queue.close()
 	})
 	watching.Go(func() { a.attach(ctx) })
-	watching.Go(func() { fail(a.dir.Run(ctx, a.set.Apply)) })
+	watching.Go(func() { fail(a.dir.Run(ctx, a.sources.applyLocal)) })
+	if a.xapi != nil {
+		watching.Go(func() { fail(a.xapi.Run(ctx, a.sources.applyXAPI)) })
+	}
+	if a.c.Metrics != "" {
+		stop, err := a.serveMetrics(fail)
+		if err != nil {
+			fail(err)
+		} else {
+			defer stop()
+		}
+	}
 
 	if err := notify("READY=1"); err != nil {
 		log.Warn("not told systemd", "err", err)
@@ -253,7 +275,16 @@ func (a *agent) status() control.Status {
 		Tier: a.tier, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
 		Handover:     control.Handover{Capacity: handoverEvents, Queued: a.queue.waiting(), Dropped: a.queue.dropped.Load()},
 		ObserversDir: a.c.ObserversDir, BugtoolDir: a.c.BugtoolDir,
+		StateDir: a.c.StateDir, Metrics: a.c.Metrics,
 		Observers: a.set.Stats(), Mistakes: []control.Mistake{}, Process: cost(), Components: []string{},
+	}
+	s.Totals = observer.EndpointStats{Endpoint: "all", State: "ok", Counters: a.set.Totals()}
+	for i := range s.Observers {
+		s.Observers[i].Source = a.sources.of(s.Observers[i].UUID)
+	}
+	if a.xapi != nil {
+		st := a.xapi.Status()
+		s.XAPI = &st
 	}
 	for _, c := range a.set.Wanted().All() {
 		s.Components = append(s.Components, c.String())

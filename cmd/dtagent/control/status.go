@@ -7,6 +7,7 @@ import (
 
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer"
+	"github.com/xenserver/dtagent/observer/xapi"
 )
 
 // Status is what the agent tells about itself. Counters begin with its start.
@@ -32,9 +33,13 @@ type Status struct {
 	Engine   correlate.Stats       `json:"engine"`
 
 	ObserversDir string                   `json:"observers_dir"`
+	XAPI         *xapi.Status             `json:"xapi,omitempty"` // nil: the Observers of the pool are not followed
 	Observers    []observer.ObserverStats `json:"observers"`
+	Totals       observer.EndpointStats   `json:"totals"`   // of all endpoints there ever were
 	Mistakes     []Mistake                `json:"mistakes"` // in the Observers directory
 	BugtoolDir   string                   `json:"bugtool_dir"`
+	StateDir     string                   `json:"state_dir,omitempty"`
+	Metrics      string                   `json:"metrics,omitempty"` // address of the metrics page
 
 	Process Process `json:"process"`
 }
