@@ -27,7 +27,7 @@ type Options struct {
 	ApplyEvery   time.Duration // shortest time from one apply to the next; 250 ms
 	SaveEvery    time.Duration // shortest time from one write of the state file to the next; 1 s
 	BackoffMin   time.Duration // pause after a first failure, doubled each time; 200 ms
-	BackoffMax   time.Duration // 10 s, but 1 s while nobody listens on the socket
+	BackoffMax   time.Duration // 5 s; 0.5 s while nobody listens on the socket, and none once there is a new one
 }
 
 func (o Options) withDefaults() Options {
@@ -50,7 +50,7 @@ func (o Options) withDefaults() Options {
 	times(&o.ApplyEvery, 250*time.Millisecond)
 	times(&o.SaveEvery, time.Second)
 	times(&o.BackoffMin, 200*time.Millisecond)
-	times(&o.BackoffMax, 10*time.Second)
+	times(&o.BackoffMax, 5*time.Second)
 	return o
 }
 
@@ -62,4 +62,13 @@ type State struct {
 	// (Observer.Validate) is left out and shown by Status.
 	Observers []observer.Observer `json:"observers"`
 	Host      observer.Host       `json:"host"` // zero fields: not known
+}
+
+func (s State) clone() State {
+	obs := make([]observer.Observer, len(s.Observers))
+	for i, o := range s.Observers {
+		obs[i] = o.Clone()
+	}
+	s.Observers = obs
+	return s
 }
