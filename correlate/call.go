@@ -43,8 +43,9 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	}
 	if h.Task.Real() {
 		a.task = h.Task // the caller's, on this or another host
+		a.tree.isOf(h.Task)
 		if !hasContext {
-			e.joinTask(a)
+			e.joinTask(a, h.Task)
 		}
 		if e.tasks.get(h.Task) == nil {
 			e.tasks.put(h.Task, e.now).place = e.placeOf(a)
@@ -53,7 +54,15 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	th.push(a)
 	c.call = a.ref()
 	c.tunnel = false
-	c.rpc = bytes.Equal(h.Method, []byte("POST")) && isRPC(h.Path)
+	c.rpc = isCall(h)
+	c.agent = fromAgent(h)
+	c.hop = e.received(c, h)
+	if id := c.hop.subtaskOf; c.hop.known && h.Task.IsZero() {
+		a.tree.find().isOf(id)
+		if !hasContext {
+			e.joinTask(a, id)
+		}
+	}
 
 	e.scratch = append(append(append(e.scratch[:0], h.Method...), ' '), h.Path...)
 	name := e.scratch
@@ -138,11 +147,21 @@ func (e *Engine) baggage(b []byte) []attribute.KeyValue {
 func (e *Engine) peek(c *conn, ev *event.Event, whole bool) {
 	b := &c.body
 	a := c.call.get()
-	if a == nil || b.read || b.buf == nil {
+	reply := ev.Dir == c.role.replies()
+	if a == nil && (reply || c.role != hostRole) || b.read || b.buf == nil {
 		return
 	}
 	whole = whole || len(b.buf) >= peekBytes || b.tail != nil
-	if ev.Dir == event.In && e.peekRequest(c, a, b, whole) || ev.Dir == event.Out && e.peekReply(a, b, whole) {
+	done := false
+	switch {
+	case reply:
+		done = e.peekReply(a, b, whole)
+	case c.role == serverRole:
+		done = e.peekRequest(c, a, b, whole)
+	default:
+		done = e.peekOutgoing(c, b, whole)
+	}
+	if done {
 		e.readBody(b)
 	}
 }
@@ -178,6 +197,23 @@ func (e *Engine) peekRequest(c *conn, a *activity, b *body, whole bool) bool {
 	if call.Method == nil {
 		return whole
 	}
+	e.calls(a, &call)
+	e.joinHop(&c.hop, a, call.Method)
+	if c.agent && c.component == event.Xapi {
+		e.leaveOut(a)
+	}
+	if c.component != event.Xapi {
+		a.task = call.DebugInfo.Task
+		e.remote(a, call.DebugInfo.Context)
+		if a.task.Real() {
+			e.joinTask(a) // daemons that are told no more than that
+		}
+	}
+	return true
+}
+
+// calls says what a asks for.
+func (e *Engine) calls(a *activity, call *wire.Call) {
 	a.name = e.text(call.Method, maxName)
 	a.prefix = call.Prefix
 	a.method = strings.TrimPrefix(a.name, call.Prefix.String())
@@ -188,11 +224,6 @@ func (e *Engine) peekRequest(c *conn, a *activity, b *body, whole bool) bool {
 		a.set(attribute.String("rpc.system", "jsonrpc"))
 	}
 	a.set(attribute.String("rpc.method", a.name))
-	if c.component != event.Xapi {
-		a.task = call.DebugInfo.Task
-		e.remote(a, call.DebugInfo.Context)
-	}
-	return true
 }
 
 func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
@@ -212,6 +243,7 @@ func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
 		}
 		if r.Task.Real() {
 			a.task = r.Task
+			a.tree.find().isOf(r.Task)
 		}
 	}
 	return true
@@ -221,7 +253,9 @@ func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
 func (e *Engine) replyHead(c *conn, s *side, h *wire.Head) {
 	a := c.call.get()
 	if a == nil {
-		e.stats.NoRequest++
+		if c.role == serverRole {
+			e.stats.NoRequest++
+		}
 		c.body.read = true
 		return
 	}
@@ -233,7 +267,7 @@ func (e *Engine) replyHead(c *conn, s *side, h *wire.Head) {
 	if h.Status >= 400 && a.err == "" {
 		a.err = e.strings.String(strconv.AppendInt(append(e.scratch[:0], "HTTP "...), int64(h.Status), 10))
 	}
-	if s.reader.Left() < 0 && !h.Chunked {
+	if c.role == serverRole && s.reader.Left() < 0 && !h.Chunked {
 		c.tunnel = true // until the socket closes
 	}
 }
@@ -247,7 +281,7 @@ func (e *Engine) replied(c *conn, s *side, ev *event.Event) {
 	if a == nil {
 		return
 	}
-	if in := &c.side[0]; in.busy && in.reader.Left() > 0 {
+	if request := &c.side[2-ev.Dir]; request.busy && request.reader.Left() > 0 {
 		return // answered before the request was read to its end
 	}
 	a.reply = max(a.reply, ev.Last)
@@ -272,11 +306,11 @@ type taskPlace struct{ place place }
 
 func (e *Engine) dropTaskPlace(p *taskPlace) { e.release(&p.place) }
 
-// joinTask hangs a, a root, under the span of its task.
-func (e *Engine) joinTask(a *activity) {
-	p := e.tasks.get(a.task)
+// joinTask hangs a, a root, under the span of the task.
+func (e *Engine) joinTask(a *activity, id wire.TaskID) {
+	p := e.tasks.get(id)
 	if p == nil {
-		p = e.ended.get(a.task)
+		p = e.ended.get(id)
 	}
 	if p != nil {
 		e.join(a, p.place, LinkTask)
@@ -307,6 +341,7 @@ func (e *Engine) noteTask(a *activity, label []byte, id wire.TaskID) {
 	}
 	a.task = id
 	if id.Real() {
+		a.tree.find().isOf(id)
 		p := e.tasks.put(id, e.now)
 		p.place = e.placeOf(a)
 	}

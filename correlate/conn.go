@@ -15,7 +15,20 @@ const (
 	serverRole              // answers requests: API calls
 	clientRole              // asks others: not reported
 	switchRole              // asks message-switch
+	hostRole                // asks other hosts' xapi
+	relayRole               // is message-switch, and answers
 )
+
+// replies is the direction of replies, 0 when there are none of interest.
+func (r role) replies() event.Dir {
+	switch r {
+	case serverRole:
+		return event.Out
+	case hostRole:
+		return event.In
+	}
+	return 0
+}
 
 // conn is the socket key: one open socket of one process.
 type conn struct {
@@ -35,7 +48,10 @@ type connState struct {
 	dir       event.Dir
 	listener  string
 	peer      netip.AddrPort
-	call      ref // server: the request in progress
+	call      ref  // server, host: the request in progress
+	agent     bool // server: the request can be one of the agent itself
+	hop       hop
+	outgoing  outgoing
 	exchange  exchange
 }
 
@@ -114,8 +130,17 @@ func (e *Engine) handleOpen(ev *event.Event) {
 	}
 	c.how, c.listener, c.peer = ev.How, ev.Listener, ev.Peer
 	if ev.How == event.Accepted {
-		c.role = serverRole
+		c.role = serverRoleOf(ev.Component)
 	}
+}
+
+// serverRoleOf is what the processes of a component do on connections that they
+// accepted.
+func serverRoleOf(c event.Component) role {
+	if c == event.MessageSwitch {
+		return relayRole
+	}
+	return serverRole
 }
 
 func (e *Engine) handleClose(ev *event.Event) {
@@ -164,7 +189,7 @@ func (e *Engine) handleData(ev *event.Event) {
 	}
 	turned := ev.Dir != c.dir || ev.Flags&event.FlagMore == 0
 	c.dir = ev.Dir
-	if ev.Dir == event.Out {
+	if ev.Dir == c.role.replies() {
 		if a := c.call.get(); a != nil {
 			a.reply = max(a.reply, ev.Last)
 		}
@@ -217,7 +242,7 @@ func (e *Engine) read(c *conn, s *side, ev *event.Event, p []byte, tail bool) {
 		case wire.PartBody:
 			if s.busy {
 				e.keep(c, b, tail)
-				if c.role == serverRole {
+				if c.role == serverRole || c.role == hostRole {
 					e.peek(c, ev, false)
 				}
 				e.maybeDone(c, s, ev)
@@ -236,11 +261,13 @@ func (e *Engine) maybeDone(c *conn, s *side, ev *event.Event) {
 	}
 	s.busy = false
 	switch c.role {
-	case serverRole:
+	case serverRole, hostRole:
 		e.peek(c, ev, true)
-		if ev.Dir == event.Out {
+		if ev.Dir == c.role.replies() {
 			e.replied(c, s, ev)
 		}
+	case relayRole:
+		e.relayed(c, ev)
 	default:
 		e.exchanged(c, s, ev)
 	}
@@ -253,9 +280,11 @@ func (e *Engine) head(c *conn, s *side, ev *event.Event) {
 	if c.role == unknownRole {
 		switch {
 		case ev.Dir == event.In && !h.Reply:
-			c.role = serverRole
+			c.role = serverRoleOf(c.component)
 		case ev.Dir == event.Out && h.Reply:
-			c.role = serverRole
+			c.role = serverRoleOf(c.component)
+		case ev.Dir == event.Out && c.callsHosts(h):
+			c.role = hostRole
 		case ev.Dir == event.Out && e.dec.SwitchRequest(h.Path).Action == wire.OtherAction:
 			c.role = clientRole
 			return
@@ -268,17 +297,23 @@ func (e *Engine) head(c *conn, s *side, ev *event.Event) {
 		e.startCall(c, ev, h, s.first)
 	case c.role == serverRole && ev.Dir == event.Out && h.Reply:
 		e.replyHead(c, s, h)
+	case c.role == relayRole && ev.Dir == event.In && !h.Reply:
+		e.startRelay(c, ev, h, s.first)
 	case c.role == switchRole && ev.Dir == event.Out && !h.Reply:
 		e.startExchange(c, ev, h, s.first)
-	case c.role == serverRole:
+	case c.role == hostRole && ev.Dir == event.Out && !h.Reply:
+		e.startOutgoing(c, ev, h, s.first)
+	case c.role == hostRole && ev.Dir == event.In && h.Reply:
+		e.replyHead(c, s, h)
+	case c.role == serverRole, c.role == hostRole:
 		c.body.read = true
 	}
 }
 
 func (e *Engine) badHead(c *conn, ev *event.Event) {
 	a := c.call.get()
-	if c.role == serverRole && a != nil && ev.Dir == event.Out {
-		if !c.rpc {
+	if a != nil && ev.Dir == c.role.replies() {
+		if c.role == serverRole && !c.rpc {
 			c.tunnel = true // answers in a protocol of its own
 			return
 		}

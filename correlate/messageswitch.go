@@ -19,13 +19,15 @@ type messageID struct {
 // message joins the call at its sender and at its receiver. Either may come
 // first: the switch delivers a message before its sender has read its number.
 type message struct {
-	send    ref
-	sent    place
-	hasSend bool
-	rpc     ref
-	hasRPC  bool
-	ended   event.Time // the answer reached the sender's process before its number did
-	err     string     // of that answer
+	send     ref
+	sent     place
+	hasSend  bool
+	rpc      ref
+	hasRPC   bool
+	relay    ref // at the switch itself
+	hasRelay bool
+	ended    event.Time // the answer reached the sender's process before its number did
+	err      string     // of that answer
 }
 
 func (e *Engine) dropMessage(m *message) { e.release(&m.sent) }
@@ -135,6 +137,7 @@ func (e *Engine) startSend(c *conn, ev *event.Event) {
 	a.name = e.strings.String(e.scratch)
 	e.messaging(a, "send", x.queue, &call)
 	a.at(ev.TGID, x.tid)
+	a.tree.find().isOf(a.task)
 	x.send = a.ref()
 	th.sending = a.ref()
 	switch {
@@ -181,6 +184,9 @@ func (e *Engine) sent(a *activity, id messageID) {
 	}
 	m.send, m.sent, m.hasSend = a.ref(), e.placeOf(a), true
 	a.message = id
+	if relay := m.relay.get(); relay != nil {
+		e.joinRelay(m, a, relay)
+	}
 	rpc := m.rpc.get()
 	if rpc != nil {
 		e.joinMessage(m, a, rpc)
@@ -236,6 +242,7 @@ func (e *Engine) startRPC(c *conn, ev *event.Event, d *wire.SwitchMessage, inOrd
 		a.name = "process " + id.queue
 	}
 	a.task, a.context = d.Call.DebugInfo.Task, d.Call.DebugInfo.Context
+	a.tree.isOf(a.task)
 	e.messaging(a, "process", id.queue, &d.Call)
 	e.messageNumber(a, id)
 	a.attrs = append(a.attrs, attribute.Int64("process.pid", int64(ev.TGID)))
@@ -330,5 +337,5 @@ func (e *Engine) settleRPC(a *activity) {
 		e.remote(a, a.context)
 		return
 	}
-	e.joinTask(a)
+	e.joinTask(a, a.task)
 }

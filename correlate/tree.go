@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/xenserver/dtagent/correlate/tracecontext"
+	"github.com/xenserver/dtagent/correlate/wire"
 	"github.com/xenserver/dtagent/probes/event"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
@@ -22,8 +23,10 @@ type tree struct {
 	into    *tree  // has become part of that one
 	id      trace.TraceID
 	fixed   bool
-	open    int // activities that are not finished
-	root    ref // may still find its parent until the deadline
+	open    int         // activities that are not finished
+	own     bool        // is a call of the agent itself: nothing of it is emitted
+	task    wire.TaskID // XAPI's, as it became known first: gives the id when nothing better does
+	root    ref         // may still find its parent until the deadline
 	state   string
 	baggage []attribute.KeyValue
 
@@ -83,10 +86,21 @@ func (t *tree) find() *tree {
 	return t
 }
 
-// fix gives the tree its id, a new one if id is zero, and emits what waited.
+// isOf notes the XAPI task that the tree is work for.
+func (t *tree) isOf(id wire.TaskID) {
+	if t.task.IsZero() && id.Real() {
+		t.task = id
+	}
+}
+
+// fix gives the tree its id and emits what waited. If id is zero, it is that of
+// the tree's task, the same on all hosts, or else a new one.
 func (e *Engine) fix(t *tree, id trace.TraceID) {
 	if t.fixed {
 		return
+	}
+	if !id.IsValid() && !t.task.IsZero() {
+		id = e.taskTrace(t.task)
 	}
 	for !id.IsValid() {
 		binary.BigEndian.PutUint64(id[:8], e.cfg.Rand())
@@ -114,6 +128,8 @@ func (e *Engine) settle(t *tree) {
 		switch a.kind {
 		case rpcActivity:
 			e.settleRPC(a)
+		case relayActivity:
+			e.settleRelay(a)
 		case operationActivity:
 			e.settleOperation(a)
 		}
@@ -175,12 +191,13 @@ func (e *Engine) join(a *activity, p place, link Link) bool {
 	c.into = t
 	t.refs++
 	t.open += c.open
+	t.isOf(c.task)
 	done := c.done
 	c.done, c.lastDone = nil, nil
 	c.refs++ // emitting lets go of it
 	for a := done; a != nil; {
 		next := a.doneNext
-		e.finished(a, t)
+		e.finished(a, t, next == nil)
 		a = next
 	}
 	e.releaseTree(c)
