@@ -46,7 +46,8 @@ type Config struct {
 
 	// MinDuration filters shorter spans, but neither failed nor incomplete ones.
 	MinDuration time.Duration
-	// Drop filters spans whose name matches one of these patterns: see Match.
+	// Drop filters spans whose name matches one of these patterns, see
+	// glob.Pattern. Malformed ones match nothing.
 	Drop []string
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/xenserver/dtagent/correlate"
+	"github.com/xenserver/dtagent/observer/glob"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
@@ -24,7 +25,7 @@ type Pipeline struct {
 	mu    sync.Mutex
 	c     Config
 	head  sdktrace.Sampler // nil: takes all
-	drop  []pattern
+	drop  glob.Patterns
 	down  bool // after Shutdown
 	stats Stats
 
@@ -81,7 +82,7 @@ func (p *Pipeline) Configure(c Config) {
 }
 
 func (p *Pipeline) use(c Config) {
-	p.c, p.head, p.drop = c, c.sampler(), patterns(c.Drop)
+	p.c, p.head, p.drop = c, c.sampler(), glob.ParseAll(c.Drop)
 }
 
 // Tick ends the holds that are over at now. It should be called twice a second.

@@ -1,6 +1,7 @@
 package processor
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -305,31 +306,6 @@ func TestFilters(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(s.FilteredByCause(), map[string]uint64{"too_short": 2, "name_dropped": 2}))
 }
 
-func TestMatch(t *testing.T) {
-	for _, c := range []struct {
-		pattern, name string
-		want          bool
-	}{
-		{"VM.*", "VM.start", true}, {"VM.*", "Async.VM.start", false}, {"*VM.*", "Async.VM.start", true},
-		{"GET *", "GET /a/b/c", true}, {"GET?/a*", "GET /a/b", true}, {"GET /*/c", "GET /a/b/c", true}, {"GET /a", "GET /a/b", false},
-		{"*", "", true}, {"", "", true}, {"", "a", false}, {"vm.*", "VM.start", false},
-		{"[A-Z]*_plug", "VBD_plug", true}, {"[^A-Z]*", "VBD_plug", false}, {`\*`, "*", true}, {`\*`, "a", false}, {`a\**`, "a*b", true}, {"a**b", "a/x/b", true}, {"*/*", "ab", false},
-		{"a[", "a[", false}, {"?", "é", true},
-	} {
-		qt.Check(t, qt.Equals(Match(c.pattern, c.name), c.want), qt.Commentf("%q %q", c.pattern, c.name))
-	}
-	for _, s := range []string{"[", "a[b", `\`, "[]", "[a-]", "ok*[", "x/[/"} {
-		qt.Check(t, qt.ErrorMatches(CheckPattern(s), `pattern ".*" is malformed`), qt.Commentf("%q", s))
-	}
-	for _, s := range []string{"", "*", "a/b*", "[a-z]", "[/]"} {
-		qt.Check(t, qt.IsNil(CheckPattern(s)), qt.Commentf("%q", s))
-	}
-	// Many stars cost no more than length times length.
-	begin := time.Now()
-	Match(strings.Repeat("*a", 2000)+"b", strings.Repeat("a", 20_000))
-	qt.Check(t, qt.IsTrue(time.Since(begin) < 5*time.Second))
-}
-
 // TestModel compares random runs with a plain model of tail sampling that
 // never forgets anything.
 func TestModel(t *testing.T) {
@@ -520,6 +496,16 @@ func TestEqual(t *testing.T) {
 	} {
 		qt.Check(t, qt.IsFalse(full.Equal(c)), qt.Commentf("%d", i))
 	}
+}
+
+func TestStatsJSON(t *testing.T) {
+	in := Stats{Received: 10, Passed: 1, Held: 2, Filtered: [NumCauses]uint64{NotKept: 3, NameDropped: 4}, Trees: 1, HeldBytes: 300, Forgotten: 5}
+	data, err := json.Marshal(in)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(string(data), `{"received":10,"passed":1,"held":2,"held_trees":1,"held_bytes":300,"forgotten":5,"filtered":{"name_dropped":4,"not_kept":3}}`))
+	var out Stats
+	qt.Assert(t, qt.IsNil(json.Unmarshal(data, &out)))
+	qt.Check(t, qt.Equals(out, in))
 }
 
 func TestCauses(t *testing.T) {

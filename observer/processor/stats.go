@@ -1,6 +1,9 @@
 package processor
 
-import "fmt"
+import (
+	"encoding/json"
+	"fmt"
+)
 
 // Cause says which stage filtered a span.
 type Cause uint8
@@ -29,14 +32,14 @@ func (c Cause) String() string {
 // Stats say what became of the spans of a Pipeline. At every moment
 // Received = Passed + Held + the sum of Filtered.
 type Stats struct {
-	Received uint64
-	Passed   uint64 // handed on
-	Held     uint64 // with a tree that is not judged yet
-	Filtered [NumCauses]uint64
+	Received uint64            `json:"received"`
+	Passed   uint64            `json:"passed"` // handed on
+	Held     uint64            `json:"held"`   // with a tree that is not judged yet
+	Filtered [NumCauses]uint64 `json:"-"`
 
-	Trees     int    // that are held
-	HeldBytes int    // of Held, about
-	Forgotten uint64 // decisions about trees that had to make room: a late span of such a tree is judged alone
+	Trees     int    `json:"held_trees"`
+	HeldBytes int    `json:"held_bytes"` // about
+	Forgotten uint64 `json:"forgotten"`  // decisions about trees that had to make room: a late span of such a tree is judged alone
 }
 
 // FilteredByCause returns Filtered by the names of its causes, without zeros.
@@ -48,4 +51,31 @@ func (s Stats) FilteredByCause() map[string]uint64 {
 		}
 	}
 	return m
+}
+
+// plain has the fields of Stats but not its methods.
+type plain Stats
+
+type statsJSON struct {
+	plain
+	Filtered map[string]uint64 `json:"filtered"`
+}
+
+// MarshalJSON writes the form that dtagent status --json shows: Filtered by the
+// names of its causes.
+func (s Stats) MarshalJSON() ([]byte, error) {
+	return json.Marshal(statsJSON{plain(s), s.FilteredByCause()})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (s *Stats) UnmarshalJSON(data []byte) error {
+	var in statsJSON
+	if err := json.Unmarshal(data, &in); err != nil {
+		return err
+	}
+	*s = Stats(in.plain)
+	for c := range NumCauses {
+		s.Filtered[c] = in.Filtered[c.String()]
+	}
+	return nil
 }
