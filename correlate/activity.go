@@ -14,6 +14,7 @@ type activityKind uint8
 
 const (
 	callActivity      activityKind = iota // a request to a server's socket
+	clientActivity                        // a request of xapi to another host
 	taskActivity                          // the thread of an Async call
 	sendActivity                          // a call through message-switch, at its caller
 	rpcActivity                           // the same, at its server
@@ -27,6 +28,7 @@ const (
 type activity struct {
 	kind      activityKind
 	open      bool
+	resident  bool // a process that stays when the work it was made for is done
 	component event.Component
 	gen       uint32 // counts the uses of this struct: see ref
 	spanKind  trace.SpanKind
@@ -51,7 +53,7 @@ type activity struct {
 	method  string               // call, send, RPC: without prefix
 	prefix  wire.Prefix          // call
 	cloned  bool                 // call: its task's thread was seen
-	reply   event.Time           // call: end of the last write
+	reply   event.Time           // call, client: end of the last piece of the reply
 	message messageID            // RPC
 	worker  ref                  // RPC: the operation that came out of the queue it had pushed it onto
 	xenops  uint64               // operation: number of its task
@@ -165,19 +167,22 @@ func (e *Engine) finish(a *activity, end event.Time, cause string) {
 		e.processEnded(a)
 	}
 	t := a.tree.find()
-	t.open--
-	e.finished(a, t)
+	if !a.resident {
+		t.open--
+	}
+	e.finished(a, t, true)
 	if a.live() {
 		e.maybeFix(a.tree.find())
 	}
 }
 
-// finished emits a when its tree has an id; else it waits there.
-func (e *Engine) finished(a *activity, t *tree) {
+// finished emits a when its tree has an id; else it waits there. last is false
+// when others follow at once.
+func (e *Engine) finished(a *activity, t *tree, last bool) {
 	a.doneNext = nil
 	switch {
 	case t.fixed:
-		e.emit(a, t.open == 0)
+		e.emit(a, last && t.open == 0)
 	case t.done == nil:
 		t.done, t.lastDone = a, a
 	default:
@@ -189,6 +194,10 @@ func (e *Engine) finished(a *activity, t *tree) {
 // emit hands out a's span, the last of its tree or not, and forgets a.
 func (e *Engine) emit(a *activity, last bool) {
 	t := a.tree.find()
+	if t.own {
+		e.forget(a)
+		return
+	}
 	s := e.arena.span()
 	*s = Span{
 		TraceID: t.id, SpanID: a.spanID, ParentID: a.parentID, TraceState: t.state,

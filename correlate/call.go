@@ -45,7 +45,7 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 		a.task = h.Task // the caller's, on this or another host
 		a.tree.isOf(h.Task)
 		if !hasContext {
-			e.joinTask(a, h.Task)
+			e.joinTask(a)
 		}
 		if e.tasks.get(h.Task) == nil {
 			e.tasks.put(h.Task, e.now).place = e.placeOf(a)
@@ -60,7 +60,7 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	if id := c.hop.subtaskOf; c.hop.known && h.Task.IsZero() {
 		a.tree.find().isOf(id)
 		if !hasContext {
-			e.joinTask(a, id)
+			e.joinTaskOf(a, id)
 		}
 	}
 
@@ -306,8 +306,10 @@ type taskPlace struct{ place place }
 
 func (e *Engine) dropTaskPlace(p *taskPlace) { e.release(&p.place) }
 
-// joinTask hangs a, a root, under the span of the task.
-func (e *Engine) joinTask(a *activity, id wire.TaskID) {
+// joinTask hangs a, a root, under the span of its task.
+func (e *Engine) joinTask(a *activity) { e.joinTaskOf(a, a.task) }
+
+func (e *Engine) joinTaskOf(a *activity, id wire.TaskID) {
 	p := e.tasks.get(id)
 	if p == nil {
 		p = e.ended.get(id)

@@ -31,7 +31,7 @@ type Limits struct {
 	Activities int           // spans in the making; default 8,192. The oldest goes first
 	Conns      int           // connections; default 4,096. The least recently used goes first
 	Threads    int           // threads that have work; default 4,096. The least recently used goes first
-	Keys       int           // of each sort: messages, xenopsd tasks, XAPI tasks; default 16,384. The oldest goes first
+	Keys       int           // of each sort: messages, xenopsd tasks, XAPI tasks, calls between hosts; default 16,384. The oldest goes first
 	BodyBytes  int           // kept of one body; default 17,408, the most that an event holds
 	Buffers    int           // bodies kept at once; default 256. The oldest incomplete one is given up
 	Age        time.Duration // of activities and keys; default 1 h
@@ -79,6 +79,8 @@ type Engine struct {
 	tasks    table[wire.TaskID, taskPlace] // XAPI's tasks
 	ended    table[wire.TaskID, taskPlace] // the same, whose span has ended: late events may still ask for them
 	pushes   pushRing
+	hopsOut  table[hopKey, uint32] // calls to other hosts, and how often each was made
+	hopsIn   table[hopKey, uint32] // the same from other hosts
 
 	dec     wire.Decoder
 	strings *wire.Interner
@@ -111,6 +113,8 @@ func New(c Config) *Engine {
 	e.jobs.init(e.limits.Keys, &e.stats.JobsEvicted, e.dropJob)
 	e.tasks.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
 	e.ended.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
+	e.hopsOut.init(e.limits.Keys, &e.stats.HopsEvicted, func(*uint32) {})
+	e.hopsIn.init(e.limits.Keys, &e.stats.HopsEvicted, func(*uint32) {})
 	return e
 }
 
@@ -155,6 +159,8 @@ func (e *Engine) Advance(now event.Time) {
 	before := e.now - e.age
 	e.stats.KeysAged += e.messages.expire(before) + e.jobs.expire(before) + e.tasks.expire(before)
 	e.ended.expire(e.now - 2*e.hold)
+	e.hopsOut.expire(before)
+	e.hopsIn.expire(before)
 	e.trimPushes()
 }
 

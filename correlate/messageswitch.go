@@ -337,5 +337,5 @@ func (e *Engine) settleRPC(a *activity) {
 		e.remote(a, a.context)
 		return
 	}
-	e.joinTask(a, a.task)
+	e.joinTask(a)
 }

@@ -210,6 +210,7 @@ func (e *Engine) startOperation(ev *event.Event, l *logline.Line, n *logline.Anc
 	}
 	a.at(ev.TGID, ev.TID)
 	a.context = info.Context
+	a.tree.find().isOf(a.task)
 
 	j := e.jobs.get(id)
 	if j == nil || j.started {

@@ -65,6 +65,7 @@ func (e *Engine) handleExec(ev *event.Event) {
 	}
 	a.execed = true
 	a.program, a.name = ev.Program, ev.Program
+	e.stays(a)
 	if ev.Operation != "" {
 		e.scratch = append(append(append(e.scratch[:0], ev.Program...), ' '), ev.Operation...)
 		a.name = e.strings.String(e.scratch)
@@ -135,4 +136,16 @@ func (e *Engine) processEnded(a *activity) {
 	if e.processes.byTGID[a.tgid] == a {
 		delete(e.processes.byTGID, a.tgid)
 	}
+}
+
+// stays takes a process that serves its maker beyond the work it was made for
+// out of what a tree waits for: the stunnel of a cached connection.
+func (e *Engine) stays(a *activity) {
+	if a.program != "stunnel" || !a.open || a.resident {
+		return
+	}
+	a.resident = true
+	t := a.tree.find()
+	t.open--
+	e.maybeFix(t)
 }

@@ -330,7 +330,7 @@ func (e *Engine) check(t testing.TB) {
 	for a := e.activities.live.head; a != nil; a = a.next {
 		n++
 		trees[a.tree]++
-		if a.open {
+		if a.open && !a.resident {
 			open[a.tree.find()]++
 		}
 		if a.popped.tree != nil {

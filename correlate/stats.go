@@ -10,6 +10,8 @@ type Stats struct {
 	UnreadLogs    uint64 `json:"unread_logs"` // those that were wanted and are in no form that is known
 
 	Spans      uint64          `json:"spans"`
+	OwnCalls   uint64          `json:"own_calls"`  // of the agent to XAPI, left out
+	Probes     uint64          `json:"probes"`     // of cached connections to other hosts, not reported
 	Incomplete uint64          `json:"incomplete"` // of Spans
 	Links      map[Link]uint64 `json:"links"`      // Spans by link method
 
@@ -27,6 +29,7 @@ type Stats struct {
 	JobsEvicted       uint64 `json:"jobs_evicted"`
 	TasksEvicted      uint64 `json:"tasks_evicted"`
 	PushesEvicted     uint64 `json:"pushes_evicted"`
+	HopsEvicted       uint64 `json:"hops_evicted"`
 	DeliveriesDropped uint64 `json:"deliveries_dropped"` // messages for which their reader made no thread
 	Reassigned        uint64 `json:"reassigned"`         // messages answered by another thread than expected
 	Conflicts         uint64 `json:"conflicts"`          // keys that named a parent in another trace or of another task
@@ -49,7 +52,8 @@ func (e *Engine) Stats() Stats {
 	s.Trees = e.trees.len
 	s.Conns = len(e.conns.byFD)
 	s.Threads = len(e.threads.byTID)
-	s.Keys = e.messages.len() + e.jobs.len() + e.tasks.len() + e.ended.len() + e.pushes.len()
+	s.Keys = e.messages.len() + e.jobs.len() + e.tasks.len() + e.ended.len() + e.pushes.len() +
+		e.hopsOut.len() + e.hopsIn.len()
 	return s
 }
 

@@ -57,6 +57,17 @@ func (t *table[K, V]) put(k K, now event.Time) *V {
 	return &s.value
 }
 
+// renew returns the value of k, a zero one if there was none, as the latest.
+func (t *table[K, V]) renew(k K, now event.Time) *V {
+	s := t.index[k]
+	if s == nil {
+		return t.put(k, now)
+	}
+	s.born = now
+	t.order.moveToEnd(s)
+	return &s.value
+}
+
 func (t *table[K, V]) del(k K) {
 	if s := t.index[k]; s != nil {
 		t.remove(s)

@@ -1,0 +1,146 @@
+package correlate
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+
+	"github.com/xenserver/dtagent/correlate/tracecontext"
+	"github.com/xenserver/dtagent/correlate/wire"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// A call from one host's xapi to another's is a hop: a CLIENT span at its
+// sender, a SERVER span at its receiver. The agents of the two hosts do not
+// talk to each other, and their clocks differ; but both see the same bytes. So
+// the id of the CLIENT span is made of these, and the receiver knows it without
+// being told:
+//
+//	hop  = SHA-256("dtagent hop" 00 trace-id span-id task subtask length method)[:16]
+//	id   = SHA-256(hop n)[:8]
+//
+// trace-id (16 bytes) and span-id (8) are those of the request's traceparent;
+// task and subtask (14) the short forms, R:…, of its task-id and subtask-of;
+// zeros stand for what is not there. length (8, big-endian) is its
+// content-length, -1 if it has none; method is that of the call, with its
+// prefix. n (4, big-endian) counts the requests before that look the same to
+// this host: a task may ask for the same twice. Where one of these is missed by
+// one of the hosts, or they go to several hosts, a span can hang under a
+// sibling of its parent: the same call of the same task.
+//
+// Without traceparent, task-id and subtask-of nothing tells one request from
+// those of others: there is no key, and no parent. Who makes up such headers
+// hangs their own span under a parent that nobody has, unless they know the
+// trace or the task already.
+type hop struct {
+	known     bool // the request is one between hosts, and has a key
+	forwarded bool // a client's request that its host passed on as it was
+	context   tracecontext.Context
+	task      wire.TaskID
+	subtaskOf wire.TaskID
+	length    int64
+}
+
+// hopKey tells requests between hosts apart.
+type hopKey [16]byte
+
+func hopOf(h *wire.Head) hop {
+	p := hop{length: h.ContentLength}
+	p.context, _ = tracecontext.ParseTraceparent(h.Traceparent)
+	if h.Task.Real() {
+		p.task = h.Task
+	}
+	if h.SubtaskOf.Real() {
+		p.subtaskOf = h.SubtaskOf
+	}
+	p.known = p.context.IsValid() || !p.task.IsZero() || !p.subtaskOf.IsZero()
+	return p
+}
+
+// inTask is the task that the call is part of.
+func (p *hop) inTask() wire.TaskID {
+	if p.task.IsZero() {
+		return p.subtaskOf
+	}
+	return p.task
+}
+
+// span returns the id of the hop's CLIENT span. seen holds what went the same
+// way before.
+func (e *Engine) hopSpan(seen *table[hopKey, uint32], p *hop, method []byte) (id trace.SpanID) {
+	b := append(e.scratch[:0], "dtagent hop\x00"...)
+	b = append(append(b, p.context.TraceID[:]...), p.context.SpanID[:]...)
+	b = append(append(b, p.task[:]...), p.subtaskOf[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(p.length))
+	b = append(b, method...)
+	e.scratch = b
+	sum := sha256.Sum256(b)
+	key := hopKey(sum[:])
+	n := seen.renew(key, e.now)
+	e.scratch = binary.BigEndian.AppendUint32(append(e.scratch[:0], key[:]...), *n)
+	*n++
+	sum = sha256.Sum256(e.scratch)
+	copy(id[:], sum[:])
+	if !id.IsValid() {
+		id[len(id)-1] = 1
+	}
+	return id
+}
+
+// taskTrace is the trace id of a tree of which only the XAPI task is known, on
+// every host of the pool: SHA-256("dtagent task" 00 "R:…")[:16].
+func (e *Engine) taskTrace(task wire.TaskID) (id trace.TraceID) {
+	e.scratch = append(append(e.scratch[:0], "dtagent task\x00"...), task[:]...)
+	sum := sha256.Sum256(e.scratch)
+	copy(id[:], sum[:])
+	return id
+}
+
+// libraries is how the user agent of XAPI's own calls begins.
+var libraries = []byte("xen-api-libs/")
+
+// received looks whether the request comes from another host's xapi: from
+// outside, and made by XAPI's own library or behind a frame, which is how a
+// member of the pool passes a client's request on.
+func (e *Engine) received(c *conn, h *wire.Head) hop {
+	own := bytes.HasPrefix(h.UserAgent, libraries)
+	if !c.rpc || !own && !h.Framed || c.local(c.side[0].reader.Client()) {
+		return hop{}
+	}
+	p := hopOf(h)
+	p.forwarded = !own
+	return p
+}
+
+// joinHop hangs the call under the CLIENT span that its caller's host made for
+// it. The span that the traceparent names, which may be XAPI's own, stays on it
+// as an attribute. A client's request that a member of the pool passed on names
+// the client's span, under which the member's own call hangs, too: that stays
+// its parent, and the attribute says through which span it came.
+func (e *Engine) joinHop(p *hop, a *activity, method []byte) {
+	if !p.known {
+		return
+	}
+	p.known = false
+	id := e.hopSpan(&e.hopsIn, p, method)
+	switch {
+	case !p.context.IsValid():
+		a.parentID, a.link = id, LinkTask
+	case p.forwarded:
+		a.attrs = append(a.attrs, e.spanID("dt.forward.span_id", id))
+	default:
+		a.parentID, a.link = id, LinkTraceparent
+		a.attrs = append(a.attrs, e.spanID("dt.remote.span_id", p.context.SpanID))
+	}
+}
+
+func (e *Engine) spanID(key string, id trace.SpanID) attribute.KeyValue {
+	const digits = "0123456789abcdef"
+	b := e.scratch[:0]
+	for _, x := range id {
+		b = append(b, digits[x>>4], digits[x&15])
+	}
+	e.scratch = b
+	return attribute.String(key, e.arena.string(b))
+}
