@@ -58,7 +58,7 @@ func (e *Engine) relayed(c *conn, ev *event.Event) {
 	} else {
 		a.err = "no queue"
 	}
-	e.endCall(a, "")
+	e.finish(a, ev.Last, "")
 	c.call = ref{}
 }
 
