@@ -60,6 +60,9 @@ func Print(w io.Writer, t *Trace, st Style) error {
 	if t.Continued {
 		b.WriteString("  (goes on from a tree shown before)")
 	}
+	for _, id := range t.Joined {
+		b.WriteString("  with " + clean(id))
+	}
 	b.WriteByte('\n')
 
 	var rows []row
@@ -117,6 +120,9 @@ func Print(w io.Writer, t *Trace, st Style) error {
 		}
 		if e := r.node.Error(); e != "" {
 			line += "  " + st.paint(red, "error: "+cut(clean(e), 80))
+		}
+		if skew := time.Duration(r.node.Skew) * time.Microsecond; skew != 0 && r.node.Kind == "SERVER" {
+			line += "  " + st.paint(faint, fmt.Sprintf("its host's clock is %+.3f s off", skew.Seconds()))
 		}
 		if inc := r.node.Incomplete(); inc != "" {
 			line += "  " + st.paint(yellow, "incomplete: "+cut(clean(inc), 80))

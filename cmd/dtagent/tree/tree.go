@@ -17,6 +17,7 @@ import (
 type Node struct {
 	zipkin.Span
 	Children []*Node
+	Skew     int64 // µs by which the clock of its host is ahead of that of the trace's first; taken off Timestamp
 
 	outlives bool // ends after its parent
 }
@@ -24,7 +25,8 @@ type Node struct {
 // Trace is what is known of one trace.
 type Trace struct {
 	ID        string
-	Roots     []*Node // spans whose parent is not among those of the trace, in order of time
+	Joined    []string // further traces that hang below a call of this one
+	Roots     []*Node  // spans whose parent is not among those of the trace, in order of time
 	Spans     int
 	Start     int64 // µs since 1970, of the first span
 	End       int64 // µs since 1970, of the last span to end
@@ -49,23 +51,35 @@ func Build(spans []zipkin.Span) []*Trace {
 		all = append(all, n)
 		t := traces[s.TraceID]
 		if t == nil {
-			t = &Trace{ID: s.TraceID, Start: s.Timestamp, End: s.End()}
+			t = &Trace{ID: s.TraceID}
 			traces[s.TraceID] = t
 			order = append(order, t)
 		}
 		t.Spans++
-		t.Start = min(t.Start, s.Timestamp)
-		t.End = max(t.End, s.End())
 	}
 	slices.SortStableFunc(all, func(a, b *Node) int { return cmp.Compare(a.Timestamp, b.Timestamp) })
+	calls := passed{}
 	for _, n := range all {
-		parent := nodes[key{n.TraceID, n.ParentID}]
+		calls.add(n)
+	}
+	for _, n := range all {
+		if c := calls.parent(n); c != nil && nodes[key{n.TraceID, n.ParentID}] == nil {
+			order = join(traces, order, c.TraceID, n.TraceID)
+		}
+	}
+	parentOf := func(n *Node) *Node {
+		if p := nodes[key{n.TraceID, n.ParentID}]; p != nil {
+			return p
+		}
+		return calls.parent(n)
+	}
+	for _, n := range all {
+		parent := parentOf(n)
 		if n.ParentID == "" || parent == nil || parent == n {
 			t := traces[n.TraceID]
 			t.Roots = append(t.Roots, n)
 		} else {
 			parent.Children = append(parent.Children, n)
-			n.outlives = n.End() > parent.End()
 		}
 	}
 	// A file can claim that spans are each other's parents. Such a ring hangs
@@ -78,13 +92,49 @@ func Build(spans []zipkin.Span) []*Trace {
 		if reached[n] {
 			continue
 		}
-		parent, t := nodes[key{n.TraceID, n.ParentID}], traces[n.TraceID]
+		parent, t := parentOf(n), traces[n.TraceID]
 		parent.Children = slices.DeleteFunc(parent.Children, func(c *Node) bool { return c == n })
 		t.Roots = append(t.Roots, n)
 		reach([]*Node{n}, reached)
 	}
+	for _, t := range order {
+		for _, r := range t.Roots {
+			align(r)
+		}
+		t.measure()
+	}
 	slices.SortStableFunc(order, func(a, b *Trace) int { return cmp.Compare(a.Start, b.Start) })
 	return order
+}
+
+// join makes the trace from part of the trace into.
+func join(traces map[string]*Trace, order []*Trace, into, from string) []*Trace {
+	t, f := traces[into], traces[from]
+	if t == f {
+		return order
+	}
+	t.Spans += f.Spans
+	t.Joined = append(append(t.Joined, f.ID), f.Joined...)
+	for id, x := range traces {
+		if x == f {
+			traces[id] = t
+		}
+	}
+	return slices.DeleteFunc(order, func(x *Trace) bool { return x == f })
+}
+
+// measure sets when the trace began and ended.
+func (t *Trace) measure() {
+	first := true
+	t.All(func(n *Node) {
+		if first || n.Timestamp < t.Start {
+			t.Start = n.Timestamp
+		}
+		if first || n.End() > t.End {
+			t.End = n.End()
+		}
+		first = false
+	})
 }
 
 // reach marks the nodes and all below them.
