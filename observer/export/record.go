@@ -44,7 +44,7 @@ type Record struct {
 // baggage that a caller sent, so they cannot pass for the host's identity); the
 // span's service.name; the Observer's defaults; the user's attributes; and the
 // tags that say how far the span can be trusted (error, dt.link.method,
-// dt.incomplete).
+// dt.incomplete). Edit then changes what came of it.
 func (r *Record) AppendTags(dst []attribute.KeyValue) []attribute.KeyValue {
 	s, start := r.Span, len(dst)
 	if s.Error != "" {
@@ -67,7 +67,11 @@ func (r *Record) AppendTags(dst []attribute.KeyValue) []attribute.KeyValue {
 		dst = append(dst, KeyIncomplete.String(s.Incomplete))
 	}
 	dst = dst[:start+len(SortTags(dst[start:]))]
-	return mergeTags(dst, start, r.Attributes, s)
+	dst = mergeTags(dst, start, r.Attributes, s)
+	if r.Edit != nil {
+		dst = dst[:start+len(r.Edit.apply(dst[start:]))]
+	}
+	return dst
 }
 
 // mergeTags merges the Observer's tags, which are sorted already, into
