@@ -63,6 +63,9 @@ type Options struct {
 	NICs    int // per VM; 0: one; < 0: none
 	Workers int // per pool of xenopsd; 0: 4, as it is
 
+	Squeezed bool // squeezed runs, and xenopsd reserves memory with it
+	Networkd bool // xcp-networkd runs, and xapi has it make the bridges of VMs that start
+
 	Background bool // xapi's own threads that log and poll all the time, calls or not
 	NoTruth    bool // write no truth; for measurements
 

@@ -69,13 +69,19 @@ func Run(options string) (failed error) {
 		path string
 		args []string
 		got  any
+		off  bool
 	}{
-		{"/usr/sbin/rsyslogd", []string{"-n"}, nil},
-		{"/usr/sbin/message-switch", []string{"--config", "/etc/message-switch.conf"}, nil},
-		{"/usr/sbin/xenopsd-xc", nil, nil},
-		{"/opt/xensource/bin/xapi", []string{"-nowatchdog", "-writereadyfile", "/var/run/xapi_startup.cookie"}, &ready.Port},
-		{"/usr/bin/stunnel", []string{"/etc/stunnel/xapi.conf"}, &ready.TLSPort},
+		{"/usr/sbin/rsyslogd", []string{"-n"}, nil, false},
+		{"/usr/sbin/message-switch", []string{"--config", "/etc/message-switch.conf"}, nil, false},
+		{"/usr/sbin/squeezed", nil, nil, !o.Squeezed},
+		{"/usr/sbin/xcp-networkd", nil, nil, !o.Networkd},
+		{"/usr/sbin/xenopsd-xc", nil, nil, false},
+		{"/opt/xensource/bin/xapi", []string{"-nowatchdog", "-writereadyfile", "/var/run/xapi_startup.cookie"}, &ready.Port, false},
+		{"/usr/bin/stunnel", []string{"/etc/stunnel/xapi.conf"}, &ready.TLSPort, false},
 	} {
+		if p.off {
+			continue
+		}
 		pr, err := start(p.path, p.args, s, o.Dir)
 		if pr != nil {
 			all = append(all, pr)

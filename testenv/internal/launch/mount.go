@@ -18,6 +18,8 @@ var programs = []string{
 	"/opt/xensource/bin/xapi",
 	"/usr/sbin/xenopsd-xc",
 	"/usr/sbin/message-switch",
+	"/usr/sbin/squeezed",
+	"/usr/sbin/xcp-networkd",
 	"/usr/sbin/rsyslogd",
 	"/usr/bin/stunnel",
 	"/usr/libexec/xapi/vfork_helper",

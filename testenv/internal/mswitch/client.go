@@ -216,7 +216,7 @@ func (c *Client) readAnswers(t *node.Thread, w *wire) {
 }
 
 // Call calls method on the server of a queue and waits for its answer. params
-// is the JSON of the one parameter.
+// is the JSON of the parameters, with commas between.
 func (c *Client) Call(t *node.Thread, queue, method, params string) (json.RawMessage, error) {
 	body := `{"method":` + Quoted(method) + `,"params":[` + params + `],"id":` + strconv.FormatInt(c.ids.Add(1), 10) + `}`
 	c.mu.Lock()

@@ -14,8 +14,24 @@ import (
 	"github.com/xenserver/dtagent/testenv/truth"
 )
 
-// Params is the one parameter of a call.
+// Params are the parameters of a call: those with a name stand in one object, which
+// comes first; those without, which squeezed and networkd have, follow it and are
+// named "0", "1", ….
 type Params map[string]json.RawMessage
+
+func paramsOf(list []json.RawMessage) (Params, error) {
+	p := Params{}
+	if len(list) > 0 && len(list[0]) > 0 && list[0][0] == '{' {
+		if err := json.Unmarshal(list[0], &p); err != nil {
+			return nil, err
+		}
+		list = list[1:]
+	}
+	for i, v := range list {
+		p[strconv.Itoa(i)] = v
+	}
+	return p, nil
+}
 
 // String is a member that is a string.
 func (p Params) String(name string) string {
@@ -31,12 +47,15 @@ func (p Params) Int(name string) int64 {
 	return n
 }
 
-// DebugInfo is the task tag's and trace's carrier, by either of its names.
+// DebugInfo is the task tag's and trace's carrier, by either of its names or without
+// one.
 func (p Params) DebugInfo() string {
-	if s := p.String("debug_info"); s != "" {
-		return s
+	for _, name := range []string{"debug_info", "dbg", "0"} {
+		if s := p.String(name); s != "" {
+			return s
+		}
 	}
-	return p.String("dbg")
+	return ""
 }
 
 // Handler answers one call: JSON, or a *Failure.
@@ -99,16 +118,21 @@ func Listen(p *node.Proc, queue string, h Handler) error {
 
 func call(t *node.Thread, s *node.Span, h Handler, payload string) string {
 	var c struct {
-		Method string   `json:"method"`
-		Params []Params `json:"params"`
+		Method string            `json:"method"`
+		Params []json.RawMessage `json:"params"`
 	}
-	if err := json.Unmarshal([]byte(payload), &c); err != nil || len(c.Params) != 1 {
+	err := json.Unmarshal([]byte(payload), &c)
+	var p Params
+	if err == nil {
+		p, err = paramsOf(c.Params)
+	}
+	if err != nil {
 		s.Err = "malformed"
 		return `{"result":null,"error":["Internal_error","malformed call"],"id":0}`
 	}
-	tag, _ := node.ParseDebugInfo(c.Params[0].DebugInfo())
+	tag, _ := node.ParseDebugInfo(p.DebugInfo())
 	s.Name, s.Tag = c.Method, node.LastWord(tag)
-	result, err := h(t, c.Method, c.Params[0])
+	result, err := h(t, c.Method, p)
 	if err != nil {
 		var f *Failure
 		if !errors.As(err, &f) {
