@@ -395,6 +395,7 @@ func TestAllocatesNothing(t *testing.T) {
 	}{
 		{"call", callEvents(t)},
 		{"everything", newWorkSeed(t)},
+		{"hop", hopEvents(t)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(3, 3))
