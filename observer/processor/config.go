@@ -36,8 +36,10 @@ type Config struct {
 
 	// KeepSlow and KeepErrors filter by local tree, once it is known whole: it
 	// is kept when it took at least KeepSlow from its first start to its last end
-	// (0: not asked), or when one of its spans failed. Either is enough. With
-	// neither, no tree is held.
+	// (0: not asked), or when one of its spans failed. Either is enough, and it is
+	// kept as soon as it is known: an operation that is longer than KeepSlow by
+	// SlowMargin while it is still going on is slow already. With neither, no tree
+	// is held.
 	KeepSlow   time.Duration
 	KeepErrors bool
 	// Hold bounds the time for which a tree is held; 0: DefaultHold, or what

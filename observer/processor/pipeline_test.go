@@ -22,9 +22,10 @@ const ms = int64(time.Millisecond)
 // bench is a Pipeline with a clock of its own that keeps what passes.
 type bench struct {
 	*Pipeline
-	t   *testing.T
-	now time.Time
-	got []*correlate.Span
+	t      *testing.T
+	now    time.Time
+	parent trace.SpanID
+	got    []*correlate.Span
 }
 
 func newBench(t *testing.T, c Config) *bench {
@@ -42,7 +43,7 @@ func (b *bench) after(d time.Duration) {
 
 // span sends one of that tree. Names that end in "." are Last.
 func (b *bench) span(tree uint64, name string, start, end int64, err string) *correlate.Span {
-	sp := &correlate.Span{TraceID: trace.TraceID{15: byte(tree)}, Tree: tree, Name: name, Start: start * ms, End: end * ms, Error: err, Last: strings.HasSuffix(name, ".")}
+	sp := &correlate.Span{TraceID: trace.TraceID{15: byte(tree)}, Tree: tree, Name: name, ParentID: b.parent, SpanID: trace.SpanID{9}, Start: start * ms, End: end * ms, Error: err, Last: strings.HasSuffix(name, ".")}
 	b.OnEnd(sp)
 	b.check()
 	return sp
@@ -194,18 +195,38 @@ func TestNotLastAnyMore(t *testing.T) {
 
 // TestSlowAlready: an operation longer than any hold is slow before it ends.
 func TestSlowAlready(t *testing.T) {
+	const long = time.Minute + SlowMargin
 	b := newBench(t, Config{KeepSlow: time.Minute})
-	qt.Check(t, qt.Equals(b.c.hold(), time.Minute+SlowMargin))
-	b.span(1, "a", 0, 1, "")
-	b.after(time.Minute + SlowMargin - 1)
+	qt.Check(t, qt.Equals(b.c.hold(), long))
+	child := func(tree uint64, name string, id, parent byte, link correlate.Link) {
+		b.OnEnd(&correlate.Span{TraceID: trace.TraceID{15: byte(tree)}, Tree: tree, Name: name, End: ms, SpanID: trace.SpanID{id}, ParentID: trace.SpanID{parent}, Link: link})
+	}
+	child(1, "atom", 2, 1, correlate.LinkThread) // 1 is still open
+	b.after(long - 1)
 	b.expect()
 	b.after(1)
-	b.expect("a")
-	b.span(1, "b", 0, 1, "")
-	b.expect("a", "b")
+	b.expect("atom")
+	child(1, "more", 3, 1, correlate.LinkThread)
+	b.expect("atom", "more")
+
+	// What is still open has no children that ended: a daemon that was left
+	// behind, or a span elsewhere.
+	child(2, "atom", 2, 1, correlate.LinkThread)
+	child(2, "operation", 1, 0, correlate.LinkNone)
+	child(3, "call", 4, 3, correlate.LinkTraceparent)
+	b.after(long)
+	b.expect("atom", "more")
+	qt.Check(t, qt.Equals(b.check().Filtered[HoldEnded], 3))
+
+	// Flushing is no reason to lose one that is known to be slow.
+	b.Configure(Config{KeepSlow: time.Minute, Hold: MaxHold})
+	child(4, "atom4", 2, 1, correlate.LinkThread)
+	b.now = b.now.Add(long)
+	b.Shutdown()
+	b.expect("atom", "more", "atom4")
 
 	b = newBench(t, Config{KeepSlow: time.Minute, Hold: time.Second})
-	b.span(1, "a", 0, 1, "")
+	child(1, "a", 2, 1, correlate.LinkThread)
 	b.after(time.Second)
 	qt.Check(t, qt.Equals(b.check().Filtered[HoldEnded], 1))
 	qt.Check(t, qt.Equals((&Config{Hold: time.Hour}).hold(), MaxHold))
@@ -330,14 +351,14 @@ func TestModel(t *testing.T) {
 		for range 400 {
 			if rng.IntN(5) == 0 {
 				b.after(time.Duration(rng.IntN(1500)) * time.Millisecond)
-				for _, m := range model { // of those kept here only one can be due: order among them does not matter
+				for id, m := range model { // of those kept here only one can be due: order among them does not matter
 					if m.state != held {
 						continue
 					}
 					switch {
 					case m.last && !b.now.Before(m.due):
 						m.state = filtered
-					case c.KeepSlow > 0 && !m.last && b.now.Sub(m.arrived) >= c.KeepSlow+SlowMargin:
+					case c.KeepSlow > 0 && id%2 == 1 && !m.last && b.now.Sub(m.arrived) >= c.KeepSlow+SlowMargin:
 						m.state = kept
 						want = append(want, m.spans...)
 					case b.now.Sub(m.arrived) >= c.Hold:
@@ -355,6 +376,7 @@ func TestModel(t *testing.T) {
 			if rng.IntN(30) == 0 {
 				e = "E"
 			}
+			b.parent = trace.SpanID{byte(id % 2)} // of odd trees the parent never comes
 			sp := b.span(id, name, start, start+int64(rng.IntN(25)), e)
 			m := model[id]
 			if m == nil {

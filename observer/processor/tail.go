@@ -2,6 +2,7 @@ package processor
 
 import (
 	"container/list"
+	"slices"
 	"time"
 
 	"github.com/xenserver/dtagent/correlate"
@@ -56,10 +57,26 @@ func (c *Config) reason(t *tree) bool {
 	return c.KeepErrors && t.failed || c.KeepSlow > 0 && t.end-t.start >= int64(c.KeepSlow)
 }
 
-// slowAlready tells whether an unfinished tree has taken too long for a fast
-// one.
+// slowAlready tells whether a tree that is not finished has taken too long for
+// a fast one. That it is not finished is not enough: a daemon that was started on
+// the way can run for as long as its guest. A span must still be open that others
+// hang below.
 func (c *Config) slowAlready(t *tree, now time.Time) bool {
-	return c.KeepSlow > 0 && !t.whole && now.Sub(t.since) >= c.KeepSlow+SlowMargin
+	return c.KeepSlow > 0 && !t.whole && now.Sub(t.since) >= c.KeepSlow+SlowMargin && t.lacksParent()
+}
+
+// lacksParent tells whether the parent of a held span has not come. The parents
+// of those that are linked by a trace context may be elsewhere, and do not
+// count.
+func (t *tree) lacksParent() bool {
+	ids := make(map[trace.SpanID]struct{}, len(t.spans))
+	for _, sp := range t.spans {
+		ids[sp.SpanID] = struct{}{}
+	}
+	return slices.ContainsFunc(t.spans, func(sp *correlate.Span) bool {
+		_, come := ids[sp.ParentID]
+		return !come && sp.ParentID.IsValid() && sp.Link != correlate.LinkTraceparent
+	})
 }
 
 // hold takes a span into its tree. A tree that is kept passes it on; one that
