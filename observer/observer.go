@@ -19,16 +19,6 @@ type (
 	Exporter = export.Exporter
 )
 
-// Bugtool is the endpoint that stands for the files of the bugtool.
-const Bugtool = "bugtool"
-
-// Metrics and Logs stand for what an Observer's settings turn on. They are no
-// valid names of endpoints.
-const (
-	Metrics = "metrics"
-	Logs    = "logs"
-)
-
 // Observer is one Observer object with the field names of XAPI's API.
 type Observer struct {
 	UUID            string            `json:"uuid"`
@@ -92,26 +82,4 @@ func (o Observer) tags(h Host) []attribute.KeyValue {
 		}
 	}
 	return slices.Clip(export.SortTags(out))
-}
-
-// maxEndpoints bounds the endpoints of one Observer that are used; each has a
-// queue and a worker. XAPI has no such bound.
-const maxEndpoints = 32
-
-// endpoints returns the endpoints that are used: without repetitions, the
-// first maxEndpoints of them, and what the Observer's settings add.
-func (o Observer) endpoints(st Steering) []string {
-	var out []string
-	for _, e := range slices.Concat(o.Endpoints, st.Endpoints) {
-		if len(out) < maxEndpoints && !slices.Contains(out, e) {
-			out = append(out, e)
-		}
-	}
-	if st.Metrics {
-		out = append(out, Metrics)
-	}
-	if st.Logs {
-		out = append(out, Logs)
-	}
-	return out
 }

@@ -53,7 +53,7 @@ const (
 // with.
 func newPipe(k pipeKey, exp export.Exporter, ledger *export.Ledger, l Limits, budget *atomic.Int64, log *slog.Logger) *pipe {
 	p := &pipe{
-		key: k, endpoint: redactEndpoint(k.endpoint), exp: exp, ledger: ledger, l: l, budget: budget, log: log,
+		key: k, endpoint: show(k.endpoint), exp: exp, ledger: ledger, l: l, budget: budget, log: log,
 		wake: make(chan struct{}, 1), ctl: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	p.holder, _ = exp.(export.Holder)

@@ -17,6 +17,8 @@ import (
 	"github.com/xenserver/dtagent/observer/bugtool"
 	"github.com/xenserver/dtagent/observer/export"
 	"github.com/xenserver/dtagent/observer/metrics"
+	"github.com/xenserver/dtagent/observer/remote"
+	"github.com/xenserver/dtagent/observer/spanlog"
 	"github.com/xenserver/dtagent/probes/event"
 	"go.opentelemetry.io/otel/attribute"
 )
@@ -114,6 +116,9 @@ type Set struct {
 	trim   *trimmer
 	budget atomic.Int64 // bytes in the queues of all pipes
 
+	spool   *remote.Spool // of the queues on disk
+	spanLog *spanlog.Log
+
 	mu   sync.RWMutex // held for reading while spans are handed on: subs do not change under it
 	subs []*subscription
 
@@ -121,15 +126,20 @@ type Set struct {
 	host    Host
 	active  []Observer
 	wanted  event.Components
-	pipes   map[pipeKey]*pipe  // in use
-	leaving []*pipe            // given up, oldest first: linger, then drain, then end
-	retired Counters           // of the pipes that are gone
-	left    map[pipeKey]uint64 // spans of retired that are still on disk
-	ticker  *time.Timer        // for the next tick, while there are subs or leaving
+	pipes   map[pipeKey]*pipe        // in use
+	leaving []*pipe                  // given up, oldest first: linger, then drain, then end
+	retired Counters                 // of the pipes that are gone
+	trusts  map[string]*remote.Trust // by uuid of the Observer
+	left    map[pipeKey]uint64       // spans of retired that are still on disk
+	ticker  *time.Timer              // for the next tick, while there are subs or leaving
 	closed  bool
 }
 
-type pipeKey struct{ uuid, endpoint string }
+type pipeKey struct{ uuid, endpoint, labels string }
+
+func (s *Set) key(o Observer, endpoint string) pipeKey {
+	return pipeKey{o.UUID, endpoint, s.labels(o, endpoint)}
+}
 
 // NewSet returns a Set without Observers. It goes on with what queues on disk
 // still hold.
@@ -144,12 +154,19 @@ func NewSet(o Options) *Set {
 		o.OnWanted = func(event.Components) {}
 	}
 	o.Limits = o.Limits.withDefaults()
-	s := &Set{o: o, host: o.Host, pipes: map[pipeKey]*pipe{}, left: map[pipeKey]uint64{}}
+	s := &Set{o: o, host: o.Host, pipes: map[pipeKey]*pipe{}, left: map[pipeKey]uint64{}, trusts: map[string]*remote.Trust{}}
 	if !o.NoTrim {
 		s.trim = newTrimmer(trimRoot(o.BugtoolDir), o.Log)
 	}
+	s.spool, s.spanLog = remote.NewSpool(0), spanlog.New(spanlog.Options{Path: o.SpanLog, Log: o.Log})
+	if s.o.Metrics == nil {
+		s.o.Metrics = metrics.New(metrics.Options{Log: o.Log})
+	}
 	if s.o.NewExporter == nil {
 		s.o.NewExporter = s.newExporter
+		if o.QueueDir != "" {
+			s.goOn()
+		}
 	}
 	return s
 }
@@ -217,15 +234,24 @@ func (s *Set) converge(obs []Observer) {
 		inForce[o.UUID] = true
 		wanted |= want
 		steering, _ := o.Steering() // Stats shows what is wrong with it
+		s.trust(o)
 		var pipes []*pipe
 		for _, e := range o.endpoints(steering) {
-			p := s.pipe(pipeKey{o.UUID, e}, o)
+			p := s.pipe(s.key(o, e), o)
+			if x, ok := p.exp.(*remote.Exporter); ok {
+				x.Configure(steering.BatchInterval, steering.BatchSpans)
+			}
 			taken[p] = true
 			pipes = append(pipes, p)
 		}
 		s.subscribe(o, steering, want, pipes, now)
 	}
 	s.active = active
+	for uuid := range s.trusts { // as long as the Observer, also if its endpoints drain a little longer
+		if !slices.ContainsFunc(active, func(o Observer) bool { return o.UUID == uuid }) {
+			delete(s.trusts, uuid)
+		}
+	}
 	s.mu.Lock()
 	for _, sub := range s.subs {
 		if !inForce[sub.uuid] {
@@ -333,7 +359,7 @@ func (s *Set) pipe(k pipeKey, o Observer) *pipe {
 	ledger := &export.Ledger{}
 	exp, err := s.o.NewExporter(o, k.endpoint, ledger)
 	if err != nil {
-		log.Warn("endpoint not usable", "endpoint", redactEndpoint(k.endpoint), "err", err)
+		log.Warn("endpoint not usable", "endpoint", show(k.endpoint), "err", err)
 		exp = broken{err}
 	}
 	s.retired.Produced -= s.left[k]
@@ -410,10 +436,10 @@ func (s *Set) Stats() []ObserverStats {
 			st.Warnings = append(st.Warnings, fmt.Sprintf("components: %s left out as experimental", hidden))
 		}
 		for _, e := range o.endpoints(steering) {
-			if p := s.pipes[pipeKey{o.UUID, e}]; p != nil {
+			if p := s.pipes[s.key(o, e)]; p != nil {
 				st.Endpoints = append(st.Endpoints, p.stats())
 			} else {
-				st.Endpoints = append(st.Endpoints, EndpointStats{Endpoint: redactEndpoint(e), State: "off"})
+				st.Endpoints = append(st.Endpoints, EndpointStats{Endpoint: show(e), State: "off"})
 			}
 		}
 		out = append(out, st)
@@ -517,5 +543,6 @@ func (s *Set) Close(ctx context.Context) error {
 		}
 	}
 	s.sweep()
+	errs = append(errs, s.spanLog.Close())
 	return errors.Join(errs...)
 }

@@ -2,6 +2,7 @@ package observer
 
 import (
 	"bufio"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -545,7 +546,11 @@ func TestSetForReal(t *testing.T) {
 	posted := map[string]map[string]int{}
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		var spans []struct{ Tags map[string]string }
-		if err := json.NewDecoder(r.Body).Decode(&spans); err != nil {
+		body, err := gzip.NewReader(r.Body)
+		if err == nil {
+			err = json.NewDecoder(body).Decode(&spans)
+		}
+		if err != nil {
 			t.Error(err)
 		}
 		mu.Lock()
@@ -568,6 +573,8 @@ func TestSetForReal(t *testing.T) {
 	s := NewSet(Options{Host: thisHost, BugtoolDir: dir, Limits: l})
 	a, o := enabled(uuidA, "bugtool", good.URL+"/a", dead.URL), enabled(uuidB, "bugtool", good.URL+"/b", good.URL+"/a")
 	o.Components = []string{"xenopsd"}
+	a.Attributes = map[string]string{"dtagent.batch.interval": "100ms"}
+	o.Attributes = a.Attributes
 	s.Apply([]Observer{a, o})
 	for i := range 500 {
 		s.Export(span(event.Xapi, fmt.Sprint("xapi", i)))

@@ -20,10 +20,10 @@ func PoolBundles() []string {
 // files are read again when they have changed. It may be shared, and used by
 // several goroutines at once.
 type Trust struct {
-	file    string
 	bundles []string
 
 	mu     sync.Mutex
+	file   string
 	parsed bool
 	texts  [][]byte // of the files when they were parsed
 	pool   *x509.CertPool
@@ -35,6 +35,15 @@ type Trust struct {
 // be read then fails the connection.
 func NewTrust(file string, bundles ...string) *Trust {
 	return &Trust{file: file, bundles: bundles}
+}
+
+// Use changes the file of NewTrust, from the next connection on.
+func (t *Trust) Use(file string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.file != file {
+		t.file, t.parsed = file, false
+	}
 }
 
 // Roots returns the certificates as they are now.
