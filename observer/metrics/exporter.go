@@ -138,7 +138,7 @@ func (e *Exporter) record(r *export.Record) {
 		TraceID: s.TraceID, SpanID: s.SpanID, TraceFlags: trace.FlagsSampled,
 	}))
 	e.calls.Add(ctx, 1, p.add...)
-	e.duration.Record(ctx, time.Duration(max(s.End-s.Start, 0)).Seconds(), p.record...)
+	e.duration.Record(ctx, time.Duration(max(s.End, s.Start) - s.Start).Seconds(), p.record...)
 }
 
 // service is the record's final service.name: what the user's attributes, or

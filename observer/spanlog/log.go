@@ -36,9 +36,9 @@ type Options struct {
 type Log struct {
 	path string
 
-	mu     sync.Mutex
-	file   *lumberjack.Logger
-	opened bool
+	mu   sync.Mutex
+	file *lumberjack.Logger
+	last fs.FileInfo // of the file that was written; nil: not known
 }
 
 // New returns a Log. It touches no file before the first span.
@@ -59,7 +59,7 @@ func New(o Options) *Log {
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.opened = false
+	l.last = nil
 	return l.file.Close()
 }
 
@@ -73,6 +73,9 @@ func (l *Log) write(p []byte, ends []int) (int, error) {
 	}
 	n, err := l.file.Write(p)
 	if err == nil {
+		if l.last == nil {
+			l.last, _ = os.Lstat(l.path)
+		}
 		return len(ends), nil
 	}
 	whole, end := 0, 0
@@ -80,7 +83,7 @@ func (l *Log) write(p []byte, ends []int) (int, error) {
 		end = ends[whole]
 		whole++
 	}
-	l.opened = false
+	l.last = nil
 	// lumberjack does not append to a file that it made, but writes on where it
 	// was: so it has to open the file anew after it is cut.
 	_ = l.file.Close()
@@ -92,23 +95,20 @@ func (l *Log) write(p []byte, ends []int) (int, error) {
 	return whole, err
 }
 
-// open makes ready for a write: a file that an agent before left with half a
-// line is mended, one that was deleted is made again.
+// open makes ready for a write. The file may be another than last time: rotated,
+// deleted by an operator, or left by an agent before with half a line.
 func (l *Log) open() error {
-	if l.opened {
-		if _, err := os.Lstat(l.path); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if l.last != nil {
+		if now, err := os.Lstat(l.path); err == nil && os.SameFile(l.last, now) {
 			return nil
 		}
+		l.last = nil
 		_ = l.file.Close()
 	}
 	if err := os.MkdirAll(filepath.Dir(l.path), 0o700); err != nil {
 		return err
 	}
-	if err := mend(l.path); err != nil {
-		return err
-	}
-	l.opened = true
-	return nil
+	return mend(l.path)
 }
 
 // cut takes n bytes off the end of the file.

@@ -174,6 +174,6 @@ func (e *otlpExporter) emit(now time.Time) {
 		}
 	}
 	r.AddAttributes(same...) // after the tags: of one key the last stays
-	r.AddAttributes(attribute.Int64("duration_us", max(s.End-s.Start, 0)/1000))
+	r.AddAttributes(attribute.Int64("duration_us", s.micros()))
 	e.logger.Emit(ctx, r)
 }

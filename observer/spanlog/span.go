@@ -74,7 +74,7 @@ func (s *span) end() slog.Record {
 	}
 	r := slog.NewRecord(time.Unix(0, max(s.End, s.Start)).UTC(), level, End, 0)
 	s.identity(&r)
-	r.AddAttrs(slog.Int64("duration_us", max(s.End-s.Start, 0)/1000))
+	r.AddAttrs(slog.Int64("duration_us", s.micros()))
 	if s.failure != "" {
 		r.AddAttrs(slog.String("error", short(s.failure, maxValue)))
 	}
@@ -93,6 +93,9 @@ func (s *span) identity(r *slog.Record) {
 	}
 	r.AddAttrs(slog.String("service.name", short(s.service, maxName)), slog.String("name", short(s.Name, maxName)), slog.String("kind", kind(s.Kind)))
 }
+
+// micros is how long the span took, in µs.
+func (s *span) micros() int64 { return (max(s.End, s.Start) - s.Start) / 1000 }
 
 func kind(k trace.SpanKind) string { return trace.ValidateSpanKind(k).String() }
 
