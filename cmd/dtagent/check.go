@@ -44,12 +44,19 @@ func newCheck() *cobra.Command {
 		Use:   "check",
 		Short: "Say what this kernel and host allow, and what is missing",
 		Long: `Say what this kernel and host allow, before anything is attached. The exit status
-is 0 when all that is needed works, 1 when something that is needed does not.`,
+is 0 when all that is needed works, 1 when something that is needed does not.
+
+With --components it says what Observers can ask for: each component's programs,
+what is watched of them, the spans it gives and what it costs.`,
 		Args: cobra.NoArgs,
 	}
 	legacy := cmd.Flags().Bool("legacy", false, "check the programs for Linux 4.19 even where the modern ones work")
 	dir := cmd.Flags().String("observers-dir", observer.DefaultDir, "directory of the Observer files")
+	components := cmd.Flags().Bool("components", false, "say what Observers can ask for, and what of it runs now")
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
+		if *components {
+			return checkComponents(cmd, "")
+		}
 		r := runCheck(*legacy, *dir)
 		if asJSON(cmd) {
 			if err := printJSON(cmd, r); err != nil {

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-quicktest/qt"
 
@@ -17,6 +18,8 @@ import (
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer"
 	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/processor"
+	"github.com/xenserver/dtagent/observer/xapi"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -193,9 +196,12 @@ func TestPrintStatus(t *testing.T) {
 		Losses: []control.Loss{{Probe: "stream", Cause: "buffer full", Count: 3}, {Probe: "process", Cause: "table of processes full"}, {Probe: "stream", Cause: control.CauseNoStart, Count: 4}}, Handover: control.Handover{Dropped: 1},
 		Engine:       correlate.Stats{Spans: 120, Incomplete: 2, Links: map[correlate.Link]uint64{correlate.LinkThread: 100, correlate.LinkNone: 20}},
 		ObserversDir: "/etc/dtagent/observers.d",
-		Observers: []observer.ObserverStats{{UUID: "0f0e", NameLabel: "dt", Enabled: true, Here: true, Components: "xapi,xenopsd",
-			Warnings:  []string{"attribute dtagent.sampler does nothing in this version"},
-			Endpoints: []observer.EndpointStats{{Endpoint: "bugtool", State: "ok", Counters: observer.Counters{Produced: 120, Sent: 120}}, {Endpoint: "http://h:9411/api/v2/spans", State: "failing", Counters: dropped, LastError: "connection refused"}}}},
+		XAPI:         &xapi.Status{State: xapi.Lost, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Observers: 2, FromStateFile: true, LastError: "connect: no such file or directory"},
+		Totals:       observer.EndpointStats{Endpoint: "all", State: "ok", Counters: observer.Counters{Produced: 247, Recovered: 7, Sent: 227, Queued: 5, Dropped: dropped.Dropped}},
+		Observers: []observer.ObserverStats{{UUID: "gone", Endpoints: []observer.EndpointStats{{Endpoint: "http://h:9411/old", State: "draining", Counters: observer.Counters{Produced: 7, Recovered: 7, Sent: 7}}}}, {UUID: "0f0e", NameLabel: "dt", Enabled: true, Here: true, Source: "xapi", Components: "xapi,xenopsd",
+			Warnings:   []string{"attribute dtagent.sampler does nothing in this version"},
+			Processors: &processor.Stats{Received: 130, Passed: 120, Held: 4, Filtered: [processor.NumCauses]uint64{processor.SampledOut: 6}},
+			Endpoints:  []observer.EndpointStats{{Endpoint: "bugtool", State: "ok", Counters: observer.Counters{Produced: 120, Sent: 120}}, {Endpoint: "http://h:9411/api/v2/spans", State: "failing", Counters: dropped, LastError: "connection refused"}}}},
 		Mistakes:   []control.Mistake{{File: "/etc/dtagent/observers.d/x.json", Error: "/etc/dtagent/observers.d/x.json: line 1: is not JSON", Kept: true}},
 		BugtoolDir: "/var/log/dt/zipkinv2/json",
 		Process:    control.Process{RSSBytes: 20 << 20, CPUSeconds: 1.5, Goroutines: 12},

@@ -105,13 +105,14 @@ func printStatus(out io.Writer, s *control.Status) error {
 		} else if !o.Here {
 			state = "enabled, for other hosts"
 		}
-		switch {
-		case o.Source == "":
-			state = "gone, its endpoints finish" // with a queue on disk, perhaps for a while
-		case o.Source != sourceLocal:
-			state += ", from " + o.Source
+		switch o.Source {
+		case "": // with a queue on disk, perhaps for a while
+			fmt.Fprintf(w, "\t%s: gone, its endpoints finish\n", o.UUID)
+		case sourceLocal:
+			fmt.Fprintf(w, "\t%s %s: %s, components %s\n", o.UUID, o.NameLabel, state, cmp.Or(o.Components, "none"))
+		default:
+			fmt.Fprintf(w, "\t%s %s: %s, from %s, components %s\n", o.UUID, o.NameLabel, state, o.Source, cmp.Or(o.Components, "none"))
 		}
-		fmt.Fprintf(w, "\t%s %s: %s, components %s\n", o.UUID, o.NameLabel, state, cmp.Or(o.Components, "none"))
 		if p := o.Processors; p != nil && p.Received != p.Passed {
 			fmt.Fprintf(w, "\t  processors: %d spans, %d passed, %d held; filtered: %s\n", p.Received, p.Passed, p.Held, counts(p.FilteredByCause()))
 		}
