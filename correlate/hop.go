@@ -35,7 +35,6 @@ import (
 // trace or the task already.
 type hop struct {
 	known     bool // the request is one between hosts, and has a key
-	forwarded bool // a client's request that its host passed on as it was
 	context   tracecontext.Context
 	task      wire.TaskID
 	subtaskOf wire.TaskID
@@ -104,33 +103,26 @@ var libraries = []byte("xen-api-libs/")
 // outside, and made by XAPI's own library or behind a frame, which is how a
 // member of the pool passes a client's request on.
 func (e *Engine) received(c *conn, h *wire.Head) hop {
-	own := bytes.HasPrefix(h.UserAgent, libraries)
-	if !c.rpc || !own && !h.Framed || c.local(c.side[0].reader.Client()) {
+	if !c.rpc || !h.Framed && !bytes.HasPrefix(h.UserAgent, libraries) || c.local(c.side[0].reader.Client()) {
 		return hop{}
 	}
-	p := hopOf(h)
-	p.forwarded = !own
-	return p
+	return hopOf(h)
 }
 
 // joinHop hangs the call under the CLIENT span that its caller's host made for
-// it. The span that the traceparent names, which may be XAPI's own, stays on it
-// as an attribute. A client's request that a member of the pool passed on names
-// the client's span, under which the member's own call hangs, too: that stays
-// its parent, and the attribute says through which span it came.
+// it. The span that the traceparent names stays on it as an attribute: it is
+// XAPI's own or, when a member of the pool passed a client's request on, that of
+// the client, under which the member's call hangs. Who does not find the CLIENT
+// span, because nobody observes that host, finds the call's place by it.
 func (e *Engine) joinHop(p *hop, a *activity, method []byte) {
 	if !p.known {
 		return
 	}
 	p.known = false
 	id := e.hopSpan(&e.hopsIn, p, method)
-	switch {
-	case !p.context.IsValid():
-		a.parentID, a.link = id, LinkTask
-	case p.forwarded:
-		a.attrs = append(a.attrs, e.spanID("dt.forward.span_id", id))
-	default:
-		a.parentID, a.link = id, LinkTraceparent
+	a.parentID, a.link = id, LinkTask
+	if p.context.IsValid() {
+		a.link = LinkTraceparent
 		a.attrs = append(a.attrs, e.spanID("dt.remote.span_id", p.context.SpanID))
 	}
 }

@@ -14,7 +14,7 @@ var (
 	ownMethods = [...]string{
 		"session.login_with_password", "session.logout",
 		"Observer.get_all_records", "event.from",
-		"host.get_by_uuid", "host.get_record", "host.get_all_records", "host.get_name_label",
+		"host.get_by_uuid", "host.get_record", "host.get_all_records", "host.get_name_label", "host.get_uuid",
 		"pool.get_all", "pool.get_all_records", "pool.get_record",
 	}
 )
