@@ -117,13 +117,13 @@ func (m *Manager) Want(c event.Components) error {
 		return fmt.Errorf("probes: %w", os.ErrClosed)
 	}
 	m.wanted = c
-	if c == 0 {
+	need := target.Watches(c)
+	if need == 0 { // also for components that have no probe yet
 		return m.detach()
 	}
 	if err := m.clock.Refresh(); err != nil {
 		return err
 	}
-	need := target.Watches(c)
 	if err := errors.Join(
 		m.probe(bpf.Process, need&bpf.WatchProcess != 0),
 		m.probe(bpf.Stream, need&(bpf.WatchStream|bpf.WatchLog) != 0),

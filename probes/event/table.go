@@ -11,6 +11,16 @@ const (
 	WatchAll       = WatchStreams | WatchLogs | WatchProcesses
 )
 
+// Words names what w has.
+func (w Watch) Words() (out []string) {
+	for i, name := range [...]string{"streams", "logs", "processes"} {
+		if w&(1<<i) != 0 {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
 // Program is a program whose processes are watched for a component.
 type Program struct {
 	Name  string // base name of the executable

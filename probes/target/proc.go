@@ -134,33 +134,40 @@ type scanned struct {
 	child bool // of a process of the same program
 }
 
-// scan looks at all processes.
-func (p Proc) scan() ([]scanned, error) {
+// each calls f with the tgids of all processes.
+func (p Proc) each(f func(tgid uint32)) error {
 	dir, err := os.Open(p.root)
 	if err != nil {
-		return nil, fmt.Errorf("processes: %w", err)
+		return fmt.Errorf("processes: %w", err)
 	}
 	defer dir.Close()
-	var out []scanned
-	parents := map[uint32]uint32{}
 	for {
 		names, err := dir.Readdirnames(512)
 		for _, name := range names {
-			n, err := strconv.ParseUint(name, 10, 32)
-			if err != nil {
-				continue
-			}
-			if found, s, ok := p.process(uint32(n)); ok {
-				out = append(out, scanned{Process: found})
-				parents[found.TGID] = s.parent
+			if n, err := strconv.ParseUint(name, 10, 32); err == nil {
+				f(uint32(n))
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			break
+			return nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("processes: %w", err)
+			return fmt.Errorf("processes: %w", err)
 		}
+	}
+}
+
+// scan looks at all processes.
+func (p Proc) scan() ([]scanned, error) {
+	var out []scanned
+	parents := map[uint32]uint32{}
+	if err := p.each(func(tgid uint32) {
+		if found, s, ok := p.process(tgid); ok {
+			out = append(out, scanned{Process: found})
+			parents[found.TGID] = s.parent
+		}
+	}); err != nil {
+		return nil, err
 	}
 	for i := range out {
 		for j := range out {
