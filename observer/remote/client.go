@@ -32,10 +32,10 @@ type ClientOptions struct {
 // Client posts bodies of one form to one URL. Its methods may be called by
 // several goroutines at once.
 type Client struct {
-	url  string
+	url  *url.URL // without user and password
+	user *url.Userinfo
 	enc  Encoder
 	o    ClientOptions
-	http *http.Client
 	own  *transport // nil: handed in
 	gzip atomic.Int32
 }
@@ -81,7 +81,8 @@ func NewClient(endpoint string, enc Encoder, o ClientOptions) (*Client, error) {
 	if o.UserAgent == "" {
 		o.UserAgent = "dtagent"
 	}
-	c := &Client{url: u.String(), enc: enc}
+	c := &Client{url: u, user: u.User, enc: enc}
+	u.User = nil
 	if o.Transport == nil {
 		c.own = &transport{timeout: o.Timeout}
 		if u.Scheme == "https" {
@@ -90,8 +91,6 @@ func NewClient(endpoint string, enc Encoder, o ClientOptions) (*Client, error) {
 		o.Transport = c.own
 	}
 	c.o = o
-	c.http = &http.Client{Transport: o.Transport, Timeout: o.Timeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return c, nil
 }
 
@@ -134,17 +133,9 @@ func (c *Client) Post(ctx context.Context, body []byte, n int) error {
 		}
 	}
 	if err != nil {
-		return &export.Failure{Err: fmt.Errorf("no answer: %w", plainError(err)), Retry: true}
+		return &export.Failure{Err: fmt.Errorf("no answer: %w", err), Retry: true}
 	}
 	return c.judge(a, n)
-}
-
-// plainError returns err without the URL.
-func plainError(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
-	}
-	return err
 }
 
 // answer is what is kept of a response.
@@ -170,17 +161,28 @@ func (c *Client) post(ctx context.Context, body []byte, compress bool) (*answer,
 			return nil, err
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(send))
+	ctx, cancel := context.WithTimeoutCause(ctx, c.o.Timeout, fmt.Errorf("time of %s is over", c.o.Timeout))
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url.String(), bytes.NewReader(send))
 	if err != nil {
 		return nil, err
+	}
+	if c.user != nil {
+		password, _ := c.user.Password()
+		req.SetBasicAuth(c.user.Username(), password)
 	}
 	req.Header.Set("Content-Type", c.enc.ContentType())
 	req.Header.Set("User-Agent", c.o.UserAgent)
 	if compress {
 		req.Header.Set("Content-Encoding", "gzip")
 	}
-	resp, err := c.http.Do(req)
+	// Not by way of an http.Client, which would follow redirects and puts the URL
+	// into its errors.
+	resp, err := c.o.Transport.RoundTrip(req)
 	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
 		return nil, err
 	}
 	defer resp.Body.Close()

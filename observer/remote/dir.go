@@ -29,6 +29,7 @@ const (
 	frameExt   = ".zst"
 	corruptDir = "corrupt"
 	maxCorrupt = 16
+	maxAside   = 7 * 24 * time.Hour
 	// maxFrameSpans bounds what a file name may claim.
 	maxFrameSpans = 1_000_000
 	// block is what the smallest file takes.
@@ -42,7 +43,7 @@ var ErrInUse = errors.New("queue directory in use")
 func room(bytes int64) int64 { return (bytes + block - 1) / block * block }
 
 func (f *frame) name() string {
-	return fmt.Sprintf("%020d-%010d-%d%s", f.when.UnixNano(), f.seq, f.spans, frameExt)
+	return fmt.Sprintf("%020d-%010d-%d%s", f.stamp, f.seq, f.spans, frameExt)
 }
 
 // parseName returns the frame of a file name, nil if it is no frame's.
@@ -61,7 +62,7 @@ func parseName(name string) *frame {
 	if err1 != nil || err2 != nil || err3 != nil || ns <= 0 || spans <= 0 || spans > maxFrameSpans {
 		return nil
 	}
-	f := &frame{when: time.Unix(0, ns), seq: seq, spans: spans}
+	f := &frame{when: time.Unix(0, ns), stamp: ns, seq: seq, spans: spans}
 	if f.name() != name {
 		return nil
 	}
@@ -123,6 +124,21 @@ func openDir(path string, m meta) (*os.File, error) {
 	return lock, nil
 }
 
+// trimAside removes what was set aside longer than maxAside ago.
+func trimAside(path string) {
+	dir := filepath.Join(path, corruptDir)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > maxAside {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+	_ = os.Remove(dir) // if it is empty
+}
+
 // closeDir gives the directory back, and removes it when nothing is left in it.
 func closeDir(lock *os.File, path string, empty bool) error {
 	var err error
@@ -135,6 +151,7 @@ func closeDir(lock *os.File, path string, empty bool) error {
 // removeDir removes a directory that has no frames; not if there are files
 // that were set aside, or that are not ours.
 func removeDir(path string) error {
+	trimAside(path)
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return ignoreAbsent(err)

@@ -36,6 +36,9 @@ func (e *Exporter) attach() error {
 	}
 	frames = slices.DeleteFunc(frames, func(f *frame) bool { return known[f.name()] })
 	for _, f := range frames {
+		if f.when.After(now) { // the clock was set back
+			f.when = now
+		}
 		spans += f.spans
 		e.seq = max(e.seq, f.seq)
 		e.o.Spool.add(f.size)
@@ -54,10 +57,11 @@ func (e *Exporter) attach() error {
 func (e *Exporter) hold(content []byte, spans int) {
 	e.mu.Lock()
 	e.seq++
-	f := &frame{when: time.Now(), seq: e.seq, spans: spans, size: room(int64(len(content)))}
+	now := time.Now()
+	f := &frame{when: now, stamp: now.UnixNano(), seq: e.seq, spans: spans, size: room(int64(len(content)))}
 	e.mu.Unlock()
 
-	err := e.write(f, content)
+	err := e.write(f, content, true)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err != nil {
@@ -92,15 +96,15 @@ func memoryCause(err error) export.Cause {
 	return export.WriteError
 }
 
-// write puts a frame into its file, for which it makes room. It is called by
-// Export and by Close only.
-func (e *Exporter) write(f *frame, content []byte) error {
+// write puts a frame into its file, for which older ones go if need be and if
+// they may. It is called by Export and by Close only.
+func (e *Exporter) write(f *frame, content []byte, mayDrop bool) error {
 	if e.o.Dir == "" {
 		return errNoDir
 	}
 	err := e.attach()
 	if err == nil {
-		err = e.reserve(f.size)
+		err = e.reserve(f.size, mayDrop)
 	}
 	if err == errFull {
 		return err
@@ -140,14 +144,14 @@ func (e *Exporter) noteDisk(err error) {
 	}
 }
 
-// reserve makes room for a file: the oldest go.
-func (e *Exporter) reserve(size int64) error {
+// reserve makes room for a file.
+func (e *Exporter) reserve(size int64, mayDrop bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	ok := false
 	e.drop(export.QueueFull, func() bool {
 		ok = e.q.disk+size <= e.o.DiskBytes && e.o.Spool.reserve(size)
-		return !ok
+		return !ok && mayDrop
 	}, onDisk)
 	if !ok {
 		return errFull
@@ -164,13 +168,13 @@ func (e *Exporter) spill() {
 	for {
 		e.mu.Lock()
 		f := e.q.oldest(inMemory)
-		if f == nil || e.q.disk+f.size > e.o.DiskBytes { // what is in files is not dropped for it
+		if f == nil {
 			e.mu.Unlock()
 			return
 		}
 		content := f.content
 		e.mu.Unlock()
-		if e.write(f, content) != nil {
+		if e.write(f, content, false) != nil {
 			return
 		}
 		e.mu.Lock()

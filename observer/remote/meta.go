@@ -134,8 +134,8 @@ func leftover(path string) (l Leftover, err error) {
 	for _, f := range frames {
 		l.Spans += f.spans
 	}
-	m, err := loadMeta(path)
-	l.Dir, l.Err = path, err
+	m, merr := loadMeta(path)
+	l.Dir, l.Err = path, merr
 	l.Endpoint, l.Encoder, l.ObserverUUID, l.ObserverName = m.Endpoint, m.Encoder, m.ObserverUUID, m.ObserverName
 	return l, nil
 }

@@ -7,8 +7,9 @@ import (
 
 // frame is what one Export became: spans in the receiver's form, compressed.
 type frame struct {
-	when    time.Time
-	seq     uint64
+	when    time.Time // when it came, not after it was found
+	stamp   int64     // of when, ns, for the name
+	seq     uint64    // for the name
 	spans   int
 	size    int64  // room that its file takes
 	content []byte // nil: in its file
@@ -36,6 +37,11 @@ func (q *queue) prepend(fs []*frame) {
 	for _, f := range fs {
 		q.count(f, 1)
 	}
+}
+
+func (q *queue) insert(at int, f *frame) {
+	q.frames = slices.Insert(q.frames, at, f)
+	q.count(f, 1)
 }
 
 func (q *queue) count(f *frame, sign int) {

@@ -39,6 +39,7 @@ func (e *Exporter) run() {
 			pause, until = 0, time.Time{}
 			continue
 		}
+		e.merge()
 		pause = min(max(2*pause, e.o.BackoffMin), e.backoffMax())
 		// Several endpoints of one dead receiver shall not return in step.
 		until = time.Now().Add(max(min(f.After, e.o.RetryAfterMax), pause/2+rand.N(pause/2+1)))
@@ -96,12 +97,7 @@ func (e *Exporter) deliver() *export.Failure {
 	ctx, cancel := context.WithCancel(e.ctx)
 	defer cancel()
 	d := &delivery{ctx: ctx, budget: maxSearch}
-	frames := e.begin(cancel)
-	frames, bodies, f := e.load(d, frames)
-	if f == nil && len(frames) > 0 {
-		f = e.send(d, frames, bodies)
-	}
-	return e.end(d, f)
+	return e.end(d, e.send(d, e.begin(cancel)))
 }
 
 // begin picks the frames of a request.
@@ -152,17 +148,15 @@ func (e *Exporter) end(d *delivery, f *export.Failure) *export.Failure {
 	return f
 }
 
-// load reads frames, as many of the first as make one request. Damaged ones are
+// load reads frames into one body: as many of the first as fit. Damaged ones are
 // set aside.
-func (e *Exporter) load(d *delivery, frames []*frame) (loaded []*frame, bodies [][]byte, f *export.Failure) {
+func (e *Exporter) load(frames []*frame) (loaded []*frame, body []byte, f *export.Failure) {
 	e.mu.Lock()
 	left := e.limit
 	e.mu.Unlock()
+	var bodies [][]byte
 	for _, f := range frames {
-		body, err := e.read(f)
-		if err == nil && len(body) == 0 {
-			err = errDamaged
-		}
+		b, err := e.read(f)
 		switch {
 		case err == nil:
 		case transient(err):
@@ -171,16 +165,17 @@ func (e *Exporter) load(d *delivery, frames []*frame) (loaded []*frame, bodies [
 			e.corrupt(f, err)
 			continue
 		}
-		if len(loaded) > 0 && len(body) > left {
+		if len(loaded) > 0 && len(b) > left {
 			break
 		}
-		left -= len(body)
-		loaded, bodies = append(loaded, f), append(bodies, body)
+		left -= len(b)
+		loaded, bodies = append(loaded, f), append(bodies, b)
 	}
-	return loaded, bodies, nil
+	if len(bodies) == 1 {
+		return loaded, bodies[0], nil
+	}
+	return loaded, e.o.Encoder.Join(nil, bodies...), nil
 }
-
-var errDamaged = errors.New("frame damaged")
 
 // transient tells the errors that say nothing about the file.
 func transient(err error) bool {
@@ -216,11 +211,12 @@ func (e *Exporter) corrupt(f *frame, err error) {
 // send posts frames. When the receiver refuses them as they are it sends them in
 // halves, so that one span does not take the others with it. It returns a
 // Failure if those that are left are to be tried again.
-func (e *Exporter) send(d *delivery, frames []*frame, bodies [][]byte) *export.Failure {
-	body, n := bodies[0], 0
-	if len(bodies) > 1 {
-		body = e.o.Encoder.Join(nil, bodies...)
+func (e *Exporter) send(d *delivery, frames []*frame) *export.Failure {
+	frames, body, f := e.load(frames)
+	if f != nil || len(frames) == 0 {
+		return f
 	}
+	n := 0
 	for _, f := range frames {
 		n += f.spans
 	}
@@ -233,10 +229,11 @@ func (e *Exporter) send(d *delivery, frames []*frame, bodies [][]byte) *export.F
 		return f
 	}
 	if half := len(frames) / 2; half > 0 {
-		if f := e.send(d, frames[:half], bodies[:half]); f != nil {
+		body = nil // they are read again
+		if f := e.send(d, frames[:half]); f != nil {
 			return f
 		}
-		return e.send(d, frames[half:], bodies[half:])
+		return e.send(d, frames[half:])
 	}
 	lost, refused, f := e.search(d, body, n, f)
 	if f != nil {

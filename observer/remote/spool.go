@@ -2,6 +2,7 @@ package remote
 
 import (
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
@@ -58,10 +59,10 @@ func (s *Spool) compress(body []byte) []byte {
 }
 
 func (s *Spool) decompress(content []byte) ([]byte, error) {
-	if len(content) == 0 {
-		return nil, fmt.Errorf("frame: empty")
-	}
 	body, err := s.dec.DecodeAll(content, nil)
+	if err == nil && len(body) == 0 {
+		err = io.ErrUnexpectedEOF
+	}
 	if err != nil {
 		return nil, fmt.Errorf("frame: %w", err)
 	}
