@@ -152,6 +152,22 @@ func TestDecodeErrors(t *testing.T) {
 	}
 }
 
+// TestDecodeComponents takes every component of the table, and none besides.
+func TestDecodeComponents(t *testing.T) {
+	raw := records(t)["data"]
+	for n := range 256 {
+		raw[30] = byte(n)
+		var e event.Event
+		var d Decoder
+		if c := event.Component(n); c == event.NoComponent || event.AllComponents.Has(c) && n < 64 {
+			qt.Check(t, qt.IsNil(d.Decode(&e, raw)))
+			qt.Check(t, qt.Equals(e.Component, c))
+		} else {
+			qt.Check(t, qt.ErrorIs(d.Decode(&e, raw), event.ErrRecord), qt.Commentf("%d", n))
+		}
+	}
+}
+
 func TestExecNames(t *testing.T) {
 	for _, c := range []struct {
 		file               string
