@@ -17,7 +17,8 @@ import (
 // that counts.
 const (
 	maxObservers = 1000
-	maxItems     = 512 // hosts, attributes, endpoints or components of one Observer
+	maxSkipped   = 100_000 // Observers beyond these that are counted
+	maxItems     = 512     // hosts, attributes, endpoints or components of one Observer
 	maxEvents    = 20_000
 	maxToken     = 256
 	maxReference = 128
@@ -231,8 +232,9 @@ func decodeBatch(raw json.RawMessage) (batch, bool) {
 				}
 			}
 		case "events":
+			n := 0
 			err := eachItem(value, func(item json.RawMessage) error {
-				if len(b.changes) == maxEvents {
+				if n++; n > maxEvents {
 					return errEnough
 				}
 				c, ok := decodeChange(item)

@@ -17,9 +17,17 @@ type latest[T any] struct {
 
 func newLatest[T any]() *latest[T] { return &latest[T]{ready: make(chan struct{}, 1)} }
 
-func (l *latest[T]) put(v T) {
+func (l *latest[T]) put(v T) { l.give(v, true) }
+
+// offer puts v unless there is something newer.
+func (l *latest[T]) offer(v T) { l.give(v, false) }
+
+func (l *latest[T]) give(v T, force bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.full && !force {
+		return
+	}
 	l.value, l.full = v, true
 	select {
 	case l.ready <- struct{}{}:

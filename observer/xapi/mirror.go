@@ -2,6 +2,7 @@ package xapi
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -43,6 +44,8 @@ func (m *mirror) replace(records json.RawMessage) bool {
 		switch {
 		case ref == "" || len(ref) > maxReference:
 			return errKind
+		case skipped == maxSkipped:
+			return errEnough
 		case len(next) == maxObservers:
 			skipped++
 		default:
@@ -54,7 +57,7 @@ func (m *mirror) replace(records json.RawMessage) bool {
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, errEnough) {
 		return false
 	}
 	m.observers, m.skipped = next, skipped

@@ -111,9 +111,13 @@ func (s *Source) write(file *stateFile, st State) {
 		text = err.Error()
 	}
 	s.count(func(x *Status) { text, x.StateFileErr = x.StateFileErr, text })
-	if err != nil && text != err.Error() { // text: what it was before
-		s.o.Log.Warn("state file not written", "err", err)
+	if err == nil {
+		return
 	}
+	if text != err.Error() { // text: what it was before
+		s.o.Log.Warn("state file not written, trying on", "err", err)
+	}
+	time.AfterFunc(s.o.SaveRetry, func() { s.save.offer(st) })
 }
 
 // stayConnected follows XAPI until ctx is done, over all connections and

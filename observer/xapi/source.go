@@ -26,6 +26,7 @@ type Options struct {
 	CallTimeout  time.Duration // of any call, and of event.from beyond EventTimeout; 20 s
 	ApplyEvery   time.Duration // shortest time from one apply to the next; 250 ms
 	SaveEvery    time.Duration // shortest time from one write of the state file to the next; 1 s
+	SaveRetry    time.Duration // pause after a write of it that failed; 10 s
 	BackoffMin   time.Duration // pause after a first failure, doubled each time; 200 ms
 	BackoffMax   time.Duration // 5 s; 0.5 s while nobody listens on the socket, and none once there is a new one
 }
@@ -49,6 +50,7 @@ func (o Options) withDefaults() Options {
 	times(&o.CallTimeout, 20*time.Second)
 	times(&o.ApplyEvery, 250*time.Millisecond)
 	times(&o.SaveEvery, time.Second)
+	times(&o.SaveRetry, 10*time.Second)
 	times(&o.BackoffMin, 200*time.Millisecond)
 	times(&o.BackoffMax, 5*time.Second)
 	return o
