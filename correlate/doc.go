@@ -20,8 +20,19 @@
 // Activities that keys join are a tree, which is one trace. The trace id is
 // bound late: when a request brings one, when XAPI's own shows up in a message
 // that belongs to the tree, when nothing can join the tree any more, or after
-// Config.Hold. Until then finished spans of the tree wait; then they leave as
+// Config.Hold. In the last two cases it is made of the XAPI task that the tree
+// is work for, so that all hosts of a pool find the same, and is random when no
+// task is known. Until then finished spans of the tree wait; then they leave as
 // they finish, children before their parents.
+//
+// The hosts of a pool are joined without a word between their agents: the id of
+// the CLIENT span of a call from one host's xapi to another's is made of what both
+// see of it (hop.go). Trace ids can differ where the caller of the first call sent
+// one and XAPI, whose own tracing is off, did not pass it on; the parent's span
+// id is right all the same.
+//
+// What the agent itself asks XAPI is left out and counted, with all that comes
+// of it.
 //
 // Everything is bounded (Limits), and whatever is given up is counted by cause
 // (Stats). A span whose end or whose events were missed is Incomplete and says

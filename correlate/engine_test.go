@@ -463,6 +463,24 @@ func FuzzEngine(f *testing.F) {
 		}
 		f.Add(seed)
 	}
+	for i, r := range []request{
+		{method: "VM.start", headers: []string{"task-id: " + taskRef, "traceparent: " + caller}},
+		{method: "VM.start", framed: true, headers: []string{"subtask-of: " + taskRef}},
+		{method: "event.from", userAgent: "dtagent"},
+	} {
+		var seed []byte
+		head, body := r.answer()
+		for _, dir := range []event.Dir{event.Out, event.In} {
+			conn := byte(dir) | 2*byte(i)<<2
+			for j, text := range []string{r.text(), head + body} {
+				seed = append(seed, byte(event.KindOpen), byte(event.Xapi)<<2, conn, 0, 0)
+				seed = append(seed, byte(event.KindData), byte(dir)^3*byte(j)|byte(event.Xapi)<<2, conn)
+				seed = binary.LittleEndian.AppendUint16(seed, uint16(len(text)))
+				seed = append(seed, text...)
+			}
+		}
+		f.Add(seed)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		spans := uint64(0)
 		e := New(Config{Emit: func(s *Span) {

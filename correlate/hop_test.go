@@ -2,6 +2,7 @@ package correlate
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -576,3 +577,109 @@ func hopEvents(t testing.TB) []event.Event {
 
 // BenchmarkHop is a call between hosts, seen at both.
 func BenchmarkHop(b *testing.B) { benchmark(b, hopEvents(b)) }
+
+// TestPoolRandom mixes many calls between hosts at random, on each host in an
+// order of its own: each finds its parent and nobody else's.
+func TestPoolRandom(t *testing.T) {
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 11))
+		const n = 30
+		p := newPool(t)
+		hosts := []*script{p.coordinator, p.member}
+		var events [2][][]event.Event
+		traces := make(map[string]string) // of the callers, by method
+		for i := range n {
+			from := rnd.IntN(2)
+			side := [2]*script{gather(t), gather(t)}
+			a, b := side[from], side[1-from]
+			fd, tid := int32(1000+i), uint32(1000+i)
+			r := request{method: fmt.Sprintf("VM.m%d", i), framed: rnd.IntN(2) == 0}
+			caller := fmt.Sprintf("%032x", i+1)
+			var headers []string
+			if rnd.IntN(2) == 0 {
+				headers = []string{fmt.Sprintf("traceparent: 00-%s-%016x-00", caller, i+1)}
+			}
+			native := rnd.IntN(2) == 0
+			if native {
+				r.headers = append(r.headers, fmt.Sprintf("traceparent: 00-%s-%016x-01", caller, 1000+i))
+			}
+			if !native || rnd.IntN(2) == 0 {
+				r.headers = append(r.headers, fmt.Sprintf("%s: OpaqueRef:%08x-b308-4d50-8d0a-b4b7b9f0a2c1", []string{"task-id", "subtask-of"}[rnd.IntN(2)], i))
+			}
+			if headers != nil && !native {
+				caller = "" // the other host is not told
+			}
+			traces[r.method] = caller
+			a.open(xapi, "c", fd, event.Accepted, "/var/lib/xcp/xapi")
+			a.open(xapi, "out", fd+1000, event.Paired, "")
+			b.open(xapi, "in", fd, event.Accepted, "[::]:80")
+			b.in(xapi, "in", tid, "PROXY TCP6 ::ffff:10.0.0.1 ::ffff:10.0.0.2 40000 443\r\n")
+			a.request("c", tid, "call of "+r.method, headers...)
+			for range 1 + rnd.IntN(3) {
+				r.send(a, "out", tid)
+				r.arrive(b, "in", tid)
+				b.fork(xapi, tid, 5000+tid)
+				b.exec(xapi, 5000+tid, "helper", "")
+				b.exit(xapi, 5000+tid, 0)
+				r.answered(b, "in", tid)
+				r.returned(a, "out", tid)
+			}
+			a.reply("c", tid, success, "")
+			for h := range side {
+				events[h] = append(events[h], side[h].events)
+			}
+		}
+		for h, s := range hosts {
+			left := make([]int, n) // next event of each
+			for left := left; ; {
+				w := rnd.IntN(n)
+				for k := 0; k < n && left[w] == len(events[h][w]); k++ {
+					w = (w + 1) % n
+				}
+				if left[w] == len(events[h][w]) {
+					break
+				}
+				ev := events[h][w][left[w]]
+				left[w]++
+				s.now += 10_000
+				d := s.now - ev.Time
+				ev.Time, ev.First, ev.Last = s.now, ev.First+d, ev.Last+d
+				s.e.Handle(&ev)
+			}
+			s.e.check(t)
+		}
+		spans := p.all()
+		byID := make(map[trace.SpanID]*Span)
+		for _, sp := range spans {
+			qt.Assert(t, qt.IsNil(byID[sp.SpanID]), qt.Commentf("seed %d: %s has the id of another", seed, sp.Name))
+			byID[sp.SpanID] = sp
+		}
+		children := make(map[trace.SpanID]int)
+		for _, sp := range spans {
+			qt.Check(t, qt.Equals(sp.Incomplete, ""))
+			if sp.Name == "helper" || strings.HasPrefix(sp.Name, "call of ") {
+				continue
+			}
+			parent := byID[sp.ParentID]
+			qt.Assert(t, qt.IsNotNil(parent), qt.Commentf("seed %d: %s has no parent", seed, sp.Name))
+			if sp.Kind == trace.SpanKindClient {
+				qt.Check(t, qt.Equals(parent.Name, "call of "+sp.Name), qt.Commentf("seed %d", seed))
+			} else {
+				qt.Check(t, qt.Equals(parent.Name, sp.Name), qt.Commentf("seed %d", seed))
+				qt.Check(t, qt.Equals(parent.Kind, trace.SpanKindClient), qt.Commentf("seed %d", seed))
+				children[parent.SpanID]++
+				qt.Check(t, qt.Equals(children[parent.SpanID], 1))
+				if traces[sp.Name] != "" {
+					qt.Check(t, qt.Equals(sp.TraceID, parent.TraceID), qt.Commentf("seed %d: %s", seed, sp.Name))
+				}
+			}
+		}
+		for _, s := range hosts {
+			s.wait(10 * time.Second) // as long as tasks are remembered
+			st := s.e.Stats()
+			qt.Check(t, qt.Equals(st.Activities, 0))
+			qt.Check(t, qt.Equals(st.Trees, 0))
+			qt.Check(t, qt.Equals(st.Conflicts, 0))
+		}
+	}
+}

@@ -125,3 +125,21 @@ func TestLastWithoutStunnel(t *testing.T) {
 		s.oneTree()
 	}
 }
+
+// Of the spans that waited together for what they belong to, the last one is.
+func TestLastOfLate(t *testing.T) {
+	s := newScript(t)
+	s.accept("c", 18)
+	s.request("c", 110, "VM.start_on", "traceparent: "+caller)
+	s.log(xapi, 110, tagged, "audit", "VM.start_on")
+	s.started(220, 6, tagged, start)
+	s.performing(220, tagged, `["VM_build",["`+vm+`",false]]`)
+	s.completed(220, 6)
+	s.reply("c", 110, success, "")
+	qt.Check(t, qt.DeepEquals(s.lasts(), []string{"VM.start_on"})) // as far as is known
+	s.wait(3 * time.Second)
+	s.under("VM_build", "VM_start", LinkThread)
+	s.under("VM_start", "VM.start_on", LinkTask)
+	s.oneTree()
+	qt.Check(t, qt.DeepEquals(s.lasts(), []string{"VM.start_on", "VM_start"}))
+}
