@@ -26,7 +26,7 @@ type Observer struct {
 	NameDescription string            `json:"name_description"`
 	Hosts           []string          `json:"hosts"`      // host uuids; none means all
 	Attributes      map[string]string `json:"attributes"` // on every span; keys in dtagent.* steer dtagent
-	Endpoints       []string          `json:"endpoints"`  // bugtool, http and https URLs; none means nowhere
+	Endpoints       []string          `json:"endpoints"`  // bugtool and URLs; none means nowhere
 	Components      []string          `json:"components"` // none means all
 	Enabled         bool              `json:"enabled"`
 }
@@ -41,12 +41,15 @@ func (o Observer) Clone() Observer {
 }
 
 // Wants returns the components that the Observer asks for, whether or not it is
-// enabled. Names that do not exist are left out.
+// enabled: those of its list and those of its attribute dtagent.components, or, if
+// neither names any, all that are not costly. Names that do not exist are left
+// out.
 func (o Observer) Wants() event.Components {
-	if len(o.Components) == 0 {
+	st, _ := o.Steering()
+	s := st.Components
+	if len(o.Components) == 0 && s == 0 {
 		return event.DefaultComponents()
 	}
-	var s event.Components
 	for _, name := range o.Components {
 		if c, err := event.ParseComponent(name); err == nil {
 			s |= event.Of(c)

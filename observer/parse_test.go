@@ -26,13 +26,13 @@ func TestParseDefaults(t *testing.T) {
 
 func TestParse(t *testing.T) {
 	in := `{"uuid":"AAAAAAAA-0000-4000-8000-000000000001","name_label":"n","name_description":"d","hosts":["` + hostA + `"],
-		"attributes":{"custom.k":"v","dtagent.sampler":"x"},"endpoints":["bugtool","http://10.0.0.9:9411/api/v2/spans","https://[fe80::1]/","http://Zip_kin.example.com."],
+		"attributes":{"custom.k":"v","dtagent.sampler":"x"},"endpoints":["bugtool","http://10.0.0.9:9411/api/v2/spans","https://[fe80::1]/","otlp+https://u:p@collector:4318/v1/traces","http://Zip_kin.example.com."],
 		"components":["xapi","smapi"],"enabled":true}`
 	o, err := Parse("f", []byte(in))
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(o.UUID, uuidA))
 	qt.Check(t, qt.IsTrue(o.On(hostA) && o.On(strings.ToUpper(hostA)) && !o.On(uuidB)))
-	qt.Check(t, qt.DeepEquals(o.Warnings(), []string{`attribute "dtagent.sampler": this dtagent has no such setting; it has no effect`}))
+	qt.Check(t, qt.DeepEquals(o.Warnings(), []string{`attribute "dtagent.sampler": "x" is not a sampler; write one of always_on, always_off, traceidratio, such as traceidratio with dtagent.sampler.arg=0.1; all traces are taken`}))
 	out, err := json.Marshal(o)
 	qt.Assert(t, qt.IsNil(err))
 	again, err := Parse("f", out)
@@ -57,10 +57,17 @@ func TestParseMistakes(t *testing.T) {
 		{`{"attributes":{"ab":"1","ab":"2"}}`, `f: attributes: ab: stands twice; remove one`},
 		{`{"name_label":"a","name_label":"b"}`, `f: name_label: stands twice`},
 		{`{"components":["xapi","qemu2"]}`, `f: components: INVALID_VALUE component "qemu2": no component "qemu2"; there are xapi, xenopsd, xapi-clusterd, smapi, `},
-		{`{"endpoints":["ftp://x"]}`, `f: endpoints: INVALID_VALUE endpoint "ftp://x": the scheme "ftp" is not supported, only http and https; write bugtool or a URL such as`},
-		{`{"endpoints":["otlp+http://x:4318"]}`, `the scheme "otlp+http" is not supported`},
+		{`{"endpoints":["ftp://x"]}`, `f: endpoints: INVALID_VALUE endpoint "ftp://x": the scheme "ftp" is not supported, only http, https, otlp+http and otlp+https; write bugtool or a URL such as`},
+		{`{"endpoints":["otlp://x:4318"]}`, `the scheme "otlp" is not supported, only http, https, otlp+http and otlp+https; write bugtool or a URL such as http://10.0.0.9:9411/api/v2/spans or otlp+http://10.0.0.9:4318`},
+		{`{"endpoints":["OTLP+http://x:4318"]}`, `the scheme "OTLP+http" must be in lower case`},
+		{`{"endpoints":["otlp+https://-x:4318"]}`, `the host "-x" is neither`},
+		{`{"endpoints":["otlp+http://x:secret@ho%st/"]}`, `"otlp+http://xxxxx@ho%st/"`},
+		{`{"endpoints":["x:secret@host"]}`, `"xxxxx@host"`},
+		{`{"endpoints":["http//x:secret@host"]}`, `"xxxxx@host"`},
+		{`{"endpoints":["http://x:p/secret@host"]}`, `"http://xxxxx@host"`},
+		{`{"endpoints":["http://x:secret"]}`, `"http://x:xxxxx"`},
 		{`{"endpoints":["HTTP://x"]}`, `the scheme "HTTP" must be in lower case`},
-		{`{"endpoints":["Bugtool"]}`, `must be bugtool or an http or https URL`},
+		{`{"endpoints":["Bugtool"]}`, `must be bugtool or an http, https, otlp+http or otlp+https URL`},
 		{`{"endpoints":[""]}`, `INVALID_VALUE endpoint "": must be bugtool`},
 		{`{"endpoints":["http://"]}`, `the host "" is neither an IP address nor a domain name`},
 		{`{"endpoints":["http://a b/"]}`, `is not a URL`},

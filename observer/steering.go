@@ -30,31 +30,79 @@ type Steering struct {
 }
 
 // Steering returns what the attributes dtagent.* say, and warnings, each about
-// one that is wrong or unknown and therefore has no effect.
+// one mistake: what is wrong or unknown has no effect, and the Observer works
+// without it. An empty value is as none. It reads no file.
 func (o Observer) Steering() (Steering, []string) {
-	return Steering{}, o.unknownSteering()
+	s := steerer{}
+	known := 0
+	for i := range settings {
+		v, ok := o.Attributes[steeringPrefix+settings[i].key]
+		if !ok {
+			continue
+		}
+		known++
+		if v = strings.TrimSpace(v); v == "" {
+			continue
+		}
+		s.key = settings[i].key
+		s.given = append(s.given, s.key)
+		settings[i].set(&s, v)
+	}
+	if len(s.given) > 0 {
+		s.together()
+	}
+	s.unknown(o.Attributes, known)
+	return s.Steering, s.warnings
 }
 
-// Warnings returns what is allowed but probably not meant: steering attributes
-// that this version does not know and that therefore do nothing, and an
-// Observer that exports nowhere.
-func (o Observer) Warnings() []string {
-	_, out := o.Steering()
-	if len(o.Endpoints) > maxEndpoints {
-		out = append(out, fmt.Sprintf("endpoints: %d, of which the first %d are used", len(o.Endpoints), maxEndpoints))
+// unknown warns of the steering attributes that do not exist; known of them do.
+func (s *steerer) unknown(attributes map[string]string, known int) {
+	var keys []string
+	for k := range attributes {
+		if key, ok := strings.CutPrefix(k, steeringPrefix); ok {
+			keys = append(keys, key)
+		}
 	}
-	if len(o.Endpoints) == 0 {
+	if len(keys) == known {
+		return
+	}
+	var names []string
+	for i := range settings {
+		names = append(names, settings[i].key)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		if slices.Contains(names, k) {
+			continue
+		}
+		hint := ""
+		if n := nearest(k, names); n != "" {
+			hint = fmt.Sprintf(", did you mean %s%s?", steeringPrefix, n)
+		}
+		s.key = shorten(k)
+		s.warn("this dtagent has no such setting%s; it has no effect", hint)
+	}
+}
+
+// Warnings returns what is allowed but probably not meant: the warnings of
+// Steering, and an Observer that exports nowhere or to too many.
+func (o Observer) Warnings() []string {
+	st, out := o.Steering()
+	if n := len(o.Endpoints) + len(st.Endpoints); n > maxEndpoints {
+		out = append(out, fmt.Sprintf("endpoints: %d, of which the first %d are used", n, maxEndpoints))
+	}
+	if len(o.endpoints(st)) == 0 {
 		out = append(out, `endpoints: none, so its spans go nowhere; add "bugtool" or an http URL`)
 	}
 	return out
 }
 
-func (o Observer) unknownSteering() (out []string) {
-	for k := range o.Attributes {
-		if strings.HasPrefix(k, steeringPrefix) {
-			out = append(out, fmt.Sprintf("attribute %q: this dtagent has no such setting; it has no effect", k))
-		}
+// steeringTable returns the table of all settings as Markdown.
+func steeringTable() string {
+	var b strings.Builder
+	b.WriteString("| attribute | value | when absent | meaning | example |\n|---|---|---|---|---|\n")
+	for _, s := range settings {
+		fmt.Fprintf(&b, "| `%s%s` | %s | %s | %s | `%s` |\n", steeringPrefix, s.key, s.form, s.absent, s.meaning, s.example)
 	}
-	slices.Sort(out)
-	return out
+	return b.String()
 }

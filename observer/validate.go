@@ -93,7 +93,7 @@ func (ms Mistakes) err() error {
 // Validate checks o by XAPI's rules and returns all Mistakes, or nil. Names are
 // not checked, nor are path and port of an endpoint: XAPI does not either. Where
 // XAPI asks for the reference of a live host, a host uuid or a reference is
-// asked for.
+// asked for. Endpoints may be OTLP receivers, too, which XAPI would refuse.
 func (o Observer) Validate() error { return o.mistakes().err() }
 
 func (o Observer) mistakes() (ms Mistakes) {
@@ -147,17 +147,18 @@ func checkEndpoint(e string) (rule, advice string) {
 	if e == Bugtool {
 		return "", ""
 	}
-	const form = "write bugtool or a URL such as http://10.0.0.9:9411/api/v2/spans"
+	const form = "write bugtool or a URL such as http://10.0.0.9:9411/api/v2/spans or otlp+http://10.0.0.9:4318"
 	scheme, rest, ok := strings.Cut(e, "://")
 	if !ok {
-		return "must be bugtool or an http or https URL", form
+		return "must be bugtool or an http, https, otlp+http or otlp+https URL", form
 	}
-	switch {
-	case scheme == "http" || scheme == "https":
-	case strings.EqualFold(scheme, "http"), strings.EqualFold(scheme, "https"):
-		return fmt.Sprintf("the scheme %q must be in lower case", scheme), form
+	switch low := strings.ToLower(scheme); low {
+	case "http", "https", "otlp+http", "otlp+https":
+		if scheme != low {
+			return fmt.Sprintf("the scheme %q must be in lower case", scheme), form
+		}
 	default:
-		return fmt.Sprintf("the scheme %q is not supported, only http and https", shorten(scheme)), form
+		return fmt.Sprintf("the scheme %q is not supported, only http, https, otlp+http and otlp+https", shorten(redactEndpoint(scheme))), form
 	}
 	u, err := url.Parse(scheme + "://" + rest)
 	if err != nil {
@@ -193,21 +194,25 @@ func isHost(s string) bool {
 // redactEndpoint takes the password out of a URL, for logs, errors and status.
 func redactEndpoint(e string) string {
 	u, err := url.Parse(e)
-	if err == nil {
+	if err == nil && u.Host != "" {
 		if u.User == nil {
 			return e
 		}
 		return u.Redacted()
 	}
 	// Not a URL, but a password may be in it all the same.
-	if scheme, rest, ok := strings.Cut(e, "://"); ok {
-		end := strings.IndexAny(rest, "/?#")
-		if end < 0 {
-			end = len(rest)
-		}
-		if at := strings.LastIndexByte(rest[:end], '@'); at >= 0 {
-			return scheme + "://xxxxx" + rest[at:]
-		}
+	scheme, rest, ok := strings.Cut(e, "://")
+	if ok {
+		scheme += "://"
+	} else {
+		scheme, rest = "", e
+	}
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		return scheme + "xxxxx" + rest[at:]
+	}
+	// The beginning of one that was split as a list: http://user:pass,word@host.
+	if colon := strings.IndexByte(rest, ':'); ok && colon >= 0 {
+		return scheme + rest[:colon] + ":xxxxx"
 	}
 	return e
 }
