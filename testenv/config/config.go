@@ -41,7 +41,7 @@ type Knobs struct {
 	Verbose  bool   `json:"verbose,omitempty"`   // log the modules too that a dom0 mutes (http, db_write, redo_log, api_readonly)
 
 	AtomTime map[string]time.Duration `json:"atom_time,omitempty"` // by atom name (VM_build), slept in the worker; "*" for those not named
-	Fail     map[string]string        `json:"fail,omitempty"`      // atom name → error code it fails with; SM method (vdi_attach) → the same
+	Fail     map[string]string        `json:"fail,omitempty"`      // atom name → error code it fails with; SM method (vdi_attach), method of xapi (event.from) → the same
 	Delay    map[Layer]time.Duration  `json:"delay,omitempty"`
 
 	Emergency string                   `json:"emergency,omitempty"` // not empty: emergency mode, all but emergency calls answer this error; see Emergency

@@ -32,7 +32,9 @@ import (
 	"github.com/xenserver/dtagent/testenv/internal/helper"
 	"github.com/xenserver/dtagent/testenv/internal/launch"
 	"github.com/xenserver/dtagent/testenv/internal/mswitch"
+	"github.com/xenserver/dtagent/testenv/internal/networkd"
 	"github.com/xenserver/dtagent/testenv/internal/node"
+	"github.com/xenserver/dtagent/testenv/internal/squeezed"
 	"github.com/xenserver/dtagent/testenv/internal/xapi"
 	"github.com/xenserver/dtagent/testenv/internal/xenopsd"
 )
@@ -59,9 +61,26 @@ func run(name string, args []string) error {
 	case "rsyslogd":
 		return daemon(name, "", helper.Syslog)
 	case "stunnel":
+		if len(args) > 0 && args[0] == "-fd" {
+			return helper.StunnelClient(args)
+		}
 		return daemon(name, "", helper.Stunnel)
 	case "message-switch":
 		return daemon(name, "", messageSwitch)
+	case "squeezed":
+		return daemon(name, name, func(p *node.Proc) error {
+			if err := squeezed.Run(p); err != nil {
+				return err
+			}
+			return serve(p, nil)
+		})
+	case "xcp-networkd":
+		return daemon(name, name, func(p *node.Proc) error {
+			if err := networkd.Run(p); err != nil {
+				return err
+			}
+			return serve(p, nil)
+		})
 	case "xenopsd-xc":
 		return daemon(name, "xenopsd", func(p *node.Proc) error {
 			if err := xenopsd.Run(p); err != nil {

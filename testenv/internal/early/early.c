@@ -14,18 +14,24 @@ static void fail(const char *what)
 	_exit(127);
 }
 
-/* vfork_helper -e <fd> [-I fd] [-O fd] [-E fd] -- command args */
+/* vfork_helper -e <fd> [-I fd] [-O fd] [-E fd] [-m <uuid> <fd>] -- command args:
+ * the argument uuid becomes the fd's number, and the fd stays open. */
 static void vfork_helper(int argc, char **argv)
 {
 	static const char streams[] = "IOE";
-	int i;
+	char *uuid = 0, *number = 0;
+	int i, j;
 
 	setsid();
 	for (i = 1; i + 1 < argc && strcmp(argv[i], "--"); i += 2) {
 		const char *stream = argv[i][0] == '-' ? strchr(streams, argv[i][1]) : 0;
 		int fd = atoi(argv[i + 1]);
 
-		if (stream && *stream) {
+		if (!strcmp(argv[i], "-m") && i + 2 < argc) {
+			uuid = argv[i + 1];
+			number = argv[i + 2];
+			i++;
+		} else if (stream && *stream) {
 			if (dup2(fd, (int)(stream - streams)) < 0)
 				fail("vfork_helper: dup2\n");
 			close(fd);
@@ -35,6 +41,9 @@ static void vfork_helper(int argc, char **argv)
 	}
 	if (i + 1 >= argc || strcmp(argv[i], "--"))
 		fail("vfork_helper: no command\n");
+	for (j = i + 2; uuid && j < argc; j++)
+		if (!strcmp(argv[j], uuid))
+			argv[j] = number;
 	execve(argv[i + 1], argv + i + 1, environ);
 	fail("vfork_helper: exec\n");
 }

@@ -21,7 +21,9 @@ import (
 // process is one of the dom0's long-lived processes.
 type process struct {
 	name string
-	cmd  *exec.Cmd
+	path string
+	args []string
+	cmd  *exec.Cmd // nil: not started
 	in   *os.File
 	out  *bufio.Reader
 	ends chan error
@@ -59,12 +61,8 @@ func Run(options string) (failed error) {
 		return say(nil, err)
 	}
 	ready := config.Ready{Binary: binary, Processes: map[string]int{"init": os.Getpid()}, Host: s.Host, HostRef: s.HostRef, Pool: s.Pool, PoolRef: s.PoolRef, VMs: s.VMs}
-	var all []*process
-	defer func() {
-		for i := len(all) - 1; i >= 0; i-- {
-			failed = errors.Join(failed, all[i].stop())
-		}
-	}()
+	all := processes{setup: s, now: ready.Processes}
+	defer func() { failed = errors.Join(failed, all.stop()) }()
 	for _, p := range []struct {
 		path string
 		args []string
@@ -82,19 +80,13 @@ func Run(options string) (failed error) {
 		if p.off {
 			continue
 		}
-		pr, err := start(p.path, p.args, s, o.Dir)
-		if pr != nil {
-			all = append(all, pr)
+		pr := &process{name: filepath.Base(p.path), path: p.path, args: p.args}
+		all.all = append(all.all, pr)
+		if err := all.start(pr, p.got); err != nil {
+			return say(nil, err)
 		}
-		if err == nil {
-			err = pr.answer(p.got)
-		}
-		if err != nil {
-			return say(nil, fmt.Errorf("%s: %w", filepath.Base(p.path), err))
-		}
-		ready.Processes[pr.name] = pr.cmd.Process.Pid
 		if ready.Port != 0 {
-			s.Options.Port = ready.Port
+			all.setup.Options.Port = ready.Port
 		}
 	}
 	if err := say(ready, nil); err != nil {
@@ -106,17 +98,8 @@ func Run(options string) (failed error) {
 		if err != nil {
 			return nil
 		}
-		var errs []error
-		for _, p := range all {
-			if _, err := p.in.Write(line); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
-				continue
-			}
-			if err := p.answer(nil); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
-			}
-		}
-		if err := say(nil, errors.Join(errs...)); err != nil {
+		value, err := all.obey(line)
+		if err := say(value, err); err != nil {
 			return err
 		}
 	}
@@ -142,42 +125,43 @@ func uuid() string {
 	return fmt.Sprintf("%08x-%04x-%04x-%04x-%012x", a>>32, a>>16&0xffff, a&0xffff, b>>48, b&0xffffffffffff)
 }
 
-func start(path string, args []string, s config.Setup, dir string) (*process, error) {
-	p := &process{name: filepath.Base(path), ends: make(chan error, 1)}
+// start starts the process, whose name, path and args are set.
+func (p *process) start(s config.Setup) error {
+	setup, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
 	cmdR, cmdW, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer cmdR.Close()
 	ansR, ansW, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer ansW.Close()
-	log, err := os.Create(filepath.Join(dir, p.name+".log"))
+	log, err := os.OpenFile(filepath.Join(s.Root, p.name+".log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer log.Close()
-	p.cmd = exec.Command(path, args...)
-	p.cmd.Args[0] = path
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.ExtraFiles = []*os.File{cmdR, ansW}
+	cmd := exec.Command(p.path, p.args...)
+	cmd.Args[0] = p.path
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{cmdR, ansW}
 	// Signals that the Go runtime sends to its own threads would interrupt system calls
 	// that a real dom0's processes finish.
-	p.cmd.Env = []string{"PATH=/sbin:/usr/sbin:/bin:/usr/bin", "GODEBUG=asyncpreemptoff=1", "GOGC=400"}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
+	cmd.Env = []string{"PATH=/sbin:/usr/sbin:/bin:/usr/bin", "GODEBUG=asyncpreemptoff=1", "GOGC=400"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return err
 	}
-	p.in, p.out = cmdW, bufio.NewReader(ansR)
-	go func() { p.ends <- p.cmd.Wait() }()
-	setup, err := json.Marshal(s)
-	if err != nil {
-		return p, err
-	}
+	ends := make(chan error, 1)
+	p.cmd, p.in, p.out, p.ends = cmd, cmdW, bufio.NewReader(ansR), ends
+	go func() { ends <- cmd.Wait() }()
 	_, err = p.in.Write(append(setup, '\n'))
-	return p, err
+	return err
 }
 
 // answer reads one answer.
@@ -214,6 +198,9 @@ func (p *process) answer(v any) error {
 
 // stop ends the process: by the end of its commands, by force if that does not do.
 func (p *process) stop() error {
+	if p.cmd == nil {
+		return nil
+	}
 	_ = p.in.Close()
 	select {
 	case err := <-p.ends:

@@ -38,6 +38,8 @@ type Proc struct {
 	Host      string
 
 	knobs   atomic.Pointer[config.Knobs]
+	traced  atomic.Bool                                // an Observer is enabled for this process
+	obey    atomic.Pointer[func(config.Command) error] // further commands
 	log     int
 	threads atomic.Int64 // OCaml's own numbers of threads
 	main    *Thread
@@ -82,6 +84,25 @@ func (p *Proc) Main() *Thread { return p.main }
 // Knobs are those of now.
 func (p *Proc) Knobs() *config.Knobs { return p.knobs.Load() }
 
+// Observe says whether an Observer is enabled for this process.
+func (p *Proc) Observe(on bool) { p.traced.Store(on) }
+
+// Native is the state of this process's own tracing.
+func (p *Proc) Native() config.Native {
+	switch k := p.Knobs(); {
+	case !p.Setup.Options.NativeByObserver:
+		return k.Native
+	case !p.traced.Load():
+		return config.NativeOff
+	case k.Native == config.NativeBare:
+		return config.NativeBare
+	}
+	return config.NativeOn
+}
+
+// Obey makes f obey the launcher's commands too.
+func (p *Proc) Obey(f func(config.Command) error) { p.obey.Store(&f) }
+
 // Ready tells the launcher that this process serves; value goes with it.
 func (p *Proc) Ready(value any) error { return answer(value, nil) }
 
@@ -123,6 +144,9 @@ func (p *Proc) control(in *bufio.Reader) {
 		}
 		if err == nil && c.Flush {
 			err = p.Truth.Flush()
+		}
+		if f := p.obey.Load(); err == nil && f != nil {
+			err = (*f)(c)
 		}
 		if err := answer(nil, err); err != nil {
 			os.Exit(1)
@@ -185,7 +209,7 @@ func (t *Thread) Log(l Level, module, format string, args ...any) {
 	b = append(b, ": ["...)
 	b = append(b, levels[l].text...)
 	b = append(b, '|')
-	if k.LogTrace && k.Native != config.NativeOff {
+	if k.LogTrace && t.P.Native() != config.NativeOff {
 		b = append(b, t.Trace...)
 	}
 	b = append(b, '|')
@@ -208,7 +232,7 @@ func (t *Thread) Log(l Level, module, format string, args ...any) {
 // Audit sends a line of the audit log, which has its own form.
 func (t *Thread) Audit(format string, args ...any) {
 	trace := ""
-	if k := t.P.Knobs(); k.LogTrace && k.Native != config.NativeOff {
+	if t.P.Knobs().LogTrace && t.P.Native() != config.NativeOff {
 		trace = t.Trace
 	}
 	now := time.Now()

@@ -47,7 +47,7 @@ func span() string { return fmt.Sprintf("%016x", rand.Uint64()) }
 // NewSpan makes the thread's current native span one below parent and shows it in log
 // field two. Without native tracing there is none.
 func (t *Thread) NewSpan(parent Context) Context {
-	if t.P.Knobs().Native == config.NativeOff {
+	if t.P.Native() == config.NativeOff {
 		t.Trace = ""
 		return Context{}
 	}
@@ -61,7 +61,7 @@ func (p *Proc) DebugInfo(tag string, c Context) string {
 	if c.TraceID == "" {
 		return tag
 	}
-	if p.Knobs().Native == config.NativeBare {
+	if p.Native() == config.NativeBare {
 		return tag + "\n" + c.String()
 	}
 	return fmt.Sprintf("%s\n{\"traceparent\":%q,\"baggage\":[[\"span.depth\",\"%d\"]]}", tag, c, c.Depth)
@@ -84,7 +84,7 @@ func ParseDebugInfo(s string) (tag string, c Context) {
 
 // traceEnv leads the environment of a child of a traced process.
 func (t *Thread) traceEnv(c Context) []string {
-	if t.P.Knobs().Native == config.NativeOff {
+	if t.P.Native() == config.NativeOff {
 		return nil
 	}
 	if c.TraceID == "" {

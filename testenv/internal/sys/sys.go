@@ -94,17 +94,33 @@ func Sleep(d time.Duration) {
 
 // ListenUnix makes a listening stream socket at path.
 func ListenUnix(path string) (int, error) {
+	fd, err := BindUnix(path)
+	if err != nil {
+		return -1, err
+	}
+	return fd, Listen(fd)
+}
+
+// BindUnix makes a stream socket at path, in place of what is there, on which
+// nobody listens yet.
+func BindUnix(path string) (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
+	_ = unix.Unlink(path) // of the process before this one
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		return -1, fmt.Errorf("bind %s: %w", path, err)
 	}
-	if err := unix.Listen(fd, 1024); err != nil {
-		return -1, fmt.Errorf("listen %s: %w", path, err)
-	}
 	return fd, nil
+}
+
+// Listen makes connections to a socket possible.
+func Listen(fd int) error {
+	if err := unix.Listen(fd, 1024); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	return nil
 }
 
 // ListenTCP makes a listening AF_INET6 socket on addr; an IPv4 address is bound as

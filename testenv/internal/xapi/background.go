@@ -111,7 +111,7 @@ func (x *xapi) change(w *work, root node.Context, c []json.RawMessage) {
 		if json.Unmarshal(got, &pair) == nil && len(pair) == 2 && json.Unmarshal(pair[1], &st) == nil && st.Power != x.db.power(v) {
 			w.debug("xenops", "xenopsd event: Updating VM %s power_state <- %s", ref, st.Power)
 			w.debug("redo_log", "WriteField(VM, %s, power_state, %s, %s)", v.Ref, x.db.power(v), st.Power)
-			x.db.setPower(v, st.Power)
+			x.setPower(w.t, v, st.Power)
 		}
 	default:
 		w.debug("xenops", "xenops event on %s %s", kind, c[1])

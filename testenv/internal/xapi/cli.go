@@ -132,7 +132,10 @@ func (c *conn) command(cmd string, args map[string]string, own node.Context) (st
 				method = "VM.hard_shutdown"
 			}
 		}
-		_, f = c.x.task(c.t, method, []any{"", v.Ref}, own, newRef("R"))
+		ref := newRef("R")
+		row := db.addTask(full(ref), method)
+		defer db.removeTask(row.ref)
+		_, f = c.x.task(c.t, method, method, []any{"", v.Ref, false, false}[:arity[method]], own, row.ref, ref)
 		return "", f
 	}
 	return "", fail("CLI_UNKNOWN_COMMAND", cmd)

@@ -59,6 +59,7 @@ type conn struct {
 	fd   int
 	head headReader
 	in   node.Context // what the request brought
+	n    int          // requests so far
 }
 
 func (x *xapi) serve(t *node.Thread, l listener, fd int) {
@@ -84,7 +85,10 @@ func (c *conn) one() bool {
 	t := c.t
 	t.Tag, t.Parent = "", ""
 	var s *node.Span
-	c.head.begun = func() { s = t.Begin(truth.API, "") }
+	c.head.begun = func() {
+		s = t.Begin(truth.API, "")
+		c.n++
+	}
 	r, err := c.head.read()
 	if s == nil {
 		if err != nil && err != io.EOF {
@@ -113,7 +117,7 @@ func (c *conn) one() bool {
 	t.Trace = ""
 	if in, ok := node.Parse(r.header["traceparent"]); ok {
 		s.Traceparent = r.header["traceparent"]
-		if c.in = in; c.x.p.Knobs().Native != config.NativeOff {
+		if c.in = in; c.x.p.Native() != config.NativeOff {
 			t.Trace = s.Traceparent
 		}
 		if r.badDepth() {
@@ -156,6 +160,9 @@ func (c *conn) transport() string {
 
 // peerKey names the calling process, if it is one of the simulation's.
 func (c *conn) peerKey(s *node.Span) {
+	if c.head.peer != "" {
+		s.ParentKey = tunnelKey(c.head.peer, c.head.port, c.n)
+	}
 	if c.l.tcp || c.x.p.Truth == nil {
 		return
 	}
@@ -189,6 +196,8 @@ func (c *conn) route(s *node.Span, r *request) bool {
 	case r.method == "POST" && r.path == "/cli":
 		c.cli(s, r)
 		return false
+	case r.method == "POST" && r.path == databasePath && c.x.pool.coordinates():
+		return c.database(s, r)
 	}
 	for _, h := range handlers {
 		if h == "GET /" && r.path != "/" {
@@ -285,6 +294,14 @@ func (c *conn) rpc(s *node.Span, r *request) bool {
 		return false
 	}
 	s.Name = cl.method
+	if f := c.x.emergency(cl.method); f != nil {
+		s.Err = f.code
+		return c.respond(r, 200, "OK", contentType, cl.emergency(f)) == nil && r.keepAlive()
+	}
+	sys.Sleep(of(c.x.p.Knobs().Slow, cl.method))
+	if c.x.forwards(c, cl.method) {
+		return c.forward(s, r, cl, body, contentType)
+	}
 	v, f := c.dispatch(s, r, cl)
 	if f != nil {
 		s.Err = f.code
@@ -293,7 +310,7 @@ func (c *conn) rpc(s *node.Span, r *request) bool {
 	if c.in.TraceID != "" {
 		c.t.NewSpan(c.in)
 	}
-	err = c.respond(r, 200, "OK", contentType, cl.reply(v, f))
+	err = c.reply(s, r, cl.method, contentType, cl.reply(v, f))
 	s.Entry.End = truth.Now()
 	if err != nil {
 		s.Err = err.Error()

@@ -16,15 +16,20 @@ type vm struct {
 	config.VM
 	state  string // Halted, Running
 	change string // reference of the task that changes it, "" for none
+	home   string // reference of the host that it is resident on
 }
 
 // database is xapi's, as far as it is needed.
 type database struct {
 	host, hostRef string
+	pool, poolRef string
+	hosts         []config.Host
 	vms           []*vm
+	observers     *observers
+	journal       *journal
 
 	mu       sync.Mutex
-	sessions map[string]bool
+	sessions map[string]chan struct{} // closed when the session ends
 	tasks    map[string]*taskRow
 }
 
@@ -39,12 +44,25 @@ type taskRow struct {
 // maxRows bounds sessions and tasks; the simulation forgets at random beyond it.
 const maxRows = 20000
 
-func newDatabase(s config.Setup) *database {
-	d := &database{host: s.Host, hostRef: s.HostRef, sessions: map[string]bool{}, tasks: map[string]*taskRow{}}
+func newDatabase(s config.Setup) (*database, error) {
+	d := &database{
+		host: s.Host, hostRef: s.HostRef, pool: s.Pool, poolRef: s.PoolRef, hosts: []config.Host{{Ref: s.HostRef, UUID: s.Host, Name: config.HostName, Address: "127.0.0.1"}},
+		journal: newJournal(), sessions: map[string]chan struct{}{}, tasks: map[string]*taskRow{},
+	}
+	if p := s.Options.Pool; p != nil {
+		d.hosts = p.Hosts
+	}
+	d.journal.touch("pool", d.poolRef)
+	for _, h := range d.hosts {
+		d.journal.touch("host", h.Ref)
+	}
 	for _, v := range s.VMs {
 		d.vms = append(d.vms, &vm{VM: v, state: "Halted"})
+		d.journal.touch("VM", v.Ref)
 	}
-	return d
+	var err error
+	d.observers, err = loadObservers(stateDB, d.journal)
+	return d, err
 }
 
 // uuid is random, in the form of a uuid.
@@ -92,10 +110,25 @@ func (d *database) power(v *vm) string {
 	return v.state
 }
 
+// resident is the host that v is or was last on, "" for none.
+func (d *database) resident(v *vm) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return v.home
+}
+
+func (d *database) setResident(v *vm, host string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v.home = host
+	d.journal.touch("VM", v.Ref)
+}
+
 func (d *database) setPower(v *vm, state string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	v.state = state
+	d.journal.touch("VM", v.Ref)
 }
 
 // begin makes v the task's to change, if nobody else has it and it is in the state
@@ -129,28 +162,61 @@ func lower(s string) string {
 
 func (d *database) addSession() string {
 	ref := "OpaqueRef:" + uuid()
+	d.openSession(ref)
+	return ref
+}
+
+// openSession makes ref a session.
+func (d *database) openSession(ref string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for k := range d.sessions {
 		if len(d.sessions) < maxRows {
 			break
 		}
-		delete(d.sessions, k)
+		d.endSession(k)
 	}
-	d.sessions[ref] = true
-	return ref
+	d.sessions[ref] = make(chan struct{})
+	d.journal.touch("session", ref)
+}
+
+// endSession ends a session and what waits in it. It is called with the lock held.
+func (d *database) endSession(ref string) {
+	if end, ok := d.sessions[ref]; ok {
+		delete(d.sessions, ref)
+		close(end)
+		d.journal.remove("session", ref)
+	}
+}
+
+// endSessions ends all sessions.
+func (d *database) endSessions() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for ref := range d.sessions {
+		d.endSession(ref)
+	}
+}
+
+// sessionEnd is closed when a session ends.
+func (d *database) sessionEnd(ref string) (<-chan struct{}, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	end, ok := d.sessions[ref]
+	return end, ok
 }
 
 func (d *database) removeSession(ref string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.sessions, ref)
+	d.endSession(ref)
 }
 
 func (d *database) hasSession(ref string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.sessions[ref]
+	_, ok := d.sessions[ref]
+	return ok
 }
 
 func (d *database) addTask(ref, label string) *taskRow {
@@ -162,8 +228,10 @@ func (d *database) addTask(ref, label string) *taskRow {
 			break
 		}
 		delete(d.tasks, k)
+		d.journal.remove("task", k)
 	}
 	d.tasks[ref] = r
+	d.journal.touch("task", ref)
 	return r
 }
 
@@ -174,6 +242,7 @@ func (d *database) finish(r *taskRow, f *failure) {
 	if f != nil {
 		r.status = "failure"
 	}
+	d.journal.touch("task", r.ref)
 }
 
 // task is a copy of a row.
@@ -191,4 +260,5 @@ func (d *database) removeTask(ref string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.tasks, ref)
+	d.journal.remove("task", ref)
 }

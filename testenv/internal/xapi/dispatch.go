@@ -3,6 +3,7 @@
 package xapi
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -14,17 +15,30 @@ import (
 // arity is the number of parameters, the session with them, of every method. Those
 // of long do work as a task of their own.
 var arity = map[string]int{
-	"session.login_with_password": -1, "session.logout": 1, "session.get_uuid": 2,
+	"event.from": 4, "session.login_with_password": -1, "session.logout": 1, "session.get_uuid": 2,
 	"VM.get_all": 1, "VM.get_by_name_label": 2, "VM.get_by_uuid": 2, "VM.get_record": 2, "VM.get_uuid": 2, "VM.get_name_label": 2,
 	"VM.get_power_state": 2, "VM.get_all_records": 1,
-	"host.get_all": 1, "host.get_record": 2, "host.get_uuid": 2, "pool.get_all": 1, "Observer.get_all": 1,
 	"task.get_status": 2, "task.get_error_info": 2, "task.get_result": 2, "task.get_record": 2, "task.destroy": 2, "task.get_all": 1,
 	"VDI.get_by_uuid": 2, "VDI.get_sm_config": 2,
 	"system.isAlive": -1, "system.listMethods": 0,
+	"VM.atomic_set_resident_on": 3, "session.slave_login": 2,
 	"VM.start": 4, "VM.start_on": 5, "VM.unpause": 2, "VM.clean_shutdown": 2, "VM.hard_shutdown": 2, "VM.shutdown": 2,
 }
 
+// arityOf is arity, with the classes that have files of their own.
+func arityOf(method string) (int, bool) {
+	for _, m := range []map[string]int{arity, observerArity, hostArity} {
+		if n, ok := m[method]; ok {
+			return n, true
+		}
+	}
+	return 0, false
+}
+
 func long(method string) bool {
+	if observes(method) {
+		return true
+	}
 	switch method {
 	case "VM.start", "VM.start_on", "VM.unpause", "VM.clean_shutdown", "VM.hard_shutdown", "VM.shutdown":
 		return true
@@ -64,7 +78,7 @@ func str(params []any, i int) string {
 func (c *conn) dispatch(s *node.Span, r *request, cl *call) (any, *failure) {
 	t, x := c.t, c.x
 	method, async := canonical(cl.method)
-	want, known := arity[method]
+	want, known := arityOf(method)
 	t.Tag = "dispatch:" + method + " " + newRef("D")
 	s.Tag = node.LastWord(t.Tag)
 	switch {
@@ -79,8 +93,13 @@ func (c *conn) dispatch(s *node.Span, r *request, cl *call) (any, *failure) {
 		c.names()
 		return c.login(s, r, str(cl.params, 3))
 	}
-	if !strings.HasPrefix(method, "system.") && !x.db.hasSession(session) {
-		return nil, fail("SESSION_INVALID", session)
+	if !strings.HasPrefix(method, "system.") {
+		if f := x.checkSession(t, session); f != nil {
+			return nil, f
+		}
+	}
+	if code := x.p.Knobs().Fail[method]; code != "" {
+		return nil, fail(code)
 	}
 	if !long(method) {
 		t.NewSpan(node.Context{}) // dispatch:* and session_check are traces of their own
@@ -88,7 +107,13 @@ func (c *conn) dispatch(s *node.Span, r *request, cl *call) (any, *failure) {
 		c.name()
 		c.names()
 		t.Delay(config.LayerAPI)
-		return x.get(method, cl.params)
+		if strings.HasPrefix(method, "VM.atomic_") {
+			return x.internalCall(t, c.in, r, cl.params)
+		}
+		return x.lookUp(t, method, cl.params)
+	}
+	if task := r.header["task-id"]; task != "" && !async {
+		return c.forwarded(s, method, cl.params, task)
 	}
 	ref := newRef("R")
 	t.Trace = ""
@@ -100,7 +125,9 @@ func (c *conn) dispatch(s *node.Span, r *request, cl *call) (any, *failure) {
 	s.Tag = ref
 	t.NewSpan(c.in)
 	t.Delay(config.LayerAPI)
-	return x.task(t, method, cl.params, c.in, ref)
+	row := x.db.addTask(full(ref), method)
+	defer x.db.removeTask(row.ref)
+	return x.task(t, method, method, cl.params, c.in, row.ref, ref)
 }
 
 // login opens a session; two more internal calls leave their tags in the log.
@@ -109,7 +136,10 @@ func (c *conn) login(s *node.Span, r *request, originator string) (any, *failure
 	t.Tag = "session.login_with_password " + newRef("D")
 	s.Tag = node.LastWord(t.Tag)
 	own := t.NewSpan(c.in)
-	session := x.db.addSession()
+	session, f := x.newSession(t)
+	if f != nil {
+		return nil, f
+	}
 	t.Log(node.Info, "xapi_session", "Session.create trackid=%s pool=false uname=root originator=%s is_local_superuser=true auth_user_sid= parent=trackid=9834f5af41c964e225f24279aefe4e49", trackID(session), originator)
 	t.Log(node.Debug, "db_write", "create_row session (%s) [(_ref,v),(uuid,v),(this_host,v),(this_user,v),(last_active,v),(pool,v)]", session)
 	inner := "dispatch:pool.get_all " + newRef("D")
@@ -141,7 +171,7 @@ func (c *conn) async(method string, params []any, ref, session string) (any, *fa
 		s.Tag = ref
 		own := w.NewSpan(in)
 		w.Delay(config.LayerAPI)
-		_, f := x.long(w, method, params, own, ref)
+		_, f := x.long(w, method, params, own, row.ref, ref)
 		if f != nil {
 			s.Err = f.code
 		}
@@ -151,13 +181,30 @@ func (c *conn) async(method string, params []any, ref, session string) (any, *fa
 	return row.ref, nil
 }
 
-// task does a long call as a task in the calling thread.
-func (x *xapi) task(t *node.Thread, method string, params []any, in node.Context, ref string) (any, *failure) {
+// task does a long call as a task in the calling thread. row is the task's
+// reference, ref the form of it that log tags have, label its name.
+func (x *xapi) task(t *node.Thread, label, method string, params []any, in node.Context, row, ref string) (any, *failure) {
 	old, trace := t.Tag, t.Trace
 	defer func() { t.Tag, t.Trace = old, trace }()
-	t.Tag = method + " " + ref
+	t.Tag = label + " " + ref
 	own := t.NewSpan(in)
-	return x.long(t, method, params, own, ref)
+	return x.long(t, method, params, own, row, ref)
+}
+
+// lookUp answers what is no work for a task.
+func (x *xapi) lookUp(t *node.Thread, method string, params []any) (any, *failure) {
+	class, name, _ := strings.Cut(method, ".")
+	switch {
+	case method == "event.from":
+		return x.eventFrom(t, params)
+	case class == "Observer":
+		return x.getObserver(method, params)
+	case class == "host":
+		return x.db.getHost(strings.TrimPrefix(name, "get_"), str(params, 1))
+	case class == "pool":
+		return x.db.getPool(strings.TrimPrefix(name, "get_"), str(params, 1))
+	}
+	return x.get(method, params)
 }
 
 // get answers what needs the database only.
@@ -206,16 +253,6 @@ func (x *xapi) get(method string, params []any) (any, *failure) {
 		return v.Name, nil
 	case "VM.get_power_state":
 		return db.power(v), nil
-	case "host.get_all":
-		return []any{db.hostRef}, nil
-	case "host.get_uuid", "host.get_record":
-		if arg != db.hostRef {
-			return nil, fail("HANDLE_INVALID", "host", arg)
-		}
-		if method == "host.get_uuid" {
-			return db.host, nil
-		}
-		return map[string]any{"uuid": db.host, "name_label": "dom0", "enabled": true}, nil
 	case "task.destroy":
 		db.removeTask(arg)
 		return "", nil
@@ -223,10 +260,12 @@ func (x *xapi) get(method string, params []any) (any, *failure) {
 		return "OpaqueRef:" + arg, nil
 	case "VDI.get_sm_config":
 		return map[string]any{"vdi_type": "vhd"}, nil
+	case "system.isAlive":
+		return str(params, 0), nil
 	case "system.listMethods":
 		return []any{}, nil
 	}
-	return []any{}, nil // task.get_all, pool.get_all and the like
+	return []any{}, nil // task.get_all and the like
 }
 
 func taskField(r taskRow, method string) any {
@@ -259,9 +298,13 @@ func refs(vms []*vm, want func(*vm) bool) []any {
 }
 
 func (d *database) record(v *vm) map[string]any {
+	home := d.resident(v)
+	if home == "" {
+		home = "OpaqueRef:NULL"
+	}
 	return map[string]any{
 		"uuid": v.UUID, "name_label": v.Name, "name_description": "", "power_state": d.power(v), "user_version": "1",
 		"is_a_template": false, "memory_static_max": "67108864", "VCPUs_max": "1", "allowed_operations": []any{"start", "start_on", "clone"},
-		"resident_on": d.hostRef, "other_config": map[string]any{},
+		"resident_on": home, "affinity": cmp.Or(v.Affinity, "OpaqueRef:NULL"), "other_config": map[string]any{},
 	}
 }

@@ -36,9 +36,17 @@ type request struct {
 	query   string
 	version string
 	header  map[string]string // names in lower case; the last of a name wins
+	others  [][2]string       // headers that xapi has no field for, the last first, as it keeps them
 	baggage []string          // all of them
 	length  int
 	peer    string // client address of a PROXY line
+}
+
+// fields are the headers that xapi has a field for in its record of a request. It
+// writes them in an order of its own when it sends the request on.
+var fields = map[string]bool{
+	"content-length": true, "cookie": true, "transfer-encoding": true, "accept": true, "authorization": true, "task-id": true,
+	"subtask-of": true, "content-type": true, "host": true, "user-agent": true, "connection": true,
 }
 
 func (r *request) keepAlive() bool {
@@ -55,8 +63,9 @@ type headReader struct {
 	fd    int
 	tcp   bool
 	buf   [headBuffer]byte
-	begun func() // called when the first bytes of a request are there
+	begun func() // called when the first bytes of a request are there, behind the PROXY line
 	peer  string // of the PROXY line, kept for all requests
+	port  string // of the same
 }
 
 // read reads the next header. io.EOF before its first byte ends the connection
@@ -66,20 +75,32 @@ func (h *headReader) read() (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.begun()
+	// A PROXY line comes with the connection; the request can be long in coming.
+	proxy := strings.HasPrefix("PROXY ", string(h.buf[:n]))
+	if !proxy {
+		h.begun()
+	}
 	if err := sys.ReadFull(h.fd, h.buf[n:6]); err != nil {
 		return nil, unexpected(err)
 	}
-	if string(h.buf[:6]) == "PROXY " {
+	if proxy && string(h.buf[:6]) != "PROXY " {
+		proxy = false
+		h.begun()
+	}
+	if proxy {
 		line, err := h.proxyLine()
 		if err != nil {
 			return nil, err
 		}
-		if f := strings.Fields(line); len(f) >= 2 && f[0] == "TCP6" {
-			h.peer = f[1] // of TCP4 lines xapi takes nothing
+		if f := strings.Fields(line); len(f) >= 4 && f[0] == "TCP6" {
+			h.peer, h.port = f[1], f[3] // of TCP4 lines xapi takes nothing
 		}
-		err = sys.ReadFull(h.fd, h.buf[:18])
+		n, err := sys.Read(h.fd, h.buf[:18])
 		if err != nil {
+			return nil, err
+		}
+		h.begun()
+		if err := sys.ReadFull(h.fd, h.buf[n:18]); err != nil {
 			return nil, unexpected(err)
 		}
 	} else if err := sys.ReadFull(h.fd, h.buf[6:18]); err != nil {
@@ -171,6 +192,9 @@ func parseHead(b []byte) (*request, error) {
 		}
 		name, value = strings.ToLower(strings.TrimSpace(name)), strings.TrimSpace(value)
 		r.header[name] = value
+		if !fields[name] {
+			r.others = append([][2]string{{name, value}}, r.others...)
+		}
 		switch name {
 		case "baggage":
 			r.baggage = append(r.baggage, value)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/xenserver/dtagent/testenv/config"
 	"github.com/xenserver/dtagent/testenv/internal/mswitch"
 	"github.com/xenserver/dtagent/testenv/internal/node"
 	"github.com/xenserver/dtagent/testenv/internal/xenopsd"
@@ -20,43 +21,48 @@ type work struct {
 	t    *node.Thread
 	span node.Context
 	tag  string
-	ref  string
+	row  string // the task's reference
+	ref  string // the same as in log tags
+
+	session string
 }
 
 // long does a long call.
-func (x *xapi) long(t *node.Thread, method string, params []any, span node.Context, ref string) (any, *failure) {
-	w := &work{x: x, t: t, span: span, tag: t.Tag, ref: ref}
+func (x *xapi) long(t *node.Thread, method string, params []any, span node.Context, row, ref string) (any, *failure) {
+	w := &work{x: x, t: t, span: span, tag: t.Tag, row: row, ref: ref, session: str(params, 0)}
+	if observes(method) {
+		return w.observe(method, params)
+	}
 	v := x.db.byRef(str(params, 1))
 	if v == nil {
 		return nil, fail("HANDLE_INVALID", "VM", str(params, 1))
 	}
 	want := map[string]string{"VM.start": "Halted", "VM.start_on": "Halted", "VM.unpause": "Paused", "VM.clean_shutdown": "Running", "VM.hard_shutdown": "Running", "VM.shutdown": "Running"}[method]
-	host := ""
-	if method == "VM.start_on" {
-		host = fmt.Sprintf("; host '%s (dom0)'", x.db.host)
-	}
-	t.Log(node.Debug, "audit", "%s: VM = '%s (%s)'%s", method, v.UUID, v.Name, host)
-	if f := x.db.begin(v, ref, want); f != nil {
-		t.Log(node.Error, "xapi_vm_lifecycle", "VM %s cannot be changed: %s", v.UUID, f.code)
-		return nil, f
-	}
-	defer x.db.end(v)
-	t.Log(node.Debug, "redo_log", "WriteField(VM, %s, current_operations, (), (('%s' '%s')))", v.Ref, ref, method)
+	host := x.pool.host(x.db)
 	var f *failure
-	switch method {
-	case "VM.start", "VM.start_on":
-		f = w.start(v, method)
-	case "VM.unpause":
-		f = w.sync(v, "VM.unpause", "")
-	case "VM.clean_shutdown":
-		f = w.shutdown(v, "1200.")
-	case "VM.hard_shutdown":
-		f = w.shutdown(v, "")
-	case "VM.shutdown":
-		if f = w.shutdown(v, "60."); f != nil {
-			t.Log(node.Debug, "xapi_vm", "clean_shutdown failed; attempting hard_shutdown")
-			f = w.shutdown(v, "")
+	if x.pool.coordinates() { // a member does what it is told: the coordinator has the locks
+		if host, f = x.place(method, v, params); f != nil {
+			return nil, f
 		}
+		on := ""
+		if method == "VM.start_on" {
+			on = fmt.Sprintf("; host '%s (%s)'", host.UUID, host.Name)
+		}
+		t.Log(node.Debug, "audit", "%s: VM = '%s (%s)'%s", method, v.UUID, v.Name, on)
+		if f := x.db.begin(v, ref, want); f != nil {
+			t.Log(node.Error, "xapi_vm_lifecycle", "VM %s cannot be changed: %s", v.UUID, f.code)
+			return nil, f
+		}
+		defer x.db.end(v)
+		t.Log(node.Debug, "redo_log", "WriteField(VM, %s, current_operations, (), (('%s' '%s')))", v.Ref, ref, method)
+		if method == "VM.start" || method == "VM.start_on" {
+			w.reserve(v, host)
+		}
+	}
+	if host.Ref == x.db.hostRef {
+		f = w.here(method, v)
+	} else {
+		f = w.forward(host, method, params)
 	}
 	status := "OK"
 	if f != nil {
@@ -64,19 +70,39 @@ func (x *xapi) long(t *node.Thread, method string, params []any, span node.Conte
 	}
 	w.t.Tag = w.tag
 	t.Trace = ""
-	t.Audit("('trackid=%s' 'LOCAL_SUPERUSER' 'root' 'ALLOWED' '%s' 'API' '%s' (('vm' '%s' '%s' '%s')%s))", trackID(str(params, 0)), status, method, v.Name, v.UUID, v.Ref, x.audited(method))
+	t.Audit("('trackid=%s' 'LOCAL_SUPERUSER' 'root' 'ALLOWED' '%s' 'API' '%s' (('vm' '%s' '%s' '%s')%s))", trackID(str(params, 0)), status, method, v.Name, v.UUID, v.Ref, audited(method, host))
 	t.Log(node.Debug, "redo_log", "WriteField(task, %s, status, pending, success)", ref)
 	return "", f
 }
 
+// here does a long call on this host.
+func (w *work) here(method string, v *vm) *failure {
+	switch method {
+	case "VM.start", "VM.start_on":
+		return w.start(v)
+	case "VM.unpause":
+		return w.sync(v, "VM.unpause", "")
+	case "VM.clean_shutdown":
+		return w.shutdown(v, "1200.")
+	case "VM.hard_shutdown":
+		return w.shutdown(v, "")
+	}
+	f := w.shutdown(v, "60.") // VM.shutdown
+	if f != nil {
+		w.t.Log(node.Debug, "xapi_vm", "clean_shutdown failed; attempting hard_shutdown")
+		f = w.shutdown(v, "")
+	}
+	return f
+}
+
 // audited are the further parameters of a call in the audit log.
-func (x *xapi) audited(method string) string {
+func audited(method string, h config.Host) string {
 	const flags = " ('start_paused' 'B(false)' '' '') ('force' 'B(false)' '' '')"
 	switch method {
 	case "VM.start":
 		return flags
 	case "VM.start_on":
-		return fmt.Sprintf(" ('host' 'dom0' '%s' '%s')", x.db.host, x.db.hostRef) + flags
+		return fmt.Sprintf(" ('host' '%s' '%s' '%s')", h.Name, h.UUID, h.Ref) + flags
 	}
 	return ""
 }
@@ -108,17 +134,24 @@ func (w *work) rpcIn(own node.Context, method, members string) (json.RawMessage,
 
 func id(s string) string { return `"id":` + mswitch.Quoted(s) + "," }
 
+// reserve makes room for v on the host that it is to run on.
+func (w *work) reserve(v *vm, h config.Host) {
+	w.t.Trace = "" // writing to the database has cleared it
+	w.debug("xapi_vm_helpers", "Checking whether VM %s can run on host %s", v.Ref, h.Ref)
+	w.debug("xapi_vm_helpers", "host %s; available_memory = 7503609856; memory_required = 71303168", h.Name)
+	w.debug("xapi_vm_helpers", "All fine, VM %s can run on host %s!", v.Ref, h.Ref)
+	w.debug("audit", "Reserve resources for VM %s on host %s", v.Ref, h.Ref)
+	w.debug("redo_log", "WriteField(host, %s, current_operations, (), (('%s' 'vm_start')))", h.Ref, w.ref)
+}
+
 // start is VM.start in the order in which xapi has been seen to do it.
-func (w *work) start(v *vm, method string) *failure {
+func (w *work) start(v *vm) *failure {
 	t := w.t
-	t.Trace = "" // writing to the database has cleared it
-	w.debug("xapi_vm_helpers", "Checking whether VM %s can run on host %s", v.Ref, w.x.db.hostRef)
-	w.debug("xapi_vm_helpers", "host dom0; available_memory = 7503609856; memory_required = 71303168")
-	w.debug("xapi_vm_helpers", "All fine, VM %s can run on host %s!", v.Ref, w.x.db.hostRef)
-	w.debug("audit", "Reserve resources for VM %s on host %s", v.Ref, w.x.db.hostRef)
-	w.debug("redo_log", "WriteField(host, %s, current_operations, (), (('%s' 'vm_start')))", w.x.db.hostRef, w.ref)
 	w.debug("vgpuops", "vGPUs allocated to VM (%s) are: ", v.Ref)
 
+	if f := w.bridge(); f != nil {
+		return f
+	}
 	outer := t.NewSpanIf(w.span)
 	if _, f := w.rpc(outer, "VM.exists", id(v.UUID)); f != nil {
 		return f
@@ -151,7 +184,11 @@ func (w *work) start(v *vm, method string) *failure {
 		return failed
 	}
 	w.debug("xenops", "VM %s set_resident_on", v.UUID)
-	w.internal(outer, v)
+	if w.x.pool.coordinates() {
+		w.internal(outer, v)
+	} else if f := w.residentOn(outer, v); f != nil {
+		return f
+	}
 	w.debug("xenops", "Signalling xenapi event thread to re-register, and xenopsd events to sync")
 	t.Log(node.Info, "xenops", "xenops: UPDATES.refresh_vm %s", v.UUID)
 	return w.settle(outer, v, true)
@@ -180,6 +217,7 @@ func (w *work) internal(outer node.Context, v *vm) {
 	t.NewSpan(node.Context{})
 	w.debug("audit", "VM.atomic_set_resident_on: VM = '%s (%s)'", v.UUID, v.Name)
 	w.debug("redo_log", "WriteField(VM, %s, resident_on, OpaqueRef:NULL, %s)", v.Ref, w.x.db.hostRef)
+	w.x.db.setResident(v, w.x.db.hostRef)
 	t.Tag = w.tag
 	t.NewSpanIf(outer)
 	w.debug("dummytaskhelper", "task dispatch:session.logout %s created by task %s", newRef("D"), w.ref)

@@ -60,8 +60,11 @@ func (x *xapi) plugin(t *node.Thread, method string, p mswitch.Params) (string, 
 	t.Tag = tag
 	own := t.NewSpanIf(c)
 	t.Log(node.Debug, "sm", "SM lvm %s sr=OpaqueRef:%s vdi=%s", op, p.String("sr"), p.String("vdi"))
-	session := x.db.addSession()
-	defer x.db.removeSession(session)
+	session, f := x.newSession(t)
+	if f != nil {
+		return "", &mswitch.Failure{Parts: append([]string{f.code}, f.params...)}
+	}
+	defer x.endSession(t, session)
 	k := t.P.Knobs()
 	env := []string{"ORIGINATOR=SM", "DOM0_FAIL=" + k.Fail[op]}
 	if t.P.Truth != nil {
@@ -92,7 +95,7 @@ func (x *xapi) plugin(t *node.Thread, method string, p mswitch.Params) (string, 
 // smCall is the one argument of an SM script: a call in XML.
 func smCall(op, session string, p mswitch.Params, host string) string {
 	member := func(name, value string) string {
-		return "<member><name>" + name + "</name><value>" + xmlEscape.Replace(value) + "</value></member>"
+		return "<member><name>" + name + "</name><value>" + xmlEscape(value) + "</value></member>"
 	}
 	return "<?xml version='1.0'?><methodCall><methodName>" + op + "</methodName><params><param><value><struct>" +
 		member("host_ref", host) + member("command", op) + member("args", "") +

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/xenserver/dtagent/testenv/internal/mswitch"
@@ -17,6 +18,7 @@ import (
 type call struct {
 	method string
 	params []any
+	raw    []json.RawMessage // params as they came, of JSON
 	json   bool
 	v2     bool
 	id     string // JSON
@@ -45,7 +47,7 @@ func parseJSON(b []byte) (*call, error) {
 	if c.Method == "" || len(c.ID) == 0 || string(c.ID) == "null" {
 		return nil, errBody
 	}
-	out := &call{method: c.Method, json: true, v2: c.Version == "2.0", id: string(c.ID)}
+	out := &call{method: c.Method, raw: c.Params, json: true, v2: c.Version == "2.0", id: string(c.ID)}
 	for _, p := range c.Params {
 		var v any
 		if err := json.Unmarshal(p, &v); err != nil {
@@ -59,11 +61,46 @@ func parseJSON(b []byte) (*call, error) {
 	return out, nil
 }
 
+// dict is a struct whose members keep their order, as OCaml's does.
+type dict []member
+
+type member struct {
+	name  string
+	value any
+}
+
+// get is the value of a member, nil if there is none.
+func (d dict) get(name string) any {
+	for _, m := range d {
+		if m.name == name {
+			return m.value
+		}
+	}
+	return nil
+}
+
 // xmlText finds the entities of XML text.
 var xmlText = strings.NewReplacer("&lt;", "<", "&gt;", ">", "&quot;", `"`, "&apos;", "'", "&#13;", "\r", "&#10;", "\n", "&#34;", `"`, "&#39;", "'", "&amp;", "&")
 
-// xmlEscape is the way back.
-var xmlEscape = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&apos;")
+// xmlEscape is the way back, as rpclib goes it: what XML cannot have is left out.
+func xmlEscape(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '>':
+			b.WriteString("&gt;")
+		case c == '<':
+			b.WriteString("&lt;")
+		case c == '&':
+			b.WriteString("&amp;")
+		case c == '"':
+			b.WriteString("&quot;")
+		case c >= ' ' || c == '\t' || c == '\n' || c == '\r':
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
 
 func parseXML(b []byte) (*call, error) {
 	x := xmlScanner{s: string(b)}
@@ -234,14 +271,24 @@ func writeXML(b *strings.Builder, v any) {
 	case map[string]any:
 		b.WriteString("<struct>")
 		for _, k := range keys(v) {
-			b.WriteString("<member><name>" + xmlEscape.Replace(k) + "</name>")
+			b.WriteString("<member><name>" + k + "</name>")
 			writeXML(b, v[k])
 			b.WriteString("</member>")
 		}
 		b.WriteString("</struct>")
+	case dict:
+		b.WriteString("<struct>")
+		for _, m := range v {
+			b.WriteString("<member><name>" + m.name + "</name>")
+			writeXML(b, m.value)
+			b.WriteString("</member>")
+		}
+		b.WriteString("</struct>")
+	case int32:
+		fmt.Fprintf(b, "<i4>%d</i4>", v)
 	case nil:
 	default:
-		b.WriteString(xmlEscape.Replace(fmt.Sprint(v)))
+		b.WriteString(xmlEscape(fmt.Sprint(v)))
 	}
 	b.WriteString("</value>")
 }
@@ -318,6 +365,18 @@ func writeJSON(b []byte, v any) []byte {
 			b = writeJSON(b, v[k])
 		}
 		return append(b, '}')
+	case dict:
+		b = append(b, '{')
+		for i, m := range v {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = append(mswitch.Quote(b, m.name), ':')
+			b = writeJSON(b, m.value)
+		}
+		return append(b, '}')
+	case int32:
+		return strconv.AppendInt(b, int64(v), 10)
 	case nil:
 		return append(b, `""`...)
 	}

@@ -21,17 +21,30 @@ const Socket = "/var/lib/xcp/xapi"
 type xapi struct {
 	p      *node.Proc
 	db     *database
+	pool   *pool
 	client *mswitch.Client
 	events *events
+
+	providers *providers
 }
 
 // Run is the process. It returns the TCP port that it listens on.
 func Run(p *node.Proc) (uint16, error) {
-	x := &xapi{p: p, db: newDatabase(p.Setup), events: newEvents()}
+	db, err := newDatabase(p.Setup)
+	if err != nil {
+		return 0, err
+	}
+	x := &xapi{p: p, db: db, events: newEvents(), providers: &providers{p: p, on: map[string]bool{}}}
+	p.Obey(x.obey)
 	p.Go("", node.Tick)
-	var err error
 	if x.client, err = mswitch.NewClient(p); err != nil {
 		return 0, err
+	}
+	x.pool = newPool(p.Setup)
+	if !x.pool.coordinates() {
+		if err := x.pool.connect(p.Main()); err != nil {
+			return 0, err
+		}
 	}
 	p.Go("", x.follow)
 	if err := mswitch.Listen(p, muxQueue, x.mux); err != nil {
@@ -47,7 +60,8 @@ func Run(p *node.Proc) (uint16, error) {
 	if err := os.MkdirAll("/var/lib/xcp", 0o700); err != nil {
 		return 0, err
 	}
-	fd, err := sys.ListenUnix(Socket)
+	x.initialise(p.Main())
+	fd, err := listenUnix(p)
 	if err != nil {
 		return 0, err
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,8 +41,13 @@ type daemon struct {
 	hold chan time.Duration
 	held chan struct{}
 
+	providers providers
+
 	clientMu sync.Mutex
 	mux      *mswitch.Client
+
+	sessionMu sync.Mutex
+	session   string // at squeezed, made by the first thread that needs it
 }
 
 // Run is the process.
@@ -115,6 +121,10 @@ func (d *daemon) call(t *node.Thread, method string, p mswitch.Params) (string, 
 	tag, c := node.ParseDebugInfo(info)
 	t.Trace = c.String()
 	t.Tag = info
+	if strings.HasPrefix(method, "Observer.") {
+		t.Tag = ""
+		return d.observe(t, method, info, p), nil
+	}
 	id := p.String("id")
 	debug := func(format string, args ...any) { t.Log(node.Debug, "xenops_server", format, args...) }
 	switch method {

@@ -263,7 +263,14 @@ func (d *daemon) simple(t *node.Thread, tk *task, a atom, own node.Context) *msw
 	case "VM_create":
 		debug("VM.create %s memory_upper_bound = None, memory_total_source = None, num_of_vbds = %d, num_of_vifs = %d", a.vm, len(d.devs.vbds), len(d.devs.vifs))
 		d.store.read(a.vm)
+		reservation, err := d.reserve(t, tk)
+		if err != nil {
+			return err
+		}
 		debug("using domid %d", d.newDomain(a.vm))
+		if err := d.transfer(t, tk, reservation, d.domid(a.vm)); err != nil {
+			return err
+		}
 		d.setPower(a.vm, "Paused")
 		d.write(t, "domain", a.vm, domainJSON(a.vm, d.domid(a.vm)))
 	case "VM_build":
