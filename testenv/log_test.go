@@ -46,8 +46,8 @@ func form(line string) string {
 }
 
 // unknown are lines that the recording cannot have: its xenopsd made no real
-// domains.
-var unknown = regexp.MustCompile(`\|xenguesthelper\] |\|xenops_server\] using domid `)
+// domains, and it begins after the start of xapi.
+var unknown = regexp.MustCompile(`\|xenguesthelper\] |\|xenops_server\] using domid |Initialise Observability `)
 
 // TestLogLinesAreAsRecorded starts a VM like the recorded one and looks whether
 // xenopsd and xapi's work on it logs anything that the real ones did not.
