@@ -134,11 +134,11 @@ func (s *Source) stayConnected(ctx context.Context) {
 	for {
 		socket := identify(s.o.Socket)
 		var since time.Time
-		err := s.follow(ctx, sn, m, func() {
+		err := s.follow(ctx, sn, m, func() bool {
 			if since.IsZero() {
 				since = time.Now()
 			}
-			s.deliver(m)
+			return s.deliver(m)
 		})
 		if ctx.Err() != nil {
 			return
@@ -206,8 +206,9 @@ func identify(path string) fileIdentity {
 	return fileIdentity{uint64(sys.Dev), sys.Ino, sys.Ctim}
 }
 
-// deliver passes on what m says, if it is something new.
-func (s *Source) deliver(m *mirror) {
+// deliver passes on what m says, if it is something new, and tells whether it
+// was.
+func (s *Source) deliver(m *mirror) bool {
 	st, mistakes := m.state()
 	s.mu.Lock()
 	was := s.status.State
@@ -227,11 +228,12 @@ func (s *Source) deliver(m *mirror) {
 	}
 	if s.given != nil && reflect.DeepEqual(*s.given, st) {
 		s.count(func(x *Status) { x.FromStateFile = false })
-		return
+		return false
 	}
 	s.given = &st
 	s.apply.put(st.clone())
 	s.save.put(st)
+	return true
 }
 
 // lost records that XAPI is not there, or that it did not come back.

@@ -321,6 +321,25 @@ func TestDestroyedBetween(t *testing.T) {
 	r.names("o2")
 }
 
+// TestFutureToken: XAPI took an older copy of its database, so the token is one
+// that it will reach much later, and tells of no change until then.
+func TestFutureToken(t *testing.T) {
+	s := newServer(t)
+	s.observer(1)
+	r := run(t, fast(s))
+	r.names("o1")
+	time.Sleep(100 * time.Millisecond) // in event.from
+	s.with(func() { s.mute = true })
+	s.observer(1, "name_label", "unseen")
+	took := r.names("unseen")
+	t.Log("found after", took)
+	qt.Check(t, qt.IsTrue(took < 4*time.Second)) // EventTimeout is 1 s, twice at most
+	s.with(func() { s.mute = false })
+	s.observer(2)
+	r.names("unseen", "o2")
+	qt.Check(t, qt.Equals(r.Status().Reconnects, 0))
+}
+
 // TestStorm: 200 changes a second.
 func TestStorm(t *testing.T) {
 	const seconds, rate = 4, 200

@@ -37,6 +37,7 @@ type server struct {
 	fault    func(w http.ResponseWriter, method string, params []json.RawMessage, id string) bool
 	badToken bool // the next tokens but "" are refused
 	noCounts bool
+	mute     bool // tokens are of the future: event.from tells nothing
 	http     *http.Server
 }
 
@@ -273,6 +274,9 @@ func (s *server) eventFrom(w http.ResponseWriter, id, session string, args []jso
 			counts = nil
 		}
 		last := s.gen
+		if s.mute && token != "" {
+			events, last = nil, from
+		}
 		s.mu.Unlock()
 		over := false
 		if len(events) == 0 {

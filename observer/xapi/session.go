@@ -59,9 +59,9 @@ func (s *session) logout(ctx context.Context) {
 	s.ref = ""
 }
 
-// follow keeps m like the database until something fails. changed is called
-// when m may have changed, first when it is whole.
-func (s *Source) follow(ctx context.Context, sn *session, m *mirror, changed func()) error {
+// follow keeps m like the database until something fails. deliver is called
+// when m may have changed, first when it is whole, and tells whether it had.
+func (s *Source) follow(ctx context.Context, sn *session, m *mirror, deliver func() bool) error {
 	if sn.ref == "" {
 		if err := sn.login(ctx); err != nil {
 			return err
@@ -70,7 +70,7 @@ func (s *Source) follow(ctx context.Context, sn *session, m *mirror, changed fun
 	if err := s.readAll(ctx, sn, m); err != nil {
 		return err
 	}
-	changed()
+	deliver()
 
 	token := "" // from the start: whatever happened since readAll is told
 	resync := pacer{pause: resyncMin, last: time.Now()}
@@ -108,16 +108,29 @@ func (s *Source) follow(ctx context.Context, sn *session, m *mirror, changed fun
 				return err
 			}
 			resync.done()
+			token = ""
 		} else if err := s.lookUp(ctx, sn, m); err != nil {
 			return err
 		}
-		changed()
+		deliver()
 
-		if took := time.Since(begin); len(b.changes) > 0 || took >= wait/2 {
-			sleep(ctx, cycleMin-took)
-		} else {
-			sleep(ctx, idlePause-took)
+		pause := cycleMin
+		if len(b.changes) == 0 {
+			if time.Since(begin) < wait/2 {
+				pause = idlePause
+			} else if !resync.wanted {
+				// A database that was replaced by an older copy has a token in its
+				// future, and says nothing until it is there.
+				if err := s.readObservers(ctx, sn, m); err != nil {
+					return err
+				}
+				if deliver() {
+					s.o.Log.Info("an Observer changed without an event, all are read again")
+					token = ""
+				}
+			}
 		}
+		sleep(ctx, pause-time.Since(begin))
 	}
 }
 
@@ -200,7 +213,12 @@ func (s *Source) readAll(ctx context.Context, sn *session, m *mirror) error {
 		return &ReplyError{"pool.get_all_records", "the answer has no pool with a uuid"}
 	}
 
-	raw, err = sn.call(ctx, sn.timeout, "Observer.get_all_records")
+	return s.readObservers(ctx, sn, m)
+}
+
+// readObservers makes the Observers of m those of the database.
+func (s *Source) readObservers(ctx context.Context, sn *session, m *mirror) error {
+	raw, err := sn.call(ctx, sn.timeout, "Observer.get_all_records")
 	unsupported := isCode(err, codeUnknownMethod)
 	s.count(func(st *Status) { st.Unsupported = unsupported })
 	if unsupported { // before 23.14

@@ -26,7 +26,7 @@ type Status struct {
 
 	Observers  int    `json:"observers"`  // in State, whether or not enabled or for this host
 	Events     uint64 `json:"events"`     // received
-	Resyncs    uint64 `json:"resyncs"`    // times that all Observers were read
+	Resyncs    uint64 `json:"resyncs"`    // full reads: one for each connection, and when events did not tell all
 	Reconnects uint64 `json:"reconnects"` // tries after a failure
 	Applied    uint64 `json:"applied"`    // calls of apply
 	Skipped    int    `json:"skipped"`    // Observers beyond the bound, not in State
