@@ -89,6 +89,9 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 
 // restrict makes a directory that shows some of /proc's processes.
 func restrict(dir string, pids []int) (string, error) {
+	if err := os.RemoveAll(dir); err != nil { // of an agent before this one
+		return "", err
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
@@ -213,6 +216,15 @@ func (d *Daemon) Stop() error {
 	if d.err != nil {
 		return fmt.Errorf("dtagent: %w\n%s", d.err, d.log.String())
 	}
+	return nil
+}
+
+// Kill ends the agent with SIGKILL, as a crash does, and waits until it is gone.
+func (d *Daemon) Kill() error {
+	if err := d.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	<-d.done
 	return nil
 }
 

@@ -70,6 +70,10 @@ type lab struct {
 	dom0  *testenv.Dom0
 	agent *daemon.Daemon
 	dir   string
+
+	binary string
+	args   []string
+	xapi   string // socket of the XAPI whose Observers the agent follows
 }
 
 // newLab starts both. The agent has no Observer yet.
@@ -83,9 +87,9 @@ func newLab(t testing.TB, o testenv.Options, args ...string) *lab {
 	l.dom0, err = testenv.Start(context.Background(), o)
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { qt.Check(t, qt.IsNil(l.dom0.Close())) })
-	args = append([]string{"--host-uuid", l.dom0.HostUUID(), "--host-name", "lab"}, args...)
-	l.agent, err = daemon.Start(context.Background(), daemon.Options{Binary: dtagent, Dir: l.dir, Only: pids(l.dom0), Args: args})
-	qt.Assert(t, qt.IsNil(err))
+	l.args = append([]string{"--host-uuid", l.dom0.HostUUID(), "--host-name", "lab"}, args...)
+	l.binary = dtagent
+	l.start()
 	t.Cleanup(func() {
 		var shown []byte
 		if s, err := l.agent.Status(context.Background()); err == nil {
@@ -101,15 +105,27 @@ func newLab(t testing.TB, o testenv.Options, args ...string) *lab {
 	return l
 }
 
+// start starts the agent, again after it was stopped or killed.
+func (l *lab) start() {
+	l.t.Helper()
+	agent, err := daemon.Start(context.Background(), daemon.Options{Binary: l.binary, Dir: l.dir, XAPISocket: l.xapi, Only: pids(l.dom0), Args: l.args})
+	qt.Assert(l.t, qt.IsNil(err))
+	l.agent = agent
+}
+
 // pids are the dom0's processes: other tests may run theirs at the same time.
 func pids(d *testenv.Dom0) []int {
 	return slices.Collect(maps.Values(d.Processes()))
 }
 
+// soon makes receivers get their spans after tenths of a second, not after the
+// 30 that are the default.
+const soon = "attributes:dtagent.batch.interval=200ms"
+
 // observe creates an Observer and waits until the probes are attached.
 func (l *lab) observe(words ...string) string {
 	l.t.Helper()
-	out, err := l.agent.Run(context.Background(), append([]string{"observer", "create", "name-label=e2e", "enabled=true"}, words...)...)
+	out, err := l.agent.Run(context.Background(), append(append([]string{"observer", "create", "name-label=e2e", "enabled=true"}, words...), soon)...)
 	qt.Assert(l.t, qt.IsNil(err))
 	l.wait("watches xapi and xenopsd", func(s *control.Status) bool {
 		found := map[string]bool{}
