@@ -40,15 +40,22 @@ func (d *Decoder) setMethod(c *Call, name []byte) {
 		name = name[:len(name)-len(proper)+len("unknown-message")]
 	case string(proper) == "system.listMethods":
 		c.Probe = true
-	case bytes.IndexByte(proper, '.') < 0:
-		if i := classEnd(proper); i > 0 {
-			start := len(d.buf)
-			d.buf = append(d.buf, name...)
-			name = d.buf[start:]
-			name[len(name)-len(proper)+i] = '.'
-		}
 	}
 	c.Method = d.printable(name)
+}
+
+// dotted gives a method of the API the form VM.start, also if VM_start was sent.
+func (d *Decoder) dotted(c *Call) {
+	proper := c.Method[len(prefixes[c.Prefix]):]
+	if c.Probe || bytes.IndexByte(proper, '.') >= 0 {
+		return
+	}
+	if i := classEnd(proper); i > 0 {
+		start := len(d.buf)
+		d.buf = append(d.buf, c.Method...)
+		c.Method = d.buf[start:]
+		c.Method[len(c.Method)-len(proper)+i] = '.'
+	}
 }
 
 // classEnd returns where the class ends in a method's name that was written

@@ -20,7 +20,7 @@ const (
 type Call struct {
 	Protocol  Protocol
 	Prefix    Prefix
-	Method    []byte    // with its prefix, in the form VM.start also if VM_start was sent; "system.isAlive" without its uuid; nil: not found
+	Method    []byte    // with its prefix; "system.isAlive" without its uuid; nil: not found
 	Probe     bool      // asks whether the server is there: system.isAlive, system.listMethods, unknown-message-…
 	Batch     bool      // a JSON-RPC batch; Method is its first call's
 	Cut       bool      // the body ended before a method was found
@@ -28,8 +28,9 @@ type Call struct {
 	Object    []byte    // likewise: member "id" or "vm" of the first parameter, the VM of ["<vm>","xvda"], when it is a UUID
 }
 
-// Call reads the method from the first bytes of a request body, XML-RPC or
-// JSON-RPC. It reads no further than that.
+// Call reads the method from the first bytes of the body of a request to XAPI,
+// XML-RPC or JSON-RPC, and no further. Method has the form VM.start also if
+// VM_start was sent.
 func (d *Decoder) Call(body []byte) (c Call) {
 	d.reset()
 	switch c.Protocol = protocolOf(body); c.Protocol {
@@ -39,6 +40,9 @@ func (d *Decoder) Call(body []byte) (c Call) {
 		d.jsonCall(&c, body, false)
 	default:
 		c.Cut = len(bytes.TrimSpace(body)) == 0
+	}
+	if c.Method != nil {
+		d.dotted(&c)
 	}
 	return c
 }
