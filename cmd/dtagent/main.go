@@ -114,7 +114,7 @@ Observers say: to files for the bugtool, to zipkin receivers.`,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().Bool("json", false, "answer in JSON")
-	root.AddCommand(newRun(), newCheck(), newStatus(), newTrace(), newObserver(), newVersion())
+	root.AddCommand(newRun(), newCheck(), newStatus(), newTrace(), newObserver(), newPush(), newVersion())
 	return root
 }
 

@@ -29,6 +29,14 @@ type Span struct {
 	Duration  int64             `json:"duration"`  // µs
 	Local     Endpoint          `json:"localEndpoint"`
 	Tags      map[string]string `json:"tags,omitempty"`
+
+	Annotations []Annotation `json:"annotations,omitempty"`
+}
+
+// Annotation is a span event.
+type Annotation struct {
+	Timestamp int64  `json:"timestamp"` // µs since 1970
+	Value     string `json:"value"`
 }
 
 // Endpoint names the service of a span.
@@ -133,6 +141,11 @@ func (s *Span) check() error {
 		return fmt.Errorf("span %.40q: parentId %.40q is not 16 hex digits", s.Name, s.ParentID)
 	case s.Timestamp < 0 || s.Timestamp > maxMicros || s.Duration < -maxMicros || s.Duration > maxMicros:
 		return fmt.Errorf("span %.40q: timestamp %d or duration %d is out of range", s.Name, s.Timestamp, s.Duration)
+	}
+	for _, a := range s.Annotations {
+		if a.Timestamp < 0 || a.Timestamp > maxMicros {
+			return fmt.Errorf("span %.40q: timestamp %d of an annotation is out of range", s.Name, a.Timestamp)
+		}
 	}
 	return nil
 }
