@@ -33,6 +33,9 @@ type Steering struct {
 // one mistake: what is wrong or unknown has no effect, and the Observer works
 // without it. An empty value is as none. It reads no file.
 func (o Observer) Steering() (Steering, []string) {
+	if !o.steered() {
+		return Steering{}, nil
+	}
 	s := steerer{}
 	known := 0
 	for i := range settings {
@@ -53,6 +56,16 @@ func (o Observer) Steering() (Steering, []string) {
 	}
 	s.unknown(o.Attributes, known)
 	return s.Steering, s.warnings
+}
+
+// steered tells whether there is any attribute dtagent.*.
+func (o Observer) steered() bool {
+	for k := range o.Attributes {
+		if strings.HasPrefix(k, steeringPrefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // unknown warns of the steering attributes that do not exist; known of them do.

@@ -86,8 +86,7 @@ func source(k attribute.Key, r *export.Record) bool {
 
 func (rs *resources) snapshot(r *export.Record) *snapshot {
 	s := &snapshot{span: r.Span, name: valid(r.Span.Name)}
-	var stateErr error
-	s.state, stateErr = trace.ParseTraceState(r.Span.TraceState)
+	state, stateErr := trace.ParseTraceState(r.Span.TraceState)
 	s.tags = r.AppendTags(make([]attribute.KeyValue, 0, len(r.Attributes)+len(r.Span.Attributes)+8))
 	if r.Span.Error != "" {
 		s.status.Code = codes.Error
@@ -103,8 +102,9 @@ func (rs *resources) snapshot(r *export.Record) *snapshot {
 		switch {
 		case t.Key == export.KeyScopeName:
 			s.scope = t.Value.Emit()
-		case t.Key == export.KeyTraceState && r.Span.TraceState != "" && stateErr == nil, // has a field of its own
-			t.Key == export.KeyError && r.Span.Error != "": // is the status
+		case t.Key == export.KeyTraceState && t.Value.AsString() == r.Span.TraceState && stateErr == nil:
+			s.state = state // has a field of its own, unless an Edit was at it
+		case t.Key == export.KeyError && r.Span.Error != "": // is the status
 		case source(t.Key, r):
 			rs.tags = append(rs.tags, t)
 			switch t.Key {
