@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -15,8 +17,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"encoding/json"
 
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
@@ -280,6 +280,39 @@ func TestKillDuringExport(t *testing.T) {
 	qt.Check(t, qt.HasLen(left, 0))
 }
 
+var outage = flag.Duration("outage", 15*time.Second, "how long the receiver of TestOutage is down")
+
+// TestOutage has a receiver that is down for a long time under steady load: when
+// it is back it gets everything, and the agent has not grown.
+func TestOutage(t *testing.T) {
+	l := newLab(t, testenv.Options{NoTruth: true})
+	r := newReceiver(t)
+	l.observe("endpoints=bugtool," + r.url())
+	l.calls(50)
+	l.wait("has sent the first", func(s *control.Status) bool { return len(r.received()) >= 50 })
+	rss := l.status().Process.RSSBytes
+	r.srv.CloseClientConnections()
+	r.srv.Listener.Close()
+	down := time.Now()
+	for time.Since(down) < *outage {
+		l.calls(20)
+		time.Sleep(500 * time.Millisecond)
+	}
+	c := l.exact()
+	qt.Check(t, qt.Equals(c.Lost(), 0))
+	qt.Check(t, qt.IsTrue(c.Queued > 0))
+	t.Logf("after %v: %d spans queued", time.Since(down).Round(time.Second), c.Queued)
+	r.listen(t, r.addr)
+	back := time.Now()
+	l.waitLong("has sent what it held", func(s *control.Status) bool { return s.Totals.Queued == 0 })
+	t.Logf("all of them sent %v after the receiver was back", time.Since(back).Round(time.Millisecond))
+	l.traces()
+	l.everywhere(r)
+	qt.Check(t, qt.Equals(l.exact().Lost(), 0))
+	now := l.status().Process.RSSBytes
+	t.Logf("%.1f MiB resident before, %.1f MiB after", float64(rss)/(1<<20), float64(now)/(1<<20))
+}
+
 // TestDiskFull has the queues and the bugtool files on a file system that is
 // full: spans for the files are dropped and counted, those for the receiver go on
 // through memory; when there is room again all is well.
@@ -326,7 +359,7 @@ func TestFiftyObservers(t *testing.T) {
 		if i%2 == 0 {
 			words = append(words, "endpoints=bugtool")
 		} else {
-			words = append(words, "endpoints="+r.url()+fmt.Sprintf("?o=%d", i), "attributes:dtagent.min_duration=1h")
+			words = append(words, "endpoints="+r.url()+fmt.Sprintf("?o=%d", i), "attributes:dtagent.sampler=always_off")
 		}
 		_, err := l.agent.Run(context.Background(), words...)
 		qt.Assert(t, qt.IsNil(err))
@@ -350,11 +383,11 @@ func TestFiftyObservers(t *testing.T) {
 	for name, ids := range byObserver {
 		qt.Check(t, qt.DeepEquals(ids, byObserver["o00"]), qt.Commentf("%s", name))
 	}
-	qt.Check(t, qt.HasLen(r.received(), 0)) // nothing took an hour
+	qt.Check(t, qt.HasLen(r.received(), 0)) // their sampler takes nothing
 	s := l.status()
 	for _, o := range s.Observers {
 		if strings.HasSuffix(o.Endpoints[0].Endpoint, "?o=1") {
-			qt.Check(t, qt.IsTrue(o.Processors.FilteredByCause()["too_short"] > 0))
+			qt.Check(t, qt.IsTrue(o.Processors.FilteredByCause()["sampled_out"] > 0))
 		}
 	}
 	c := l.exact()
