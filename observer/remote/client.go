@@ -146,6 +146,11 @@ type answer struct {
 	text     []byte
 }
 
+// timeoutError is the error of a request that took longer.
+type timeoutError time.Duration
+
+func (e timeoutError) Error() string { return fmt.Sprintf("time of %s is over", time.Duration(e)) }
+
 // maxAnswer is how much of the body of an answer is read, and maxSaid how much of
 // the words of a refusal is shown.
 const (
@@ -161,7 +166,7 @@ func (c *Client) post(ctx context.Context, body []byte, compress bool) (*answer,
 			return nil, err
 		}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.o.Timeout, fmt.Errorf("time of %s is over", c.o.Timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, c.o.Timeout, timeoutError(c.o.Timeout))
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url.String(), bytes.NewReader(send))
 	if err != nil {

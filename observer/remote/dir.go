@@ -198,7 +198,7 @@ func scan(path string) ([]*frame, error) {
 		if err != nil {
 			continue // gone
 		}
-		f.size = room(info.Size())
+		f.size = room(min(info.Size(), maxFrame)) // a larger one is damaged, and no reason to drop others
 		frames = append(frames, f)
 	}
 	slices.SortFunc(frames, func(a, b *frame) int { return strings.Compare(a.name(), b.name()) })

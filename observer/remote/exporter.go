@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"sync"
@@ -111,6 +112,7 @@ type Exporter struct {
 	sending  bool               // the oldest frames are with the sender
 	stop     context.CancelFunc // of the running delivery, else nil
 	limit    int                // most bytes of a body
+	most     int                // most spans of a request, as long as larger ones take too long
 	seq      uint64             // of the last frame
 	lock     *os.File           // the directory, when it is in use
 	discard  bool               // what is being sent is to be dropped, not tried again
@@ -135,7 +137,7 @@ func Open(o Options) (*Exporter, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Exporter{o: o, client: client, log: o.Log, wake: make(chan struct{}, 1), done: make(chan struct{}), limit: maxBody}
+	e := &Exporter{o: o, client: client, log: o.Log, wake: make(chan struct{}, 1), done: make(chan struct{}), limit: maxBody, most: math.MaxInt}
 	e.idle = sync.NewCond(&e.mu)
 	e.Configure(o.Interval, o.BatchSpans)
 	if e.diskErr = e.attach(); e.diskErr != nil {

@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -107,7 +108,7 @@ func (e *Exporter) begin(cancel context.CancelFunc) []*frame {
 	e.sending, e.stop = true, cancel
 	n, spans := 0, 0
 	for _, f := range e.q.frames {
-		if spans += f.spans; n > 0 && spans > e.spans {
+		if spans += f.spans; n > 0 && spans > min(e.spans, e.most) {
 			break
 		}
 		f.sending = true
@@ -247,6 +248,7 @@ func (e *Exporter) send(d *delivery, frames []*frame) *export.Failure {
 // of it may be taken.
 func (e *Exporter) post(d *delivery, body []byte, n int) (lost int, again bool, f *export.Failure) {
 	err := e.client.Post(d.ctx, body, n)
+	e.adapt(n, err)
 	if err == nil {
 		return 0, false, nil
 	}
@@ -267,6 +269,24 @@ func (e *Exporter) post(d *delivery, body []byte, n int) (lost int, again bool, 
 	d.budget--
 	return f.Lost, d.budget > 0, f
 }
+
+// adapt makes requests smaller when one took too long, and lets them grow again
+// with those that do not.
+func (e *Exporter) adapt(n int, err error) {
+	var slow timeoutError
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case err == nil && e.most < math.MaxInt/2:
+		e.most *= 2
+	case errors.As(err, &slow):
+		e.most = min(e.most, max(n/2, minSpans))
+	}
+}
+
+// minSpans is the least to which requests are cut because larger ones took too
+// long.
+const minSpans = 50
 
 // minBody is the least to which bodies are cut because a receiver has called
 // larger ones too large.

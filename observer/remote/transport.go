@@ -49,14 +49,13 @@ func (t *transport) current() (*http.Transport, error) {
 	}
 	t.roots = roots
 	t.base = &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: t.timeout / 2}).DialContext,
-		TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:   t.timeout / 2,
-		ResponseHeaderTimeout: t.timeout,
-		MaxIdleConns:          1,
-		IdleConnTimeout:       90 * time.Second,
-		ForceAttemptHTTP2:     true,
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: t.timeout / 2}).DialContext,
+		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout: t.timeout / 2,
+		MaxIdleConns:        1,
+		IdleConnTimeout:     90 * time.Second,
+		ForceAttemptHTTP2:   true,
 		// A receiver may send what it likes: none of it is kept.
 		MaxResponseHeaderBytes: 64 << 10,
 	}
