@@ -72,6 +72,22 @@ func isUUID(b []byte) bool {
 // by: a UUID or a short decimal number.
 func isIdent(b []byte) bool { return isUUID(b) || setDigit.all(b, 10) }
 
+// taskID returns where the id of a task, R:8ae06e1ea3d1, begins that ends b, with
+// the space between it and the task's label; the end of b if there is none.
+func taskID(b []byte) int {
+	const size = len("R:8ae06e1ea3d1")
+	i := len(b) - size
+	if i < 0 || i > 0 && b[i-1] != ' ' || b[i] != 'R' && b[i] != 'D' || b[i+1] != ':' {
+		return len(b)
+	}
+	for _, x := range b[i+2:] {
+		if !setHex[x] {
+			return len(b)
+		}
+	}
+	return max(i-1, 0)
+}
+
 // isSwitchWord tells whether b is the name of a queue, "org.xen.xapi.storage"
 // or "xapi:7661", a message's number or its kind.
 func isSwitchWord(b []byte) bool {

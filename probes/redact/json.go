@@ -336,6 +336,10 @@ func (d *document) text(i int, p policy) int {
 		if ok && setCode.all(b, 64) {
 			c.keep(begin, end)
 		}
+	case keepParams: // it may be a log tag, which some daemons take without a name
+		if ok {
+			c.keep(begin+taskID(b), end)
+		}
 	case keepDebug:
 		d.r.sawDebug()
 		if len(b) <= maxDebug {

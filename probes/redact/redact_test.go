@@ -434,3 +434,27 @@ func TestLogSecrets(t *testing.T) {
 		}
 	}
 }
+
+// Some daemons take the log tag as a parameter without a name: of it the task's id
+// stays, and nothing of what stands beside it.
+func TestTagWithoutName(t *testing.T) {
+	const id = " R:8ae06e1ea3d1"
+	for name, body := range map[string]string{
+		"json":              `{"method":"reserve_memory_range","params":["` + canary + id + `","` + canary + `",1,2],"id":8}`,
+		"json behind named": `{"method":"Network.Interface.get_mac","params":[{"name":"` + canary + `"},"` + canary + id + `"],"id":103}`,
+		"xml":               xmlCall("Network.Interface.get_mac", canary+id, canary),
+	} {
+		got := newExchange().send(event.In, post("/", "", body))
+		qt.Check(t, qt.Equals(leaks([]byte(got), canary), ""), qt.Commentf("%s: %s", name, got))
+		qt.Check(t, qt.Equals(strings.Count(got, id), 1), qt.Commentf("%s: %s", name, got))
+	}
+	for name, body := range map[string]string{
+		"no id":        `{"method":"login","params":["x R:8ae06e1ea3d","R:8ae06e1ea3dg","xR:8ae06e1ea3d1","` + canaryRef + `"],"id":8}`,
+		"xml no id":    xmlCall("login", "x R:8ae06e1ea3d", "xR:8ae06e1ea3d1", canaryRef),
+		"xml, a field": `<methodCall><methodName>login</methodName><params><param><value><struct><member><name>p</name><value>x R:8ae06e1ea3d1</value></member></struct></value></param></params></methodCall>`,
+		"cut":          `{"method":"login","params":["x R:8ae06e1ea3d1`,
+	} {
+		got := newExchange().send(event.In, post("/", "", body))
+		qt.Check(t, qt.Equals(leaks([]byte(got), "8ae06e1ea3d1", canaryRef), ""), qt.Commentf("%s: %s", name, got))
+	}
+}

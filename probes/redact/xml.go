@@ -55,6 +55,8 @@ func (r *Redactor) xml(i, end int) {
 						c.keep(i, stop)
 					}
 				}
+			case next == keepNone && !response && structs == 0 && !cut: // a parameter without a name
+				c.keep(i+taskID(c.src[i:stop]), stop)
 			default:
 				r.xmlValue(i, stop, cut, next)
 				next = keepNone
