@@ -149,6 +149,11 @@ func (e *Engine) finish(a *activity, end event.Time, cause string) {
 	if !a.open {
 		return
 	}
+	if th := a.thread; th != nil {
+		if call := th.sending.get(); call != nil && call.kind == clientActivity {
+			e.endSending(th, end)
+		}
+	}
 	a.open = false
 	a.end = max(end, a.start)
 	if a.incomplete == "" {
@@ -194,7 +199,7 @@ func (e *Engine) finished(a *activity, t *tree, last bool) {
 // emit hands out a's span, the last of its tree or not, and forgets a.
 func (e *Engine) emit(a *activity, last bool) {
 	t := a.tree.find()
-	if t.own {
+	if t.out {
 		e.forget(a)
 		return
 	}

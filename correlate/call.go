@@ -198,10 +198,8 @@ func (e *Engine) peekRequest(c *conn, a *activity, b *body, whole bool) bool {
 		return whole
 	}
 	e.calls(a, &call)
+	e.leaveOut(c, a, &call)
 	e.joinHop(&c.hop, a, call.Method)
-	if c.agent && c.component == event.Xapi {
-		e.leaveOut(a)
-	}
 	if c.component != event.Xapi {
 		a.task = call.DebugInfo.Task
 		e.remote(a, call.DebugInfo.Context)

@@ -34,7 +34,8 @@ import (
 // hangs their own span under a parent that nobody has, unless they know the
 // trace or the task already.
 type hop struct {
-	known     bool // the request is one between hosts, and has a key
+	remote    bool // the request is one between hosts
+	known     bool // and has a key
 	context   tracecontext.Context
 	task      wire.TaskID
 	subtaskOf wire.TaskID
@@ -106,7 +107,9 @@ func (e *Engine) received(c *conn, h *wire.Head) hop {
 	if !c.rpc || !h.Framed && !bytes.HasPrefix(h.UserAgent, libraries) || c.local(c.side[0].reader.Client()) {
 		return hop{}
 	}
-	return hopOf(h)
+	p := hopOf(h)
+	p.remote = true
+	return p
 }
 
 // joinHop hangs the call under the CLIENT span that its caller's host made for

@@ -151,10 +151,16 @@ func (e *Engine) startSend(c *conn, ev *event.Event) {
 // endSending ends the call of a thread that goes on to something else: its
 // answer was missed, for a thread waits for that.
 func (e *Engine) endSending(th *thread, at event.Time) {
-	if a := th.sending.get(); a != nil && a.open {
+	a := th.sending.get()
+	th.sending = ref{}
+	switch {
+	case a == nil || !a.open:
+	case a.kind == clientActivity && a.reply != 0:
+		// the few bytes of a short body are told when the connection is used again
+		e.finish(a, a.reply, "")
+	default:
 		e.finish(a, at, "its answer was not seen")
 	}
-	th.sending = ref{}
 }
 
 func (e *Engine) messaging(a *activity, operation, queue string, call *wire.Call) {

@@ -2,10 +2,17 @@ package correlate
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/xenserver/dtagent/correlate/wire"
+	"github.com/xenserver/dtagent/probes/event"
 )
 
+// Some calls are no work that anybody asked for; their trees are left out.
+//
+// Before xapi uses a cached connection to another host again it asks that host
+// whether it is there (system.isAlive): neither end of that is reported.
+//
 // What the agent itself asks XAPI is left out of the traces, on its own host
 // and, where a member of the pool passes it on, at the coordinator. It is known
 // by the user agent and the method, and has neither a traceparent nor a task.
@@ -26,13 +33,15 @@ func fromAgent(h *wire.Head) bool {
 }
 
 // leaveOut leaves the call's whole tree out, which has nothing of others in it,
-// when its method is one of the agent's.
-func (e *Engine) leaveOut(a *activity) {
-	for _, m := range ownMethods {
-		if a.name == m {
-			a.tree.find().own = true
-			e.stats.OwnCalls++
-			return
-		}
+// if it is one that nobody asked for.
+func (e *Engine) leaveOut(c *conn, a *activity, call *wire.Call) {
+	switch {
+	case c.component != event.Xapi:
+	case c.agent && slices.Contains(ownMethods[:], a.name):
+		a.tree.find().out = true
+		e.stats.OwnCalls++
+	case c.hop.remote && !c.hop.known && call.Probe:
+		a.tree.find().out = true
+		e.stats.Probes++
 	}
 }

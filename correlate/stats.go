@@ -11,7 +11,7 @@ type Stats struct {
 
 	Spans      uint64          `json:"spans"`
 	OwnCalls   uint64          `json:"own_calls"`  // of the agent to XAPI, left out
-	Probes     uint64          `json:"probes"`     // of cached connections to other hosts, not reported
+	Probes     uint64          `json:"probes"`     // of cached connections between hosts, left out
 	Incomplete uint64          `json:"incomplete"` // of Spans
 	Links      map[Link]uint64 `json:"links"`      // Spans by link method
 

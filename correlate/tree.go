@@ -24,7 +24,7 @@ type tree struct {
 	id      trace.TraceID
 	fixed   bool
 	open    int         // activities that are not finished
-	own     bool        // is a call of the agent itself: nothing of it is emitted
+	out     bool        // is left out: nothing of it is emitted
 	task    wire.TaskID // XAPI's, as it became known first: gives the id when nothing better does
 	root    ref         // may still find its parent until the deadline
 	state   string
