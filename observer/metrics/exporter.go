@@ -46,8 +46,8 @@ type OTLP struct {
 	Trust     otlphttp.Trust // nil: the system's CA certificates; *remote.Trust has the pool's too
 }
 
-// Exporter counts the spans of one Observer. It implements export.Exporter.
-type Exporter struct {
+// exporter counts the spans of one Observer.
+type exporter struct {
 	registry *Registry
 	id       string
 	scraped  *prometheus.Registry
@@ -61,8 +61,8 @@ type Exporter struct {
 // Exporter returns an exporter whose metrics are shown from now on. Of two of
 // one Observer the later is shown. An error names an endpoint that cannot be
 // used.
-func (r *Registry) Exporter(ob Observer, to OTLP) (*Exporter, error) {
-	e := &Exporter{registry: r, id: ob.UUID, scraped: prometheus.NewRegistry(), series: series{max: r.o.MaxSeries}}
+func (r *Registry) Exporter(ob Observer, to OTLP) (export.Exporter, error) {
+	e := &exporter{registry: r, id: ob.UUID, scraped: prometheus.NewRegistry(), series: series{max: r.o.MaxSeries}}
 	scraped, err := otelprometheus.New(
 		otelprometheus.WithRegisterer(e.scraped),
 		otelprometheus.WithTranslationStrategy(otlptranslator.UnderscoreEscapingWithSuffixes),
@@ -123,14 +123,14 @@ func resourceOf(ob Observer) *resource.Resource {
 }
 
 // Export counts the batch. It never fails.
-func (e *Exporter) Export(_ context.Context, batch []*export.Record) error {
+func (e *exporter) Export(_ context.Context, batch []*export.Record) error {
 	for _, r := range batch {
 		e.record(r)
 	}
 	return nil
 }
 
-func (e *Exporter) record(r *export.Record) {
+func (e *exporter) record(r *export.Record) {
 	s := r.Span
 	p := e.series.of(e.service(r), s)
 	// The span as the current one of a context is how an exemplar is named.
@@ -143,7 +143,7 @@ func (e *Exporter) record(r *export.Record) {
 
 // service is the record's final service.name: what the user's attributes, or
 // their editing, made of it.
-func (e *Exporter) service(r *export.Record) string {
+func (e *exporter) service(r *export.Record) string {
 	if r.Edit == nil {
 		for i := range r.Attributes {
 			if r.Attributes[i].Key == export.KeyServiceName {
@@ -165,7 +165,7 @@ func (e *Exporter) service(r *export.Record) string {
 // Close takes the Observer's series out of the scrapes and sends what was
 // counted a last time to the OTLP endpoints. It takes at most the timeout of an
 // export.
-func (e *Exporter) Close() error {
+func (e *exporter) Close() error {
 	r := e.registry
 	r.mu.Lock()
 	if r.observers[e.id] == e {

@@ -38,12 +38,12 @@ func record(service, name string, kind trace.SpanKind, d time.Duration, failure 
 		Kind: kind, Start: start, End: start + int64(d), Error: failure}}
 }
 
-func open(t testing.TB, r *Registry, ob Observer, to OTLP) *Exporter {
+func open(t testing.TB, r *Registry, ob Observer, to OTLP) *exporter {
 	t.Helper()
 	e, err := r.Exporter(ob, to)
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { _ = e.Close() })
-	return e
+	return e.(*exporter)
 }
 
 // scrape fetches the metrics over HTTP.

@@ -41,7 +41,7 @@ type Registry struct {
 	agent *prometheus.Registry
 
 	mu        sync.Mutex
-	observers map[string]*Exporter // by uuid: those that a scrape shows
+	observers map[string]*exporter // by uuid: those that a scrape shows
 }
 
 // New returns a Registry without metrics.
@@ -58,7 +58,7 @@ func New(o Options) *Registry {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{o: o, agent: prometheus.NewRegistry(), observers: map[string]*Exporter{}}
+	return &Registry{o: o, agent: prometheus.NewRegistry(), observers: map[string]*exporter{}}
 }
 
 // Registerer takes metrics of the agent itself, which a scrape shows beside
