@@ -204,11 +204,18 @@ func (d *Dom0) Processes() map[string]int {
 // PID gives the tgid of one of Processes, 0 if there is none.
 func (d *Dom0) PID(name string) int { return d.Processes()[name] }
 
+// ProcDir is a directory like /proc that shows the processes of this dom0 only.
+// One that Restart starts is in it before it executes its program.
+func (d *Dom0) ProcDir() string { return config.ProcDir(d.dir) }
+
 // VMs gives the guests, all halted at the start.
 func (d *Dom0) VMs() []VM { return d.ready.VMs }
 
 // HostUUID is the host's uuid, also to be found in /etc/xensource-inventory inside.
 func (d *Dom0) HostUUID() string { return d.ready.Host }
+
+// HostName is the host's name label.
+func (d *Dom0) HostName() string { return d.ready.HostName }
 
 // HostRef is the host's reference.
 func (d *Dom0) HostRef() string { return d.ready.HostRef }

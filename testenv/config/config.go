@@ -112,17 +112,18 @@ type VM struct {
 // Setup is what the launcher tells each process, and the processes' common
 // knowledge: the pool database, so to say.
 type Setup struct {
-	Options Options
-	HostRef string
-	Host    string // uuid
-	Pool    string // uuid
-	PoolRef string
-	VMs     []VM
-	Root    string        // directory for truth, devlog and logs
-	Refused time.Duration // how long xapi's socket is there before it listens
+	Options  Options
+	HostRef  string
+	Host     string // uuid
+	HostName string
+	Pool     string // uuid
+	PoolRef  string
+	VMs      []VM
+	Root     string        // directory for truth, devlog and logs
+	Refused  time.Duration // how long xapi's socket is there before it listens
 }
 
-// HostName and PoolName are the name labels of the one host and the pool.
+// HostName and PoolName are the name labels of the only host and of the pool.
 const (
 	HostName = "dom0"
 	PoolName = "pool"

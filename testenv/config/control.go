@@ -1,6 +1,9 @@
 package config
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"path/filepath"
+)
 
 // Command is one line to the launcher, and from it to each process.
 type Command struct {
@@ -26,10 +29,14 @@ type Ready struct {
 	TLSPort   uint16         `json:"tls_port"`
 	Host      string         `json:"host"`
 	HostRef   string         `json:"host_ref"`
+	HostName  string         `json:"host_name"`
 	Pool      string         `json:"pool"`
 	PoolRef   string         `json:"pool_ref"`
 	VMs       []VM           `json:"vms"`
 }
+
+// ProcDir is the directory of a dom0's files that shows its processes.
+func ProcDir(dir string) string { return filepath.Join(dir, "processes") }
 
 // Restart is an order to end programs and start them again.
 type Restart struct {

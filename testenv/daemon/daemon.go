@@ -37,9 +37,12 @@ type Options struct {
 	Binary     string    // as Build made it
 	Dir        string    // holds its Observers, its socket and, below spans, its bugtool files
 	XAPISocket string    // of the XAPI whose Observers it follows; "": of none
-	Only       []int     // the processes that it may find; none: all of this machine
+	Only       []int     // the processes that it may find; none: all that Proc shows
+	Proc       string    // directory like /proc, such as a simulated dom0's ProcDir; "": /proc
 	Args       []string  // further arguments of `dtagent run`
 	Log        io.Writer // also gets what the agent logs; nil: nothing does
+
+	In func(start func() error) error // calls start where the agent is to live, such as a network namespace; nil: here
 }
 
 // Daemon is a running agent. Its methods may be called from any goroutine.
@@ -65,6 +68,8 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 			return nil, err
 		}
 		args = append(args, "--proc", proc)
+	} else if o.Proc != "" {
+		args = append(args, "--proc", o.Proc)
 	}
 	args = append(args, o.Args...)
 	d.cmd = exec.Command(o.Binary, args...)
@@ -74,7 +79,11 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	}
 	// The agent ends with its starter, whatever becomes of that.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	if err := d.cmd.Start(); err != nil {
+	in := o.In
+	if in == nil {
+		in = func(start func() error) error { return start() }
+	}
+	if err := in(d.cmd.Start); err != nil {
 		return nil, fmt.Errorf("start dtagent: %w", err)
 	}
 	go func() {

@@ -23,7 +23,8 @@ const (
 type comparison struct {
 	t      testing.TB
 	truth  *truth.Log
-	offset int64 // ns since 1970 at ktime 0
+	offset int64                    // ns since 1970 at ktime 0
+	ahead  map[string]time.Duration // by host: what its clock is ahead of the others'
 	spans  int
 	off    []time.Duration // how far inside, or outside, each start and end is
 	bad    []string
@@ -32,7 +33,8 @@ type comparison struct {
 // links are the methods by which the parent of an entry can be found, by kind,
 // in a toolstack without tracing of its own.
 var links = map[truth.Kind][]string{
-	truth.API:       {"traceparent", "none", "socket"},
+	truth.API:       {"traceparent", "none", "socket", "task"}, // task: of another host
+	truth.Client:    {"thread"},
 	truth.Task:      {"clone", "task"},
 	truth.Send:      {"thread"},
 	truth.RPC:       {"queue"},
@@ -68,8 +70,10 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 		// entry when that thread came to run.
 		start = parent.Start
 	}
-	c.time(path+" start", start, n.Timestamp, 1)
-	c.time(path+" end", e.End, n.End(), -1)
+	// The clocks of a pool's hosts differ; the tree takes that off its times.
+	ahead := c.ahead[e.Host].Nanoseconds()
+	c.time(path+" start", start+ahead, n.Timestamp+n.Skew, 1)
+	c.time(path+" end", e.End+ahead, n.End()+n.Skew, -1)
 
 	left := slices.Clone(n.Children)
 	for _, child := range c.visible(e) {
@@ -105,6 +109,9 @@ func (c *comparison) visible(e truth.Entry) []truth.Entry {
 	for _, child := range c.truth.Children(e.ID) {
 		switch {
 		case child.Kind == truth.Delay, child.Kind == truth.API && e.Kind == truth.Process:
+		case child.Kind == truth.Client && (strings.HasPrefix(child.Name, "system.isAlive:") || strings.HasPrefix(child.Name, "POST /remote_db_access")):
+			// Probes and members' access to the database are not reported: they are in
+			// nobody's trace.
 		case child.Kind == truth.Atom && (e.Kind == truth.Atom || strings.HasPrefix(e.Name, "Atomic (")):
 			out = append(out, c.visible(child)...)
 		default:
@@ -117,7 +124,8 @@ func (c *comparison) visible(e truth.Entry) []truth.Entry {
 // nearest returns the node of the entry's name that began nearest to it.
 func (c *comparison) nearest(e truth.Entry, nodes []*tree.Node) int {
 	best := -1
-	distance := func(n *tree.Node) int64 { d := n.Timestamp - (e.Start+c.offset)/1000; return max(d, -d) }
+	began := (e.Start + c.offset + c.ahead[e.Host].Nanoseconds()) / 1000
+	distance := func(n *tree.Node) int64 { d := n.Timestamp + n.Skew - began; return max(d, -d) }
 	for i, n := range nodes {
 		if n.Name == nameOf(e) && (best < 0 || distance(n) < distance(nodes[best])) {
 			best = i

@@ -60,7 +60,10 @@ func Run(options string) (failed error) {
 	if err := mount(binary, o.Dir, s.Host); err != nil {
 		return say(nil, err)
 	}
-	ready := config.Ready{Binary: binary, Processes: map[string]int{"init": os.Getpid()}, Host: s.Host, HostRef: s.HostRef, Pool: s.Pool, PoolRef: s.PoolRef, VMs: s.VMs}
+	if err := showMachine(s.Root); err != nil {
+		return say(nil, err)
+	}
+	ready := config.Ready{Binary: binary, Processes: map[string]int{"init": os.Getpid()}, Host: s.Host, HostRef: s.HostRef, HostName: s.HostName, Pool: s.Pool, PoolRef: s.PoolRef, VMs: s.VMs}
 	all := processes{setup: s, now: ready.Processes}
 	defer func() { failed = errors.Join(failed, all.stop()) }()
 	for _, p := range []struct {
@@ -110,10 +113,10 @@ func setup(o config.Options) config.Setup {
 	s := config.Setup{Options: o, Root: o.Dir}
 	if p := o.Pool; p != nil {
 		h := p.Hosts[p.Self]
-		s.Host, s.HostRef, s.Pool, s.PoolRef, s.VMs = h.UUID, h.Ref, p.UUID, p.Ref, p.VMs
+		s.Host, s.HostRef, s.HostName, s.Pool, s.PoolRef, s.VMs = h.UUID, h.Ref, h.Name, p.UUID, p.Ref, p.VMs
 		return s
 	}
-	s.Host, s.HostRef, s.Pool, s.PoolRef = uuid(), "OpaqueRef:"+uuid(), uuid(), "OpaqueRef:"+uuid()
+	s.Host, s.HostRef, s.HostName, s.Pool, s.PoolRef = uuid(), "OpaqueRef:"+uuid(), config.HostName, uuid(), "OpaqueRef:"+uuid()
 	for i := range o.VMs {
 		s.VMs = append(s.VMs, config.VM{Ref: "OpaqueRef:" + uuid(), UUID: uuid(), Name: fmt.Sprintf("vm-%d", i+1)})
 	}
@@ -146,10 +149,16 @@ func (p *process) start(s config.Setup) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(p.path, p.args...)
-	cmd.Args[0] = p.path
+	gateR, gateW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer gateR.Close()
+	defer gateW.Close()
+	// As from an init script: the process is known before it executes its program.
+	cmd := exec.Command("/bin/sh", append([]string{"-c", `read go <&5; exec 5<&- "$0" "$@"`, p.path}, p.args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{cmdR, ansW}
+	cmd.ExtraFiles = []*os.File{cmdR, ansW, gateR}
 	// Signals that the Go runtime sends to its own threads would interrupt system calls
 	// that a real dom0's processes finish.
 	cmd.Env = []string{"PATH=/sbin:/usr/sbin:/bin:/usr/bin", "GODEBUG=asyncpreemptoff=1", "GOGC=400"}
@@ -160,6 +169,12 @@ func (p *process) start(s config.Setup) error {
 	ends := make(chan error, 1)
 	p.cmd, p.in, p.out, p.ends = cmd, cmdW, bufio.NewReader(ansR), ends
 	go func() { ends <- cmd.Wait() }()
+	if err := show(s.Root, cmd.Process.Pid); err != nil {
+		return err
+	}
+	if _, err := gateW.WriteString("\n"); err != nil {
+		return err
+	}
 	_, err = p.in.Write(append(setup, '\n'))
 	return err
 }

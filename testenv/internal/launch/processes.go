@@ -95,7 +95,7 @@ func (a *processes) restart(r config.Restart) error {
 		}
 	}
 	for _, p := range slices.Backward(chosen) {
-		if err := p.kill(r.Outage.Signal); err != nil {
+		if err := p.kill(a.setup.Root, r.Outage.Signal); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
@@ -119,7 +119,7 @@ func (a *processes) restart(r config.Restart) error {
 
 // kill ends the process by a signal, after it has written what it knows of the
 // truth.
-func (p *process) kill(s syscall.Signal) error {
+func (p *process) kill(root string, s syscall.Signal) error {
 	flush, err := json.Marshal(config.Command{Flush: true})
 	if err != nil {
 		return err
@@ -133,6 +133,7 @@ func (p *process) kill(s syscall.Signal) error {
 	select {
 	case <-p.ends: // by a signal: an error, and what was wanted
 		p.ends <- nil
+		hide(root, p.cmd.Process.Pid)
 	case <-time.After(5 * time.Second):
 		return fmt.Errorf("does not end by %v", s)
 	}
