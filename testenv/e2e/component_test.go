@@ -175,3 +175,63 @@ func TestNoProbe(t *testing.T) {
 	qt.Check(t, qt.HasLen(attached(t, s.PID), 0))
 	qt.Check(t, qt.Equals(s.Engine.Spans, 0))
 }
+
+// TestDaemonOfTask leaves out xenopsd, which calls squeezed: the task that the call
+// names says whose it is.
+func TestDaemonOfTask(t *testing.T) {
+	l := newLab(t, testenv.Options{Squeezed: true})
+	l.observeOnly("xapi,squeezed", "xapi", "squeezed")
+	_, id, _ := l.startVM(l.session(), 0)
+	l.traces()
+	spans := l.spans()
+	byID := map[string]string{}
+	for _, s := range spans {
+		byID[s.ID] = s.Name
+	}
+	n := 0
+	for _, s := range spans {
+		qt.Check(t, qt.Not(qt.Equals(s.Service(), "xenopsd")), qt.Commentf("%s", s.Name))
+		if s.Service() == "squeezed" {
+			n++
+			qt.Check(t, qt.Equals(s.TraceID, id), qt.Commentf("%s", s.Name))
+			qt.Check(t, qt.Equals(byID[s.ParentID], "VM.start"), qt.Commentf("%s", s.Name))
+			qt.Check(t, qt.Equals(s.Link(), "task"), qt.Commentf("%s", s.Name))
+		}
+	}
+	qt.Check(t, qt.Equals(n, 3))
+	l.noLosses()
+}
+
+// TestProgramOfAnother wants xenguest alone: xenopsd is watched for its children
+// only, and of these the Observer gets the one.
+func TestProgramOfAnother(t *testing.T) {
+	l := newLab(t, testenv.Options{VMs: 2})
+	l.observeOnly("xenguest", "xenopsd")
+	session := l.session()
+	l.startVM(session, 0)
+	for _, name := range attached(t, l.status().PID) {
+		qt.Check(t, qt.IsFalse(strings.Contains(name, "read") || strings.Contains(name, "write")), qt.Commentf("%s is attached", name))
+	}
+	var got []string
+	for _, tr := range l.traces() {
+		for _, n := range tr.Roots {
+			got = append(got, n.Service()+" "+n.Name+" "+n.Link())
+		}
+		qt.Check(t, qt.Equals(tr.Spans, 1))
+	}
+	qt.Check(t, qt.DeepEquals(got, []string{"xenopsd xenguest none"}))
+
+	// Beside an Observer of xenopsd both get it, under its place in that one's tree.
+	l.observeOnly("xapi,xenopsd", "xapi", "xenopsd")
+	_, id, _ := l.startVM(session, 1)
+	l.traces()
+	n := 0
+	for _, s := range l.spans() {
+		if s.Name == "xenguest" && s.TraceID == id {
+			n++
+			qt.Check(t, qt.Equals(s.Link(), "fork"))
+		}
+	}
+	qt.Check(t, qt.Equals(n, 2))
+	l.noLosses()
+}
