@@ -88,7 +88,7 @@ func TestObserverShapes(t *testing.T) {
 	qt.Check(t, qt.Equals(masked(mod), `{"jsonrpc":"2.0","result":{"events":[{"id":"<n>","timestamp":"0.0","class":"observer","operation":"mod","ref":"<ref>","snapshot":`+
 		strings.Replace(record, "true", "false", 1)+`}],"valid_ref_counts":{"observer":1,…},"token":"<token>"},"id":7}`))
 	qt.Check(t, qt.Equals(call("8", "Observer.destroy", `"`+ref+`"`), `{"jsonrpc":"2.0","result":"","id":8}`))
-	gone := call("9", "event.from", `["*"]`, `"`+anyText.FindString(mod)+`"`, "30.0")
+	gone := call("9", "event.from", `["Observer", "pool"]`, `"`+anyText.FindString(mod)+`"`, "30.0")
 	qt.Check(t, qt.Equals(masked(gone), `{"jsonrpc":"2.0","result":{"events":[{"id":"<n>","timestamp":"0.0","class":"observer","operation":"del","ref":"<ref>"}],"valid_ref_counts":{"observer":0,…},"token":"<token>"},"id":9}`))
 
 	// Errors of JSON-RPC 2.0 have the code as message and the parameters as data; those

@@ -13,6 +13,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Shape is a kind of client.
@@ -219,7 +220,7 @@ func (c *Client) exchange(ctx context.Context, head, body []byte) (reply, error)
 		}
 		if err != nil {
 			c.Close()
-			if !fresh && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)) {
+			if !fresh && (errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
 				continue
 			}
 			return reply{}, err

@@ -87,7 +87,13 @@ func (c *conn) dispatch(s *node.Span, r *request, cl *call) (any, *failure) {
 	case want >= 0 && len(cl.params) != want:
 		return nil, fail("MESSAGE_PARAMETER_COUNT_MISMATCH", method, fmt.Sprint(want), fmt.Sprint(len(cl.params)))
 	}
+	if code := x.p.Knobs().Fail[method]; code != "" {
+		return nil, fail(code)
+	}
 	session := str(cl.params, 0)
+	if method == "session.slave_login" {
+		return c.hostLogin(s, session, str(cl.params, 1))
+	}
 	if strings.HasPrefix(method, "session.login") {
 		c.names()
 		c.names()
@@ -97,9 +103,6 @@ func (c *conn) dispatch(s *node.Span, r *request, cl *call) (any, *failure) {
 		if f := x.checkSession(t, session); f != nil {
 			return nil, f
 		}
-	}
-	if code := x.p.Knobs().Fail[method]; code != "" {
-		return nil, fail(code)
 	}
 	if !long(method) {
 		t.NewSpan(node.Context{}) // dispatch:* and session_check are traces of their own

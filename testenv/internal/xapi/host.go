@@ -2,7 +2,10 @@
 
 package xapi
 
-import "github.com/xenserver/dtagent/testenv/config"
+import (
+	"github.com/xenserver/dtagent/testenv/config"
+	"github.com/xenserver/dtagent/testenv/internal/node"
+)
 
 func (d *database) hostByRef(ref string) (config.Host, bool) {
 	for _, h := range d.hosts {
@@ -111,4 +114,17 @@ func (d *database) getPool(field, arg string) (any, *failure) {
 		return d.poolRecord(), nil
 	}
 	return d.poolRecord().get(field), nil
+}
+
+// hostLogin opens a session for another host, which knows the pool's secret. A dom0
+// that is in no pool has none to check.
+func (c *conn) hostLogin(s *node.Span, host, secret string) (any, *failure) {
+	t := c.t
+	t.Tag = "session.slave_login " + newRef("D")
+	s.Tag = node.LastWord(t.Tag)
+	t.NewSpan(c.in)
+	if p := c.x.pool; p.Pool != nil && secret != p.Secret {
+		return nil, fail("SESSION_AUTHENTICATION_FAILED", host)
+	}
+	return c.x.hostSession(t), nil
 }
