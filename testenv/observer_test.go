@@ -322,3 +322,51 @@ func threads(t *testing.T, pid int) int {
 	qt.Assert(t, qt.IsNil(err))
 	return len(all)
 }
+
+// TestObserverRate makes 200 changes a second, as fault tests of the agent do, and
+// follows them.
+func TestObserverRate(t *testing.T) {
+	d := start(t, testenv.Options{})
+	ctx := timeout(t, 60*time.Second)
+	c := client.Unix(d.XapiSocket(), client.Options{Shape: client.Node, KeepAlive: true})
+	s, err := c.Observers(ctx)
+	qt.Assert(t, qt.IsNil(err))
+	var refs []string
+	for i := range 50 {
+		ref, err := s.Create(ctx, client.Observer{Name: fmt.Sprint(i), Enabled: true})
+		qt.Assert(t, qt.IsNil(err))
+		refs = append(refs, ref)
+	}
+	follower := c.With(client.Options{Shape: client.Node, KeepAlive: true})
+	e, err := follower.Events(ctx, s.Session(), "", time.Second, "observer")
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.HasLen(e.Events, 50))
+	last := make(chan map[string]string, 1)
+	go func() {
+		names := map[string]string{}
+		for {
+			if e, err = follower.Events(ctx, s.Session(), e.Token, time.Second, "observer"); err != nil || len(e.Events) == 0 {
+				last <- names
+				return
+			}
+			for _, ev := range e.Events {
+				names[ev.Ref], _ = ev.Snapshot["name_label"].(string)
+			}
+		}
+	}()
+	const n = 600
+	begin := time.Now()
+	for i := range n {
+		if d := time.Until(begin.Add(time.Duration(i) * time.Second / 200)); d > 0 {
+			time.Sleep(d)
+		}
+		qt.Assert(t, qt.IsNil(s.SetName(ctx, refs[i%len(refs)], fmt.Sprint(i))))
+	}
+	rate := n / time.Since(begin).Seconds()
+	t.Logf("%.0f changes a second", rate)
+	qt.Check(t, qt.IsTrue(rate > 150), qt.Commentf("%.0f changes a second", rate))
+	names := <-last
+	for i, ref := range refs {
+		qt.Check(t, qt.Equals(names[ref], fmt.Sprint(n-len(refs)+i)))
+	}
+}
