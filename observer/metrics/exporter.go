@@ -62,7 +62,7 @@ type exporter struct {
 // one Observer the later is shown. An error names an endpoint that cannot be
 // used.
 func (r *Registry) Exporter(ob Observer, to OTLP) (export.Exporter, error) {
-	e := &exporter{registry: r, id: ob.UUID, scraped: prometheus.NewRegistry(), series: series{max: r.o.MaxSeries}}
+	e := &exporter{registry: r, id: ob.UUID, scraped: prometheus.NewRegistry(), series: series{max: r.o.MaxSeries, take: r.take}}
 	scraped, err := otelprometheus.New(
 		otelprometheus.WithRegisterer(e.scraped),
 		otelprometheus.WithTranslationStrategy(otlptranslator.UnderscoreEscapingWithSuffixes),
@@ -77,7 +77,7 @@ func (r *Registry) Exporter(ob Observer, to OTLP) (export.Exporter, error) {
 		sdkmetric.WithReader(scraped),
 		sdkmetric.WithResource(resourceOf(ob)),
 		sdkmetric.WithExemplarFilter(exemplar.TraceBasedFilter),
-		sdkmetric.WithCardinalityLimit(r.o.MaxSeries + 1), // the overflow series is one of them
+		sdkmetric.WithCardinalityLimit(r.o.MaxSeries + 2), // above ours and the overflow series
 	}
 	sender, err := newSender(to, r.o)
 	if err != nil {
@@ -138,7 +138,7 @@ func (e *exporter) record(r *export.Record) {
 		TraceID: s.TraceID, SpanID: s.SpanID, TraceFlags: trace.FlagsSampled,
 	}))
 	e.calls.Add(ctx, 1, p.add...)
-	e.duration.Record(ctx, time.Duration(max(s.End, s.Start) - s.Start).Seconds(), p.record...)
+	e.duration.Record(ctx, time.Duration(max(s.End, s.Start)-s.Start).Seconds(), p.record...)
 }
 
 // service is the record's final service.name: what the user's attributes, or
@@ -171,6 +171,8 @@ func (e *exporter) Close() error {
 	if r.observers[e.id] == e {
 		delete(r.observers, e.id)
 	}
+	r.series -= len(e.series.points)
+	e.series.points = nil
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), r.o.Timeout)
 	defer cancel()

@@ -222,6 +222,38 @@ func TestSums(t *testing.T) {
 	qt.Check(t, qt.HasLen(e.series.points, 40))
 }
 
+// TestTotal: all Observers together have a bound as well, and give back what
+// they had.
+func TestTotal(t *testing.T) {
+	r := New(Options{MaxTotal: 5})
+	srv := httptest.NewServer(r.Handler())
+	defer srv.Close()
+	overflow := func(id string) (n float64) {
+		for _, m := range families(t, srv.URL)[callsFamily].GetMetric() {
+			if l := labels(m); l["xs_observer_uuid"] == id && l["otel_metric_overflow"] == "true" {
+				n += m.GetCounter().GetValue()
+			}
+		}
+		return n
+	}
+	fill := func(e *exporter) {
+		for i := range 4 {
+			_ = e.Export(context.Background(), []*export.Record{record("xapi", fmt.Sprint(i), trace.SpanKindServer, 1, "", 1)})
+		}
+	}
+	a, b := open(t, r, Observer{UUID: "a"}, OTLP{}), open(t, r, Observer{UUID: "b"}, OTLP{})
+	fill(a)
+	fill(b)
+	qt.Check(t, qt.Equals(overflow("a"), 0))
+	qt.Check(t, qt.Equals(overflow("b"), 3))
+	qt.Assert(t, qt.IsNil(a.Close()))
+	_ = a.Close()
+	c := open(t, r, Observer{UUID: "c"}, OTLP{})
+	fill(c)
+	qt.Check(t, qt.Equals(overflow("c"), 0))
+	qt.Check(t, qt.Equals(r.series, 5))
+}
+
 // TestErrorRate: without overflow the failures are exact.
 func TestErrorRate(t *testing.T) {
 	r := New(Options{})
@@ -363,8 +395,11 @@ func (r *sink) serve(t testing.TB) http.HandlerFunc {
 			body = z
 		}
 		b, err := io.ReadAll(body)
+		if err != nil {
+			return // the sender has given up
+		}
 		var m colmetrics.ExportMetricsServiceRequest
-		if err != nil || proto.Unmarshal(b, &m) != nil {
+		if err := proto.Unmarshal(b, &m); err != nil {
 			t.Errorf("body: %v", err)
 		}
 		if r.answer != nil {

@@ -20,17 +20,24 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// DefaultMaxSeries is how many combinations of service, span name, kind and
-// status one Observer's spans may have. It is above what a host shows that runs
-// every XAPI method, and costs at most about 10 MiB.
-const DefaultMaxSeries = 1000
+// How many combinations of service, span name, kind and status have a series of
+// their own. A series costs 6 KiB of memory, with OTLP 12. A host that runs every
+// XAPI method shows fewer than DefaultMaxSeries.
+const (
+	DefaultMaxSeries = 1000 // of one Observer
+	DefaultMaxTotal  = 3000 // of all together
+)
 
 // Options of a Registry. The zero value is usable.
 type Options struct {
-	MaxSeries int           // of one Observer; 0: DefaultMaxSeries. What is beyond it is counted in one series marked otel_metric_overflow="true"
-	Interval  time.Duration // between two OTLP exports; 0: 30 s
-	Timeout   time.Duration // of one OTLP export; 0: 10 s
-	Log       *slog.Logger  // nil: discarded
+	// What is beyond these is counted in one series of the Observer that is marked
+	// otel.metric.overflow=true instead of having labels.
+	MaxSeries int // of one Observer; 0: DefaultMaxSeries
+	MaxTotal  int // of all; 0: DefaultMaxTotal
+
+	Interval time.Duration // between two OTLP exports; 0: 30 s
+	Timeout  time.Duration // of one OTLP export; 0: 10 s
+	Log      *slog.Logger  // nil: discarded
 }
 
 // Registry holds the metrics of all Observers, and others of the agent that
@@ -42,12 +49,16 @@ type Registry struct {
 
 	mu        sync.Mutex
 	observers map[string]*exporter // by uuid: those that a scrape shows
+	series    int                  // of all exporters that are open
 }
 
 // New returns a Registry without metrics.
 func New(o Options) *Registry {
 	if o.MaxSeries <= 0 {
 		o.MaxSeries = DefaultMaxSeries
+	}
+	if o.MaxTotal <= 0 {
+		o.MaxTotal = DefaultMaxTotal
 	}
 	if o.Interval <= 0 {
 		o.Interval = 30 * time.Second
@@ -59,6 +70,17 @@ func New(o Options) *Registry {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Registry{o: o, agent: prometheus.NewRegistry(), observers: map[string]*exporter{}}
+}
+
+// take tells whether there may be one series more.
+func (r *Registry) take() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.series >= r.o.MaxTotal {
+		return false
+	}
+	r.series++
+	return true
 }
 
 // Registerer takes metrics of the agent itself, which a scrape shows beside

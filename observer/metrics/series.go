@@ -16,10 +16,12 @@ import (
 const maxLabel = 128
 
 // series holds the attributes of an Observer's series, so that they are made
-// once. It is bounded like the series themselves.
+// once.
 type series struct {
 	max    int
+	take   func() bool // whether all Observers together may have one more
 	points map[seriesKey]*point
+	over   *point // that of the series for what has none of its own
 }
 
 type seriesKey struct {
@@ -39,14 +41,19 @@ func (s *series) of(service string, sp *correlate.Span) *point {
 	if p := s.points[key]; p != nil {
 		return p
 	}
-	p := newPoint(key)
-	if len(s.points) < s.max {
-		if s.points == nil {
-			s.points = map[seriesKey]*point{}
+	if len(s.points) >= s.max || !s.take() {
+		if s.over == nil {
+			// As the SDK marks what is beyond its own limit.
+			s.over = pointOf(attribute.Bool("otel.metric.overflow", true))
 		}
-		key.service, key.name = strings.Clone(key.service), strings.Clone(key.name)
-		s.points[key] = p
+		return s.over
 	}
+	if s.points == nil {
+		s.points = map[seriesKey]*point{}
+	}
+	key.service, key.name = strings.Clone(key.service), strings.Clone(key.name)
+	p := newPoint(key)
+	s.points[key] = p
 	return p
 }
 
@@ -55,12 +62,16 @@ func newPoint(k seriesKey) *point {
 	if k.failed {
 		status = "STATUS_CODE_ERROR"
 	}
-	set := metric.WithAttributeSet(attribute.NewSet(
+	return pointOf(
 		attribute.String("service.name", k.service),
 		attribute.String("span.name", k.name),
 		attribute.String("span.kind", kindName(k.kind)),
 		attribute.String("status.code", status),
-	))
+	)
+}
+
+func pointOf(attrs ...attribute.KeyValue) *point {
+	set := metric.WithAttributeSet(attribute.NewSet(attrs...))
 	return &point{add: []metric.AddOption{set}, record: []metric.RecordOption{set}}
 }
 
