@@ -55,6 +55,7 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	c.call = a.ref()
 	c.tunnel = false
 	c.rpc = isCall(h)
+	c.inside = c.component != event.Xapi || isSocket(h.Path)
 	c.agent = fromAgent(h)
 	c.hop = e.received(c, h)
 	if id := c.hop.subtaskOf; c.hop.known && h.Task.IsZero() {
@@ -86,13 +87,20 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	}
 }
 
-// isRPC tells that requests for the path are calls of the API.
+// isRPC tells that requests for the path are calls: of the API, or between
+// daemons.
 func isRPC(path []byte) bool {
 	switch string(path) {
 	case "/", "/RPC2", "/json", "/jsonrpc":
 		return true
 	}
-	return false
+	return isSocket(path)
+}
+
+// isSocket tells whether the path is that of a daemon's socket, which is what
+// daemons ask each other for where they do without message-switch.
+func isSocket(path []byte) bool {
+	return bytes.HasPrefix(path, []byte("/var/lib/xcp/")) || bytes.HasPrefix(path, []byte("/var/xapi/"))
 }
 
 func (e *Engine) network(c *conn, a *activity) {
@@ -186,7 +194,7 @@ func (e *Engine) peekRequest(c *conn, a *activity, b *body, whole bool) bool {
 		return true
 	}
 	var call wire.Call
-	if c.component == event.Xapi {
+	if !c.inside {
 		call = e.dec.Call(b.buf)
 	} else {
 		if !whole {
@@ -200,7 +208,7 @@ func (e *Engine) peekRequest(c *conn, a *activity, b *body, whole bool) bool {
 	e.calls(a, &call)
 	e.leaveOut(c, a, &call)
 	e.joinHop(&c.hop, a, call.Method)
-	if c.component != event.Xapi {
+	if c.inside {
 		a.task = call.DebugInfo.Task
 		e.remote(a, call.DebugInfo.Context)
 		if a.task.Real() {

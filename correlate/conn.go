@@ -44,6 +44,7 @@ type connState struct {
 	how       event.How
 	role      role
 	rpc       bool // server: the request is a call of the API, whose reply is always HTTP
+	inside    bool // server: the request is one of another daemon
 	tunnel    bool // server: no longer HTTP, the call lasts until the socket closes
 	dir       event.Dir
 	listener  string

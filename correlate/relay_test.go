@@ -99,7 +99,7 @@ func TestSocketRPCOfTask(t *testing.T) {
 	s.log(xapi, 110, "VM.start R:07432559b308", "xapi", "something")
 	s.open(networkd, "n", 5, event.Accepted, "/var/lib/xcp/networkd")
 	body := `<?xml version="1.0"?><methodCall><methodName>Network.Interface.get_mac</methodName><params><param><value><struct><member><name>name</name><value>eth0</value></member></struct></value></param><param><value>VM.start R:07432559b308</value></param></params></methodCall>`
-	s.in(networkd, "n", 410, fmt.Sprintf("POST / HTTP/1.0\r\ncontent-length: %d\r\n\r\n", len(body)))
+	s.in(networkd, "n", 410, fmt.Sprintf("POST /var/lib/xcp/networkd HTTP/1.1\r\ncontent-length: %d\r\n\r\n", len(body)))
 	s.data(networkd, "n", 410, event.In, body, event.FlagMore)
 	s.out(networkd, "n", 410, "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok")
 	s.reply("c", 110, success, "")

@@ -306,6 +306,7 @@ func (r *Redactor) requestLine(i, end int, whole bool) class {
 
 var (
 	rpcPaths    = []string{"/", "/RPC2", "/jsonrpc", "/json"}
+	socketPaths = []string{"/var/lib/xcp/", "/var/xapi/"} // what daemons ask each other for on their sockets: the socket's own path
 	switchPaths = []string{"/transfer", "/request/", "/response/", "/login/", "/persistent/", "/transient/", "/ack/"}
 )
 
@@ -313,6 +314,11 @@ var (
 func classOf(path []byte) class {
 	for _, p := range rpcPaths {
 		if string(path) == p {
+			return classRPC
+		}
+	}
+	for _, p := range socketPaths {
+		if len(path) >= len(p) && string(path[:len(p)]) == p {
 			return classRPC
 		}
 	}
