@@ -16,10 +16,8 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/otlphttp"
 )
-
-// OTLPPrefix begins endpoints that take OTLP; what follows is the URL.
-const OTLPPrefix = "otlp+"
 
 // ClientOptions of a Client. Zero values mean the defaults.
 type ClientOptions struct {
@@ -64,9 +62,9 @@ func (e *StatusError) Error() string {
 	return s
 }
 
-// NewClient returns a client for an endpoint: an http or https URL, with or
-// without OTLPPrefix. A user and password in it go as basic authentication. It
-// does not connect.
+// NewClient returns a client for an endpoint of an Observer: an http or https
+// URL, which is used as it is, or an OTLP one (see otlphttp.URL). A user and
+// password in it go as basic authentication. It does not connect.
 func NewClient(endpoint string, enc Encoder, o ClientOptions) (*Client, error) {
 	u, err := parseEndpoint(endpoint)
 	if err != nil {
@@ -95,7 +93,10 @@ func NewClient(endpoint string, enc Encoder, o ClientOptions) (*Client, error) {
 }
 
 func parseEndpoint(endpoint string) (*url.URL, error) {
-	u, err := url.Parse(strings.TrimPrefix(endpoint, OTLPPrefix))
+	if otlphttp.IsEndpoint(endpoint) {
+		return otlphttp.URL(endpoint, otlphttp.Traces)
+	}
+	u, err := url.Parse(endpoint)
 	switch {
 	case err != nil: // its text holds the URL
 		return nil, errors.New("endpoint: not a URL")

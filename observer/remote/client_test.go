@@ -192,6 +192,19 @@ func TestRequest(t *testing.T) {
 	qt.Check(t, qt.Equals(got.Header.Get("Traceparent"), ""))
 }
 
+// TestPaths: an OTLP endpoint is a base URL or that of traces.
+func TestPaths(t *testing.T) {
+	for endpoint, want := range map[string]string{
+		"http://h:9411/api/v2/spans?x=y":    "http://h:9411/api/v2/spans?x=y",
+		"http://h":                          "http://h",
+		"otlp+http://h:4318":                "http://h:4318/v1/traces",
+		"otlp+https://u:p@h/base/":          "https://h/base/v1/traces",
+		"otlp+https://h/v1/traces?tenant=a": "https://h/v1/traces?tenant=a",
+	} {
+		qt.Check(t, qt.Equals(newClient(t, endpoint, &otlp.Encoder{}, ClientOptions{}).url.String(), want))
+	}
+}
+
 // TestGzip: a receiver that does not know gzip is asked once only.
 func TestGzip(t *testing.T) {
 	for _, refusal := range []int{400, 415} {

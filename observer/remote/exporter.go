@@ -24,7 +24,7 @@ import (
 
 // Options of an Exporter. Zero values mean the defaults.
 type Options struct {
-	Endpoint string         // URL, with or without OTLPPrefix; the form is the Encoder's
+	Endpoint string         // as an Observer names it: see NewClient; the form is the Encoder's
 	Encoder  Encoder        // of this Exporter alone
 	Ledger   *export.Ledger // nil: one of its own
 

@@ -1,3 +1,9 @@
+// Package zipkin puts spans into the form of zipkin-v2 receivers: JSON.
+//
+// The OpenTelemetry exporter makes it. That is deprecated upstream and stays
+// therefore behind Encoder. One of its ways does not fit and is mended: it
+// lower-cases names, so that VM.start would be another span here than in the
+// bugtool files.
 package zipkin
 
 import (
