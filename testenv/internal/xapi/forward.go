@@ -192,7 +192,7 @@ func (c *conn) forward(s *node.Span, r *request, cl *call, body []byte, contentT
 		}
 		answer = cl.passed(a)
 	}
-	err = c.respond(r, 200, "OK", contentType, answer)
+	err = c.reply(s, r, cl.method, contentType, answer)
 	s.Entry.End = truth.Now()
 	if err != nil {
 		s.Err = err.Error()
