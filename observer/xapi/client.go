@@ -119,11 +119,12 @@ func decodeReply(method, secret string, id uint64, data []byte) (json.RawMessage
 	if json.Unmarshal(data, &r) != nil {
 		return nil, &ReplyError{method, "the answer is not a JSON-RPC object"}
 	}
-	if want := strconv.FormatUint(id, 10); string(r.ID) != want && string(r.ID) != `"`+want+`"` {
-		return nil, &ReplyError{method, "the answer is that to another call"}
-	}
+	// Before the id: in emergency mode it is always 0.
 	if len(r.Error) > 0 && string(r.Error) != "null" {
 		return nil, decodeError(method, secret, r.Error)
+	}
+	if want := strconv.FormatUint(id, 10); string(r.ID) != want && string(r.ID) != `"`+want+`"` {
+		return nil, &ReplyError{method, "the answer is that to another call"}
 	}
 	if len(r.Result) == 0 {
 		return nil, &ReplyError{method, "the answer has neither result nor error"}
@@ -131,29 +132,39 @@ func decodeReply(method, secret string, id uint64, data []byte) (json.RawMessage
 	return r.Result, nil
 }
 
-// decodeError reads the error of an answer. XAPI puts the code into message and
-// its parameters into data, some versions the code before them.
+// decodeError reads the error of an answer. That of a coordinator is an object
+// with the code as its message and the parameters as its data, in some versions
+// with the code before them. A member passes on the coordinator's list of code
+// and parameters as it is; so do errors of emergency mode look.
 func decodeError(method, secret string, raw json.RawMessage) error {
 	e := &Error{Method: method}
-	var data json.RawMessage
-	err := eachMember(raw, func(key string, value json.RawMessage) error {
-		switch key {
-		case "message":
-			return json.Unmarshal(value, &e.Code)
-		case "data":
-			data = value
+	list := raw
+	if raw[0] == '{' {
+		list = nil
+		if eachMember(raw, func(key string, value json.RawMessage) error {
+			switch key {
+			case "message":
+				e.Code, _ = text(value)
+			case "data":
+				list = value
+			}
+			return nil
+		}) != nil || e.Code == "" {
+			return &ReplyError{method, "the answer has an error without code"}
 		}
-		return nil
-	})
-	if err != nil || e.Code == "" {
-		return &ReplyError{method, "the answer has an error without code"}
+		e.Code = redact(e.Code, secret)
 	}
-	e.Code = redact(e.Code, secret)
 	first := true
-	_ = eachItem(data, func(value json.RawMessage) error {
-		var p string
-		if json.Unmarshal(value, &p) == nil && !(first && p == e.Code) {
-			e.Params = append(e.Params, redact(p, secret))
+	_ = eachItem(list, func(value json.RawMessage) error {
+		p, ok := text(value)
+		p = redact(p, secret)
+		switch {
+		case !ok:
+		case first && e.Code == "":
+			e.Code = p
+		case first && e.Code == p:
+		default:
+			e.Params = append(e.Params, p)
 		}
 		first = false
 		if len(e.Params) == maxErrorParams {
@@ -161,7 +172,10 @@ func decodeError(method, secret string, raw json.RawMessage) error {
 		}
 		return nil
 	})
-	if e.Code == codeSessionInvalid {
+	switch e.Code {
+	case "":
+		return &ReplyError{method, "the answer has an error without code"}
+	case codeSessionInvalid:
 		e.Params = nil // the session reference, in whatever form
 	}
 	return e

@@ -20,6 +20,9 @@ const (
 	dialPause = 500 * time.Millisecond
 	// lookEvery is how often a pause looks whether there is a new socket.
 	lookEvery = 250 * time.Millisecond
+	// quickFor is how long after a loss pauses stay below quickPause: the
+	// coordinator, or the whole toolstack, is most often back by then.
+	quickFor, quickPause = 2 * time.Minute, 2 * time.Second
 	// soundAfter is how long a connection must last for the next failure to count
 	// as a first one.
 	soundAfter = 10 * time.Second
@@ -129,8 +132,7 @@ func (s *Source) stayConnected(ctx context.Context) {
 	defer sn.logout(ctx)
 	m := newMirror(s.o.HostUUID)
 	pauses := backoff.NewExponentialBackOff()
-	pauses.InitialInterval, pauses.MaxInterval = s.o.BackoffMin, s.o.BackoffMax
-	pauses.Multiplier = 2
+	pauses.InitialInterval, pauses.Multiplier = s.o.BackoffMin, 2
 	for {
 		socket := identify(s.o.Socket)
 		var since time.Time
@@ -155,6 +157,10 @@ func (s *Source) stayConnected(ctx context.Context) {
 		}
 		if !since.IsZero() && time.Since(since) >= soundAfter {
 			pauses.Reset()
+		}
+		pauses.MaxInterval = s.o.BackoffMax
+		if time.Since(s.Status().Since) < quickFor {
+			pauses.MaxInterval = min(s.o.BackoffMax, quickPause)
 		}
 		pause := dialPause
 		if nobodyListens(err) {

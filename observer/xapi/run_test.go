@@ -124,40 +124,54 @@ func TestLateStart(t *testing.T) {
 	qt.Check(t, qt.IsTrue(took < 2*time.Second))
 }
 
-func TestSessionInvalid(t *testing.T) {
-	s := newServer(t)
-	s.observer(1)
-	r := run(t, fast(s))
-	r.names("o1")
-	for i := range 3 {
-		s.forget()
-		s.observer(i + 2)
-		s.del(refOf(i + 1))
-		r.names(fmt.Sprint("o", i+2))
+// bothRoles runs a test against a coordinator and against a member, which passes
+// errors on in another form.
+func bothRoles(t *testing.T, f func(t *testing.T, s *server)) {
+	for name, member := range map[string]bool{"coordinator": false, "member": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t)
+			s.member.Store(member)
+			f(t, s)
+		})
 	}
-	qt.Check(t, qt.IsTrue(r.Status().Reconnects >= 3))
-	qt.Check(t, qt.StringContains(r.Status().LastError, "SESSION_INVALID"))
-	r.stop()
-	s.with(func() {
-		qt.Check(t, qt.Equals(s.logins, 4))
-		qt.Check(t, qt.HasLen(s.sessions, 0))
+}
+
+func TestSessionInvalid(t *testing.T) {
+	bothRoles(t, func(t *testing.T, s *server) {
+		s.observer(1)
+		r := run(t, fast(s))
+		r.names("o1")
+		for i := range 3 {
+			s.forget()
+			s.observer(i + 2)
+			s.del(refOf(i + 1))
+			r.names(fmt.Sprint("o", i+2))
+		}
+		qt.Check(t, qt.IsTrue(r.Status().Reconnects >= 3))
+		qt.Check(t, qt.StringContains(r.Status().LastError, "SESSION_INVALID"))
+		r.stop()
+		s.with(func() {
+			qt.Check(t, qt.Equals(s.logins, 4))
+			qt.Check(t, qt.HasLen(s.sessions, 0))
+		})
 	})
 }
 
 func TestTokenLost(t *testing.T) {
-	s := newServer(t)
-	s.observer(1)
-	r := run(t, fast(s))
-	r.names("o1")
-	for i := range 2 {
-		s.with(func() { s.badToken = true })
-		s.observer(i + 2)
-		s.del(refOf(i + 1))
-		r.until("the token refused", func(State) bool { s.mu.Lock(); defer s.mu.Unlock(); return !s.badToken })
-		r.names(fmt.Sprint("o", i+2))
-	}
-	qt.Check(t, qt.Equals(r.Status().Reconnects, 0))
-	s.with(func() { qt.Check(t, qt.Equals(s.logins, 1)) })
+	bothRoles(t, func(t *testing.T, s *server) {
+		s.observer(1)
+		r := run(t, fast(s))
+		r.names("o1")
+		for i := range 2 {
+			s.with(func() { s.badToken = true })
+			s.observer(i + 2)
+			s.del(refOf(i + 1))
+			r.until("the token refused", func(State) bool { s.mu.Lock(); defer s.mu.Unlock(); return !s.badToken })
+			r.names(fmt.Sprint("o", i+2))
+		}
+		qt.Check(t, qt.Equals(r.Status().Reconnects, 0))
+		s.with(func() { qt.Check(t, qt.Equals(s.logins, 1)) })
+	})
 }
 
 // TestFaults makes each call in turn fail in each way, then lets XAPI be well
@@ -182,13 +196,15 @@ func TestFaults(t *testing.T) {
 			w.Header().Set("Location", "http://other/")
 			w.WriteHeader(302)
 		},
-		"closed":    func(w http.ResponseWriter, id string) { panic(http.ErrAbortHandler) },
-		"slave":     func(w http.ResponseWriter, id string) { fail(w, id, "HOST_IS_SLAVE", "10.0.0.1") },
-		"emergency": func(w http.ResponseWriter, id string) { fail(w, id, "HOST_BROKEN") },
-		"no data":   func(w http.ResponseWriter, id string) { reply(w, `{"error":{"message":"X"},"id":`+id+`}`) },
-		"no code":   func(w http.ResponseWriter, id string) { reply(w, `{"error":{"code":1},"id":`+id+`}`) },
-		"hanging":   func(w http.ResponseWriter, id string) { time.Sleep(1500 * time.Millisecond) },
-		"huge":      func(w http.ResponseWriter, id string) { answer(w, id, `"`+strings.Repeat("x", maxReply)+`"`) },
+		"closed": func(w http.ResponseWriter, id string) { panic(http.ErrAbortHandler) },
+		"slave":  func(w http.ResponseWriter, id string) { fail(w, id, "HOST_IS_SLAVE", "10.0.0.1") },
+		"emergency": func(w http.ResponseWriter, id string) {
+			reply(w, `{"result":null,"error":["HOST_STILL_BOOTING"],"id":0}`)
+		},
+		"no data": func(w http.ResponseWriter, id string) { reply(w, `{"error":{"message":"X"},"id":`+id+`}`) },
+		"no code": func(w http.ResponseWriter, id string) { reply(w, `{"error":{"code":1},"id":`+id+`}`) },
+		"hanging": func(w http.ResponseWriter, id string) { time.Sleep(1500 * time.Millisecond) },
+		"huge":    func(w http.ResponseWriter, id string) { answer(w, id, `"`+strings.Repeat("x", maxReply)+`"`) },
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,7 +38,8 @@ type server struct {
 	fault    func(w http.ResponseWriter, method string, params []json.RawMessage, id string) bool
 	badToken bool // the next tokens but "" are refused
 	noCounts bool
-	mute     bool // tokens are of the future: event.from tells nothing
+	member   atomic.Bool // errors are passed on from the coordinator
+	mute     bool        // tokens are of the future: event.from tells nothing
 	http     *http.Server
 }
 
@@ -180,7 +182,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	session := str(call.Params[0])
 	if !s.known(session) {
-		fail(w, id, codeSessionInvalid, session)
+		s.fail(w, id, codeSessionInvalid, session)
 		return
 	}
 	args := call.Params[1:]
@@ -200,13 +202,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 		}
-		fail(w, id, codeUUIDInvalid, "host", str(args[0]))
+		s.fail(w, id, codeUUIDInvalid, "host", str(args[0]))
 	case "host.get_name_label", "host.get_uuid":
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		r := s.rows[str(args[0])]
 		if r == nil {
-			fail(w, id, codeHandleInvalid, "host", str(args[0]))
+			s.fail(w, id, codeHandleInvalid, "host", str(args[0]))
 			return
 		}
 		answer(w, id, strconv.Quote(r.record[strings.TrimPrefix(call.Method, "host.get_")].(string)))
@@ -224,7 +226,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "event.from":
 		s.eventFrom(w, id, session, args)
 	default:
-		fail(w, id, codeUnknownMethod, call.Method)
+		s.fail(w, id, codeUnknownMethod, call.Method)
 	}
 }
 
@@ -245,7 +247,7 @@ func (s *server) eventFrom(w http.ResponseWriter, id, session string, args []jso
 	_ = json.Unmarshal(args[0], &classes)
 	_ = json.Unmarshal(args[2], &seconds)
 	if !strings.Contains(string(args[2]), ".") {
-		fail(w, id, "FIELD_TYPE_ERROR", "timeout")
+		s.fail(w, id, "FIELD_TYPE_ERROR", "timeout")
 		return
 	}
 	token := str(args[1])
@@ -258,7 +260,7 @@ func (s *server) eventFrom(w http.ResponseWriter, id, session string, args []jso
 		s.badToken = false
 		s.mu.Unlock()
 		if bad || err != nil || len(token) != 41 {
-			fail(w, id, codeBadToken, token)
+			s.fail(w, id, codeBadToken, token)
 			return
 		}
 	}
@@ -288,7 +290,7 @@ func (s *server) eventFrom(w http.ResponseWriter, id, session string, args []jso
 			}
 		}
 		if !s.known(session) {
-			fail(w, id, codeSessionInvalid, session)
+			s.fail(w, id, codeSessionInvalid, session)
 			return
 		}
 		if len(events) > 0 || over {
@@ -332,12 +334,21 @@ func (s *server) since(from int64, classes []string) []any {
 	return out
 }
 
+// fail answers as XAPI was recorded to: the code is the message, data holds its
+// parameters only. A member passes on a list.
+func (s *server) fail(w http.ResponseWriter, id, code string, params ...string) {
+	if !s.member.Load() {
+		fail(w, id, code, params...)
+		return
+	}
+	data, _ := json.Marshal(append([]string{code}, params...))
+	reply(w, fmt.Sprintf(`{"jsonrpc":"2.0","error":%s,"id":%s}`, data, id))
+}
+
 func answer(w http.ResponseWriter, id, result string) {
 	reply(w, fmt.Sprintf(`{"jsonrpc":"2.0","result":%s,"id":%s}`, result, id))
 }
 
-// fail answers as XAPI was recorded to: the code is the message, data holds its
-// parameters only.
 func fail(w http.ResponseWriter, id, code string, params ...string) {
 	data, _ := json.Marshal(append([]string{}, params...))
 	reply(w, fmt.Sprintf(`{"jsonrpc":"2.0","error":{"code":1,"message":%q,"data":%s},"id":%s}`, code, data, id))

@@ -62,18 +62,27 @@ func (s *session) logout(ctx context.Context) {
 // follow keeps m like the database until something fails. deliver is called
 // when m may have changed, first when it is whole, and tells whether it had.
 func (s *Source) follow(ctx context.Context, sn *session, m *mirror, deliver func() bool) error {
-	if sn.ref == "" {
+	old := sn.ref != ""
+	if !old {
 		if err := sn.login(ctx); err != nil {
 			return err
 		}
 	}
-	if err := s.readAll(ctx, sn, m); err != nil {
+	err := s.readAll(ctx, sn, m)
+	if old && isCode(err, codeSessionInvalid) { // as is to be expected of another toolstack
+		sn.ref = ""
+		if err := sn.login(ctx); err != nil {
+			return err
+		}
+		err = s.readAll(ctx, sn, m)
+	}
+	if err != nil {
 		return err
 	}
 	deliver()
 
 	token := "" // from the start: whatever happened since readAll is told
-	resync := pacer{pause: resyncMin, last: time.Now()}
+	resync := pacer{pause: resyncMin}
 	badTokens := 0
 	for {
 		begin := time.Now()
@@ -85,9 +94,11 @@ func (s *Source) follow(ctx context.Context, sn *session, m *mirror, deliver fun
 		if isCode(err, codeBadToken, codeEventsLost) && badTokens < 3 {
 			badTokens++
 			token = ""
-			resync.wanted = true
 			s.o.Log.Info("XAPI lost the place in its events, all Observers are read again")
-			sleep(ctx, time.Duration(badTokens)*idlePause)
+			if err := s.readAll(ctx, sn, m); err != nil {
+				return err
+			}
+			deliver()
 			continue
 		}
 		if err != nil {
@@ -135,7 +146,7 @@ func (s *Source) follow(ctx context.Context, sn *session, m *mirror, deliver fun
 }
 
 // pacer spaces the full reads that events ask for: XAPI may go on to contradict
-// itself.
+// itself. The first is due at once.
 type pacer struct {
 	wanted bool
 	pause  time.Duration

@@ -28,7 +28,7 @@ type Options struct {
 	SaveEvery    time.Duration // shortest time from one write of the state file to the next; 1 s
 	SaveRetry    time.Duration // pause after a write of it that failed; 10 s
 	BackoffMin   time.Duration // pause after a first failure, doubled each time; 200 ms
-	BackoffMax   time.Duration // 5 s; 0.5 s while nobody listens on the socket, and none once there is a new one
+	BackoffMax   time.Duration // 10 s, but 2 s for the first two minutes; 0.5 s while nobody listens on the socket
 }
 
 func (o Options) withDefaults() Options {
@@ -52,7 +52,7 @@ func (o Options) withDefaults() Options {
 	times(&o.SaveEvery, time.Second)
 	times(&o.SaveRetry, 10*time.Second)
 	times(&o.BackoffMin, 200*time.Millisecond)
-	times(&o.BackoffMax, 5*time.Second)
+	times(&o.BackoffMax, 10*time.Second)
 	return o
 }
 
