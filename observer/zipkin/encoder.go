@@ -38,7 +38,7 @@ func (e *Encoder) Encode(dst []byte, batch []*export.Record) (body []byte, lost 
 	defer func() { clear(e.spans) }()
 	start := len(dst)
 	for _, m := range otelzipkin.SpanModels(e.spans) {
-		b, merr := json.Marshal(m)
+		b, merr := m.MarshalJSON()
 		if merr != nil {
 			lost, err = lost+1, merr
 			continue
