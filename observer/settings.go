@@ -35,7 +35,7 @@ var settings = []setting{
 		"endpoints besides those of `endpoints`, also those that XAPI would refuse: `otlp+http://…` and `otlp+https://…`",
 		"otlp+http://10.0.0.9:4318", (*steerer).endpoints},
 	{"sampler", "`always_on`, `always_off`, `traceidratio`", "`always_on`",
-		"which traces are taken, by trace id alone: every host, and every OpenTelemetry SDK with the same ratio, takes the same. The sampled flag of a caller's `traceparent` does not count, as in the toolstack",
+		"which traces are taken, by trace id alone and as OpenTelemetry's Go SDK does, so every host takes the same. The sampled flag of a caller's `traceparent` does not count, as in the toolstack",
 		"traceidratio", (*steerer).sampler},
 	{"sampler.arg", "0 to 1", "1",
 		"ratio of the traces that `traceidratio` takes",

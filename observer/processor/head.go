@@ -7,8 +7,10 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
-// sampler returns OpenTelemetry's own sampler, so that every host and every
-// program that samples by the same ratio takes the same traces; nil takes all.
+// sampler returns OpenTelemetry's own sampler, so that every host, and every
+// program that uses it with the same ratio, takes the same traces; nil takes all.
+// (SDKs of most languages look at the same 8 bytes of the trace id; that of
+// JavaScript does not.)
 //
 // Nothing asks for the sampled flag of the caller (parentbased): the toolstack
 // records requests whose flags are 00 like any other, and so does dtagent.
