@@ -235,3 +235,30 @@ func TestProgramOfAnother(t *testing.T) {
 	qt.Check(t, qt.Equals(n, 2))
 	l.noLosses()
 }
+
+// TestSocketDaemon wants xcp-rrdd, which is called on a socket of its own.
+func TestSocketDaemon(t *testing.T) {
+	l := newLab(t, testenv.Options{RRDD: true})
+	l.observeOnly("xcp-rrdd", "xcp-rrdd")
+	l.startVM(l.session(), 0)
+	var entry *truth.Entry
+	l.wait("gets the call", func(s *control.Status) bool { return s.Engine.Spans > 0 })
+	for _, e := range l.truth().Find(truth.RPC, "push_rrd_local") {
+		entry = &e
+	}
+	qt.Assert(t, qt.IsNotNil(entry))
+	l.traces()
+	spans := l.spans()
+	qt.Assert(t, qt.HasLen(spans, 1))
+	s := spans[0]
+	qt.Check(t, qt.Equals(s.Name, "push_rrd_local"))
+	qt.Check(t, qt.Equals(s.Service(), "xcp-rrdd"))
+	qt.Check(t, qt.Equals(s.Kind, "SERVER"))
+	qt.Check(t, qt.Equals(s.Link(), "none"))
+	qt.Check(t, qt.Equals(s.Incomplete(), ""))
+	qt.Check(t, qt.Equals(s.Error(), ""))
+	qt.Check(t, qt.Equals(s.Tags["rpc.system"], "xmlrpc"))
+	qt.Check(t, qt.Equals(s.Tags["network.local.address"], "/var/lib/xcp/xcp-rrdd"))
+	qt.Check(t, qt.Equals(s.Tags["process.pid"], fmt.Sprint(entry.TGID)))
+	l.noLosses()
+}

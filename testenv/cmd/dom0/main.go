@@ -34,6 +34,7 @@ import (
 	"github.com/xenserver/dtagent/testenv/internal/mswitch"
 	"github.com/xenserver/dtagent/testenv/internal/networkd"
 	"github.com/xenserver/dtagent/testenv/internal/node"
+	"github.com/xenserver/dtagent/testenv/internal/rrdd"
 	"github.com/xenserver/dtagent/testenv/internal/squeezed"
 	"github.com/xenserver/dtagent/testenv/internal/xapi"
 	"github.com/xenserver/dtagent/testenv/internal/xenopsd"
@@ -77,6 +78,13 @@ func run(name string, args []string) error {
 	case "xcp-networkd":
 		return daemon(name, name, func(p *node.Proc) error {
 			if err := networkd.Run(p); err != nil {
+				return err
+			}
+			return serve(p, nil)
+		})
+	case "xcp-rrdd":
+		return daemon(name, name, func(p *node.Proc) error {
+			if err := rrdd.Run(p); err != nil {
 				return err
 			}
 			return serve(p, nil)

@@ -76,6 +76,7 @@ func Run(options string) (failed error) {
 		{"/usr/sbin/message-switch", []string{"--config", "/etc/message-switch.conf"}, nil, false},
 		{"/usr/sbin/squeezed", nil, nil, !o.Squeezed},
 		{"/usr/sbin/xcp-networkd", nil, nil, !o.Networkd},
+		{"/usr/sbin/xcp-rrdd", nil, nil, !o.RRDD},
 		{"/usr/sbin/xenopsd-xc", nil, nil, false},
 		{"/opt/xensource/bin/xapi", []string{"-nowatchdog", "-writereadyfile", "/var/run/xapi_startup.cookie"}, &ready.Port, false},
 		{"/usr/bin/stunnel", []string{"/etc/stunnel/xapi.conf"}, &ready.TLSPort, false},

@@ -20,6 +20,7 @@ var programs = []string{
 	"/usr/sbin/message-switch",
 	"/usr/sbin/squeezed",
 	"/usr/sbin/xcp-networkd",
+	"/usr/sbin/xcp-rrdd",
 	"/usr/sbin/rsyslogd",
 	"/usr/bin/stunnel",
 	"/usr/libexec/xapi/vfork_helper",

@@ -76,7 +76,7 @@ func (p *process) tell(line []byte) error {
 // members are the processes of a program, in the order in which they are started.
 var members = map[config.Program][]string{
 	config.Xapi:      {"xapi"},
-	config.Toolstack: {"message-switch", "squeezed", "xcp-networkd", "xenopsd-xc", "xapi"},
+	config.Toolstack: {"message-switch", "squeezed", "xcp-networkd", "xcp-rrdd", "xenopsd-xc", "xapi"},
 }
 
 // sockets are what processes listen on.

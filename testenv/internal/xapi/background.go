@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/xenserver/dtagent/testenv/internal/node"
+	"github.com/xenserver/dtagent/testenv/internal/rrdd"
 	"github.com/xenserver/dtagent/testenv/internal/sys"
 	"github.com/xenserver/dtagent/testenv/internal/xenopsd"
 )
@@ -106,12 +107,18 @@ func (x *xapi) change(w *work, root node.Context, c []json.RawMessage) {
 		w.debug("xenops", "xenopsd event: processing event for VM %s", ref)
 		var pair []json.RawMessage
 		var st struct {
-			Power string `json:"power_state"`
+			Power  string `json:"power_state"`
+			Domids []int  `json:"domids"`
 		}
 		if json.Unmarshal(got, &pair) == nil && len(pair) == 2 && json.Unmarshal(pair[1], &st) == nil && st.Power != x.db.power(v) {
 			w.debug("xenops", "xenopsd event: Updating VM %s power_state <- %s", ref, st.Power)
 			w.debug("redo_log", "WriteField(VM, %s, power_state, %s, %s)", v.Ref, x.db.power(v), st.Power)
 			x.setPower(w.t, v, st.Power)
+			if st.Power == "Running" && len(st.Domids) > 0 && x.p.Setup.Options.RRDD {
+				if err := rrdd.Call("/opt/xensource/bin/xapi", "push_rrd_local", "vm_uuid", v.UUID, "domid", strconv.Itoa(st.Domids[0])); err != nil {
+					w.t.Log(node.Error, "xenops", "%v", err)
+				}
+			}
 		}
 	default:
 		w.debug("xenops", "xenops event on %s %s", kind, c[1])
