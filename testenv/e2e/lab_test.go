@@ -76,8 +76,18 @@ type lab struct {
 	xapi   string // socket of the XAPI whose Observers the agent follows
 }
 
-// newLab starts both. The agent has no Observer yet.
+// newLab starts both. The agent has no Observer yet, and follows none of the
+// pool.
 func newLab(t testing.TB, o testenv.Options, args ...string) *lab {
+	t.Helper()
+	l := prepare(t, o)
+	l.args = append([]string{"--host-uuid", l.dom0.HostUUID(), "--host-name", "lab"}, args...)
+	l.start()
+	return l
+}
+
+// prepare starts the dom0 and leaves the agent to the caller.
+func prepare(t testing.TB, o testenv.Options) *lab {
 	t.Helper()
 	needRoot(t)
 	dtagent, dom0 := binaries(t)
@@ -87,10 +97,11 @@ func newLab(t testing.TB, o testenv.Options, args ...string) *lab {
 	l.dom0, err = testenv.Start(context.Background(), o)
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { qt.Check(t, qt.IsNil(l.dom0.Close())) })
-	l.args = append([]string{"--host-uuid", l.dom0.HostUUID(), "--host-name", "lab"}, args...)
 	l.binary = dtagent
-	l.start()
 	t.Cleanup(func() {
+		if l.agent == nil {
+			return
+		}
 		var shown []byte
 		if s, err := l.agent.Status(context.Background()); err == nil {
 			s.Probes = nil
@@ -108,7 +119,7 @@ func newLab(t testing.TB, o testenv.Options, args ...string) *lab {
 // start starts the agent, again after it was stopped or killed.
 func (l *lab) start() {
 	l.t.Helper()
-	agent, err := daemon.Start(context.Background(), daemon.Options{Binary: l.binary, Dir: l.dir, XAPISocket: l.xapi, Only: pids(l.dom0), Args: l.args})
+	agent, err := daemon.Start(context.Background(), daemon.Options{Binary: l.binary, Dir: l.dir, XAPISocket: l.xapi, Proc: l.dom0.ProcDir(), Args: l.args})
 	qt.Assert(l.t, qt.IsNil(err))
 	l.agent = agent
 }
