@@ -224,3 +224,41 @@ func (f *follower) state() xapi.State {
 	defer f.mu.Unlock()
 	return f.last
 }
+
+// TestSourceOnMember follows the Observers of a pool on both hosts.
+func TestSourceOnMember(t *testing.T) {
+	p := startPool(t, testenv.PoolOptions{})
+	ctx := timeout(t, 60*time.Second)
+	hosts := map[string]string{}
+	var followers []*follower
+	for _, d := range p.Hosts() {
+		hosts[d.HostRef()] = d.HostUUID()
+		followers = append(followers, follow(t, d.XapiSocket(), d.HostUUID()))
+	}
+	for name, d := range map[string]*testenv.Dom0{"coordinator": p.Coordinator, "member": p.Member} {
+		c := client.Unix(d.XapiSocket(), client.Options{KeepAlive: true})
+		s, err := c.Observers(ctx)
+		qt.Assert(t, qt.IsNil(err))
+		seen := func(what string) {
+			t.Helper()
+			all, err := s.All(ctx)
+			qt.Assert(t, qt.IsNil(err))
+			for i, f := range followers {
+				f.sees(fmt.Sprintf("%s by %s, on host %d", what, name, i), all, hosts)
+			}
+		}
+		ref, err := s.Create(ctx, client.Observer{Name: name, Hosts: []string{p.Member.HostRef()}, Enabled: true})
+		qt.Assert(t, qt.IsNil(err))
+		seen("create")
+		qt.Assert(t, qt.IsNil(s.SetHosts(ctx, ref, p.Coordinator.HostRef(), p.Member.HostRef())))
+		seen("set_hosts")
+		qt.Check(t, qt.Equals(failure(t, s.SetComponents(ctx, ref, "qemu")).Code, "INVALID_VALUE"))
+		qt.Assert(t, qt.IsNil(s.Destroy(ctx, ref)))
+		seen("destroy")
+		qt.Assert(t, qt.IsNil(s.Close(ctx)))
+	}
+	for i, f := range followers {
+		d := p.Hosts()[i]
+		qt.Check(t, qt.DeepEquals(f.state().Host, observer.Host{UUID: d.HostUUID(), Name: d.HostName(), PoolUUID: p.Coordinator.PoolUUID()}))
+	}
+}
