@@ -239,9 +239,8 @@ func TestObserverStorm(t *testing.T) {
 	ctx := context.Background()
 	l.connected()
 	a := l.admin()
-	steady, err := a.Create(ctx, client.Observer{Name: "steady", Endpoints: []string{"bugtool", r.url()}, Attributes: map[string]string{"dtagent.batch.interval": "1s"}, Enabled: true})
+	_, err := a.Create(ctx, client.Observer{Name: "steady", Endpoints: []string{"bugtool", r.url()}, Attributes: map[string]string{"dtagent.batch.interval": "1s"}, Enabled: true})
 	qt.Assert(t, qt.IsNil(err))
-	_ = steady
 	l.watching()
 	const many = 20
 	refs := make([]string, many)
@@ -330,7 +329,7 @@ func TestObserverStorm(t *testing.T) {
 	seen, missing := 0, 0
 	for _, sp := range l.spans() {
 		if sp.Tags["xs.observer.name"] == "steady" {
-			if sp.Name == "VM.get_all" {
+			if sp.Name == "VM.get_by_name_label" {
 				seen++
 			}
 			if got[sp.ID] == 0 {
