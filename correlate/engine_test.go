@@ -275,7 +275,7 @@ func hostile(ev *event.Event, i uint64, rnd *rand.Rand) {
 	ev.First, ev.Last = ev.Time, ev.Time
 	ev.Conn = event.Conn{TGID: 100, FD: int32(rnd.IntN(1e5)), Born: ev.Time}
 	n := rnd.Uint64()
-	switch rnd.IntN(8) {
+	switch rnd.IntN(10) {
 	case 0:
 		ev.Kind, ev.Dir = event.KindData, event.In
 		ev.Head = fmt.Appendf(nil, "POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n<methodCall><methodName>Async.x%d</methodName>", n)
@@ -299,6 +299,17 @@ func hostile(ev *event.Event, i uint64, rnd *rand.Rand) {
 		ev.Kind, ev.ChildTGID, ev.ChildTID = event.KindFork, uint32(n), uint32(n)
 	case 7:
 		ev.Kind, ev.ChildTGID, ev.ChildTID, ev.Flags = event.KindFork, 100, uint32(n), event.FlagThread
+	case 8: // calls that message-switch takes and numbers
+		ev.Kind, ev.Dir, ev.Component, ev.Conn.FD = event.KindData, event.In, event.MessageSwitch, 7
+		ev.Head = fmt.Appendf(nil, "POST /request/q%d/x HTTP/1.1\r\ncontent-length: 14\r\n\r\n{\"method\":\"x\"}", n)
+		ev.Conn.Born = 1
+		if n&1 == 0 {
+			ev.Dir = event.Out
+			body := fmt.Sprintf(`[["q",%d]]`, n>>1)
+			ev.Head = fmt.Appendf(nil, "HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s", len(body), body)
+		}
+	case 9: // children whose makers are unknown
+		ev.Kind, ev.TGID, ev.TID, ev.Program = event.KindExec, uint32(n), uint32(n), "xenguest"
 	}
 	ev.Bytes = uint64(len(ev.Head))
 }
@@ -457,12 +468,23 @@ func FuzzEngine(f *testing.F) {
 		var ev event.Event
 		for i := range uint64(20) {
 			hostile(&ev, i, rnd)
-			seed = append(seed, byte(ev.Kind), byte(ev.Dir)|byte(ev.Component)<<2|byte(ev.Flags)<<4, byte(ev.Conn.FD)|byte(ev.TID)<<4)
+			seed = append(seed, byte(ev.Kind), byte(ev.Dir)|byte(min(ev.Component, 3))<<2|byte(ev.Flags)<<4, byte(ev.Conn.FD)|byte(ev.TID)<<4)
 			seed = binary.LittleEndian.AppendUint16(seed, uint16(len(ev.Head)))
 			seed = append(seed, ev.Head...)
 		}
 		f.Add(seed)
 	}
+	var relay []byte
+	for i, text := range []string{
+		"POST /request/q/x HTTP/1.1\r\ncontent-length: 14\r\n\r\n{\"method\":\"x\"}",
+		"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n[[\"q\",1]]",
+		"POST /response/x/q/1 HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}",
+	} {
+		relay = append(relay, byte(event.KindData), byte(event.In)+byte(i&1)|3<<2, 1)
+		relay = binary.LittleEndian.AppendUint16(relay, uint16(len(text)))
+		relay = append(relay, text...)
+	}
+	f.Add(relay)
 	for i, r := range []request{
 		{method: "VM.start", headers: []string{"task-id: " + taskRef, "traceparent: " + caller}},
 		{method: "VM.start", framed: true, headers: []string{"subtask-of: " + taskRef}},
@@ -498,7 +520,7 @@ func FuzzEngine(f *testing.F) {
 			data = data[n:]
 			now += event.Time(ids) * 1e6
 			ev := event.Event{
-				Kind: event.Kind(kind % 9), Dir: event.Dir(bits & 3), Component: event.Component(bits >> 2 & 3), Flags: event.Flags(bits >> 4),
+				Kind: event.Kind(kind % 9), Dir: event.Dir(bits & 3), Component: [...]event.Component{event.NoComponent, event.Xapi, event.Xenopsd, event.MessageSwitch}[bits>>2&3], Flags: event.Flags(bits >> 4),
 				TGID: uint32(ids & 1), TID: uint32(ids >> 4), Time: now, First: now - 1, Last: now,
 				Conn:      event.Conn{TGID: uint32(ids & 1), FD: int32(ids & 7), Born: event.Time(kind / 9 % 3)},
 				How:       event.How(ids % 6),
