@@ -15,7 +15,7 @@ import (
 func show(tags []attribute.KeyValue) string {
 	var b strings.Builder
 	for _, t := range tags {
-		fmt.Fprintf(&b, "%s=%s ", t.Key, t.Value.Emit())
+		fmt.Fprintf(&b, "%s=%s ", t.Key, t.Value.String())
 	}
 	return strings.TrimSpace(b.String())
 }

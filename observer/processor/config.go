@@ -55,10 +55,8 @@ type Config struct {
 
 // Equal tells whether both say the same.
 func (c Config) Equal(d Config) bool {
-	drop := slices.Equal(c.Drop, d.Drop)
-	c.Drop, d.Drop = nil, nil
-	return drop && c.Sampler == d.Sampler && c.Ratio == d.Ratio && c.KeepSlow == d.KeepSlow && c.KeepErrors == d.KeepErrors &&
-		c.Hold == d.Hold && c.MinDuration == d.MinDuration
+	return c.Sampler == d.Sampler && c.Ratio == d.Ratio && c.KeepSlow == d.KeepSlow && c.KeepErrors == d.KeepErrors &&
+		c.Hold == d.Hold && c.MinDuration == d.MinDuration && slices.Equal(c.Drop, d.Drop)
 }
 
 // tail tells whether trees are held.
