@@ -17,6 +17,7 @@ import (
 	"github.com/xenserver/dtagent/probes/event"
 	"github.com/xenserver/dtagent/probes/redact"
 	"github.com/xenserver/dtagent/probes/target"
+	"golang.org/x/sys/unix"
 )
 
 // Options of Open. The zero value is right for a dom0.
@@ -296,14 +297,15 @@ func (m *Manager) forget(d *daemon) error {
 	return m.session.DeleteTarget(d.TGID)
 }
 
-// reap takes out children of targets whose end the kernel side did not see.
+// reap takes out children of targets whose end the kernel side did not see. The
+// kernel is asked, not Options.Proc, which need not show them.
 func (m *Manager) reap() {
 	all, err := m.session.Targets()
 	if err != nil {
 		return
 	}
 	for tgid := range all {
-		if m.targets[tgid] == nil && !m.watcher.Proc().Exists(tgid) {
+		if m.targets[tgid] == nil && errors.Is(unix.Kill(int(tgid), 0), unix.ESRCH) {
 			_ = m.session.DeleteTarget(tgid)
 		}
 	}
