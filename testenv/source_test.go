@@ -235,7 +235,8 @@ func TestSourceOnMember(t *testing.T) {
 		hosts[d.HostRef()] = d.HostUUID()
 		followers = append(followers, follow(t, d.XapiSocket(), d.HostUUID()))
 	}
-	for name, d := range map[string]*testenv.Dom0{"coordinator": p.Coordinator, "member": p.Member} {
+	change := func(name string, d *testenv.Dom0) {
+		t.Helper()
 		c := client.Unix(d.XapiSocket(), client.Options{KeepAlive: true})
 		s, err := c.Observers(ctx)
 		qt.Assert(t, qt.IsNil(err))
@@ -256,6 +257,13 @@ func TestSourceOnMember(t *testing.T) {
 		qt.Assert(t, qt.IsNil(s.Destroy(ctx, ref)))
 		seen("destroy")
 		qt.Assert(t, qt.IsNil(s.Close(ctx)))
+	}
+	change("coordinator", p.Coordinator)
+	change("member", p.Member)
+	for i, d := range p.Hosts() {
+		qt.Assert(t, qt.IsNil(d.Restart(config.Xapi, testenv.Outage{})))
+		change("coordinator", p.Coordinator)
+		change(fmt.Sprintf("member, after a restart of host %d,", i), p.Member)
 	}
 	for i, f := range followers {
 		d := p.Hosts()[i]

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/xenserver/dtagent/testenv/config"
 	"github.com/xenserver/dtagent/testenv/internal/mswitch"
@@ -100,12 +101,10 @@ func (p *pool) remote(t *node.Thread, name string, args any) (json.RawMessage, *
 	}
 	head := "POST " + databasePath + " HTTP/1.1\r\ncookie: pool_secret=" + strings.ReplaceAll(p.Secret, "/", "%2F") + "\r\n" +
 		strings.TrimPrefix(ownHeader("", len(body), "", ""), "\r\n")
-	d := &p.database
-	d.Lock()
-	got, err := d.tunnel.call(t, "POST "+databasePath, framed(head), string(body), sys.Piece, func([]byte) *failure { return nil })
-	d.Unlock()
+	got, err := p.persistent(t, framed(head), string(body))
 	if err != nil {
-		return nil, fail("INTERNAL_ERROR", err.Error())
+		t.Log(node.Debug, "master_connection", "Exceeded timeout for retrying master connection: raising Cannot_connect_to_master")
+		return nil, fail("INTERNAL_ERROR", "Db_remote_cache_access_v1.Cannot_connect_to_master")
 	}
 	var pair [2]json.RawMessage
 	if err := json.Unmarshal(got, &pair); err != nil {
@@ -117,6 +116,46 @@ func (p *pool) remote(t *node.Thread, name string, args any) (json.RawMessage, *
 		return nil, fail(text(pair[0]), missing...)
 	}
 	return pair[1], nil
+}
+
+// The pauses of a member that has lost the coordinator's database, doubled each
+// time, and how long it tries (master_connection.ml).
+const (
+	databasePause = 2 * time.Second
+	databaseLimit = 60 * time.Second
+)
+
+// persistent makes a request on the connection to the coordinator's database. While
+// that is lost, whoever wants something of it waits, this thread and all others.
+func (p *pool) persistent(t *node.Thread, head, body string) ([]byte, error) {
+	d := &p.database
+	d.Lock()
+	defer d.Unlock()
+	begin := time.Now()
+	for pause := databasePause; ; pause *= 2 {
+		var got []byte
+		err := errNoTunnel
+		if d.tunnel != nil {
+			got, err = d.tunnel.call(t, "POST "+databasePath, head, body, sys.Piece, func([]byte) *failure { return nil })
+		}
+		if err == nil {
+			return got, nil
+		}
+		t.Log(node.Error, "master_connection", "Caught %v", err)
+		if d.tunnel != nil {
+			d.tunnel.disconnect()
+			d.tunnel = nil
+		}
+		t.Log(node.Debug, "master_connection", "Connection to master died: time taken so far in this call '%f'; will timeout after '%f'", time.Since(begin).Seconds(), databaseLimit.Seconds())
+		if time.Since(begin) > databaseLimit {
+			return nil, err
+		}
+		t.Log(node.Debug, "master_connection", "Sleeping %f seconds before retrying master connection...", pause.Seconds())
+		sys.Sleep(pause)
+		if err := p.connect(t); err != nil {
+			t.Log(node.Error, "master_connection", "%v", err)
+		}
+	}
 }
 
 // database serves a request of a member.
