@@ -260,6 +260,14 @@ func TestWantKernel(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		qt.Check(t, qt.HasLen(c.of(v.tgid), n))
 
+		// Components without a probe want nothing attached.
+		qt.Assert(t, qt.IsNil(c.Want(event.Of(event.Tapdisk, event.Xenstored))))
+		qt.Check(t, qt.HasLen(attachedLinks(t), 0))
+		qt.Assert(t, qt.IsNil(c.Want(event.Of(event.Xapi))))
+		qt.Assert(t, qt.IsNil(c.Want(event.Of(event.Tapdisk))))
+		qt.Check(t, qt.HasLen(attachedLinks(t), 0))
+		qt.Check(t, qt.HasLen(c.Stats().Targets, 0))
+
 		qt.Assert(t, qt.IsNil(c.Want(event.Of(event.Xapi))))
 		v.dial().call("pool.get_all", session)
 		c.wait(v.tgid, "request after switching on again", holds(event.KindData, "<methodName>pool.get_all</methodName>"))

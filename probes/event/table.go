@@ -102,18 +102,18 @@ var components = [numComponents]Description{
 	Networkd: {
 		Name: "xcp-networkd", Is: "the network configuration daemon",
 		Programs: daemon(Networkd, "xcp-networkd"),
-		Spans:    "RPCs (CONSUMER; SERVER on its unix socket), helper processes",
+		Spans:    "RPCs (CONSUMER; on its own unix socket SERVER), helper processes",
 	},
 	RRDD: {
 		Name: "xcp-rrdd", Is: "the metrics daemon",
 		Programs: daemon(RRDD, "xcp-rrdd"),
-		Spans:    "RPCs on its unix socket (SERVER), RPCs by the switch (CONSUMER), metrics requests that xapi forwards (SERVER)",
-		Lacks:    "its plugins' shared memory",
+		Spans:    "RPCs on its own unix socket (SERVER) and by the switch (CONSUMER)",
+		Lacks:    "who is at the other end of its socket, for the calls name no task and so have no parent; its plugins' shared memory",
 	},
 	Squeezed: {
 		Name: "squeezed", Is: "the memory ballooning daemon",
 		Programs: daemon(Squeezed, "squeezed"),
-		Spans:    "RPCs (CONSUMER; SERVER on its unix socket)",
+		Spans:    "RPCs (CONSUMER; on its own unix socket SERVER)",
 		Lacks:    "its xenstore watches and hypercalls",
 	},
 	VarstoredGuard: {
@@ -124,13 +124,13 @@ var components = [numComponents]Description{
 	V6d: {
 		Name: "v6d", Is: "the licence daemon",
 		Programs: daemon(V6d, "v6d"),
-		Spans:    "RPCs (CONSUMER; SERVER on its unix socket)",
+		Spans:    "RPCs (CONSUMER; on its own unix socket SERVER)",
 	},
 	Forkexecd: {
 		Name: "forkexecd", Is: "the starter of helper programs: vfork_helper, before XAPI 25.14 a daemon",
 		Programs: append(starters(Xapi, Xenopsd), daemons[Forkexecd]...),
 		Children: []string{"vfork_helper"},
-		Spans:    "one a program that it starts, unless that is another component's",
+		Spans:    "one a program that it starts, but for those of xenguest and qemu",
 		Lacks:    "the daemon's own protocol, which says whose child is whose: what the daemon starts has no parent",
 	},
 	Xenguest: {
@@ -151,7 +151,7 @@ var components = [numComponents]Description{
 		Name: "message-switch", Is: "the broker of calls between daemons",
 		Programs: []Program{{"message-switch", MessageSwitch, WatchStreams}},
 		Cost:     "each message crosses it twice, and it is one thread that all daemons wait for",
-		Spans:    "one a call that it takes (SERVER)",
+		Spans:    "one a call that it takes (SERVER), from its request to the answer with its number; none for answers, and for waiting",
 		Lacks:    "the time that a message waits in its queue",
 	},
 	Xenstored: {
