@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -124,7 +125,7 @@ func printComponents(w io.Writer, rows []componentRow) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "COMPONENT\tIN XAPI\tDEFAULT\tPROGRAMS\tRUNNING NOW")
 	for _, r := range rows {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", r.Name, yes(r.Stored), yes(r.Default), r.programs(), r.runs())
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", r.Name, yes(r.Stored), yes(r.Default), cmp.Or(r.programs(), "-"), cmp.Or(r.runs(), "-"))
 	}
 	if err := t.Flush(); err != nil {
 		return err

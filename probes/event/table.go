@@ -81,7 +81,7 @@ var components = [numComponents]Description{
 	Xapi: {
 		Name: "xapi", Is: "the toolstack's API server", Stored: true,
 		Programs: daemons[Xapi],
-		Spans:    "API calls (SERVER), Async tasks, calls to other daemons (PRODUCER), storage RPCs that xapi answers (CONSUMER), helper processes",
+		Spans:    "API calls (SERVER), Async tasks, calls to other daemons (PRODUCER) and hosts (CLIENT), storage RPCs that xapi answers (CONSUMER), helper processes",
 	},
 	Xenopsd: {
 		Name: "xenopsd", Is: "the domain manager", Stored: true,
