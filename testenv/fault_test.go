@@ -432,3 +432,51 @@ func TestNativeByObserver(t *testing.T) {
 	qt.Assert(t, qt.IsNil(s.Destroy(ctx, ref)))
 	check(s, "destroyed", false, false)
 }
+
+// TestNativeOfPool looks at the log of a member while its pool's Observers come and
+// go.
+func TestNativeOfPool(t *testing.T) {
+	p := startPool(t, testenv.PoolOptions{Options: testenv.Options{VMs: 2, NativeByObserver: true, Knobs: testenv.Knobs{LogTrace: true}}})
+	ctx := timeout(t, 60*time.Second)
+	d, vm, id := p.Member, p.VMs()[1].Ref, strings.Split(traceparent, "-")[1] // at home on the member
+	c := client.Unix(p.Coordinator.XapiSocket(), client.Options{KeepAlive: true, Traceparent: traceparent})
+	s, err := c.Observers(ctx)
+	qt.Assert(t, qt.IsNil(err))
+	devlog := filepath.Join(d.Dir(), "devlog")
+	check := func(what string, want bool) {
+		t.Helper()
+		time.Sleep(100 * time.Millisecond) // the log's reader is behind
+		before, err := os.ReadFile(devlog)
+		qt.Assert(t, qt.IsNil(err))
+		for _, call := range [][]any{{"VM.start", s.Session(), vm, false, false}, {"VM.hard_shutdown", s.Session(), vm}} {
+			_, err := c.Call(ctx, call[0].(string), call[1:]...)
+			qt.Assert(t, qt.IsNil(err))
+		}
+		time.Sleep(100 * time.Millisecond)
+		all, err := os.ReadFile(devlog)
+		qt.Assert(t, qt.IsNil(err))
+		qt.Check(t, qt.Equals(strings.Contains(string(all[len(before):]), "|00-"+id+"-"), want), qt.Commentf("%s", what))
+	}
+	check("no Observer", false)
+	ref, err := s.Create(ctx, client.Observer{Name: "n", Enabled: true})
+	qt.Assert(t, qt.IsNil(err))
+	check("one of all hosts", true)
+	qt.Assert(t, qt.IsNil(s.SetEnabled(ctx, ref, false)))
+	check("disabled", false)
+	qt.Assert(t, qt.IsNil(s.SetEnabled(ctx, ref, true)))
+	qt.Assert(t, qt.IsNil(s.SetComponents(ctx, ref, "smapi")))
+	check("of smapi", false)
+	qt.Assert(t, qt.IsNil(s.SetComponents(ctx, ref, "xapi", "xenopsd")))
+	check("of xapi and xenopsd", true)
+	qt.Assert(t, qt.IsNil(d.Restart(config.Xapi, testenv.Outage{})))
+	check("member restarted", true)
+	// Hosts that are set are not told.
+	qt.Assert(t, qt.IsNil(s.SetHosts(ctx, ref, p.Coordinator.HostRef())))
+	check("hosts set", true)
+	qt.Assert(t, qt.IsNil(d.Restart(config.Toolstack, testenv.Outage{})))
+	check("hosts set, and the member restarted", false)
+	qt.Assert(t, qt.IsNil(s.Destroy(ctx, ref)))
+	_, err = s.Create(ctx, client.Observer{Name: "n", Enabled: true, Hosts: []string{d.HostRef()}})
+	qt.Assert(t, qt.IsNil(err))
+	check("one of the member: the coordinator passes nothing on", false)
+}

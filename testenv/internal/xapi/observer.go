@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/xenserver/dtagent/testenv/internal/node"
 )
 
 // observer is a row of the Observer table.
@@ -253,17 +255,24 @@ func (x *xapi) changeObserver(w *work, method string, params []any) (any, *failu
 		return x.createObserver(w, params[1])
 	}
 	ref := str(params, 1)
-	o, ok := x.db.observers.get(ref)
-	if !ok {
-		return nil, fail("HANDLE_INVALID", "Observer", ref)
+	o, f := x.findObserver(w.t, ref)
+	if f != nil {
+		return nil, f
 	}
-	change := func(f func(*observer)) *failure { return x.db.observers.change(ref, f) }
-	var f *failure
+	change := func(f func(*observer)) *failure {
+		if !x.pool.coordinates() {
+			return nil // the coordinator has done it, or will
+		}
+		return x.db.observers.change(ref, f)
+	}
 	switch field := strings.TrimPrefix(method, "Observer."); field {
 	case "destroy":
 		w.debug("audit", "Observer.destroy: self=%s", o.UUID)
 		if x.observed(o) {
 			x.unregister(w, o, observed(o.Components))
+		}
+		if f = w.elsewhere(o.Hosts, "Observer.unregister", ref); f != nil {
+			return nil, f
 		}
 		return "", x.db.observers.remove(ref)
 	case "register":
@@ -299,6 +308,9 @@ func (x *xapi) changeObserver(w *work, method string, params []any) (any, *failu
 			x.tell(w, o, "set_enabled", observed(o.Components), fmt.Sprintf(`"bool":%v,`, on))
 			x.providers.enable(o.UUID, observed(o.Components), on)
 		}
+		if f == nil {
+			f = w.elsewhere(nil, method, ref, on)
+		}
 	case "set_attributes":
 		var attributes map[string]string
 		if attributes, f = strMap(params[2], "value"); f != nil {
@@ -312,6 +324,9 @@ func (x *xapi) changeObserver(w *work, method string, params []any) (any, *failu
 			o.Attributes = attributes
 			x.tell(w, o, "set_attributes", observed(o.Components), `"dict":`+x.resource(o, "xenopsd")+",")
 		}
+		if f == nil {
+			f = w.elsewhere(nil, method, ref, attributes)
+		}
 	case "set_endpoints":
 		var endpoints []string
 		if endpoints, f = strs(params[2], "value"); f != nil {
@@ -324,6 +339,9 @@ func (x *xapi) changeObserver(w *work, method string, params []any) (any, *failu
 		if f = change(func(o *observer) { o.Endpoints = endpoints }); f == nil && x.observed(o) {
 			x.tell(w, o, "set_endpoints", observed(o.Components), `"endpoints":`+jsonStrings(endpoints)+",")
 		}
+		if f == nil {
+			f = w.elsewhere(nil, method, ref, endpoints)
+		}
 	case "set_components":
 		var components []string
 		if components, f = strs(params[2], "value"); f != nil {
@@ -331,6 +349,9 @@ func (x *xapi) changeObserver(w *work, method string, params []any) (any, *failu
 		}
 		w.debug("audit", "Observer.set_components: self=%s value=%s", o.UUID, strings.Join(components, ","))
 		if f = validComponents(components); f != nil {
+			return nil, f
+		}
+		if f = w.elsewhere(nil, method, ref, components); f != nil { // here the members come first
 			return nil, f
 		}
 		old, now := observed(o.Components), observed(components)
@@ -385,7 +406,69 @@ func (x *xapi) createObserver(w *work, arg any) (any, *failure) {
 	if x.observed(o) {
 		x.register(w, o, observed(o.Components))
 	}
+	if f := w.elsewhere(o.Hosts, "Observer.register", o.Ref); f != nil {
+		return nil, f
+	}
 	return o.Ref, nil
+}
+
+// elsewhere has the members do their part of a change: those that are named, or
+// all. register and unregister say for which host they are.
+func (w *work) elsewhere(hosts []string, method string, params ...any) *failure {
+	if !w.x.pool.coordinates() {
+		return nil
+	}
+	for _, h := range w.x.db.hosts {
+		if h.Ref == w.x.db.hostRef || len(hosts) > 0 && !slices.Contains(hosts, h.Ref) {
+			continue
+		}
+		all := append([]any{""}, params...)
+		if strings.HasSuffix(method, "register") {
+			all = append(all, h.Ref)
+		}
+		if f := w.forward(h, method, all); f != nil {
+			return f
+		}
+	}
+	return nil
+}
+
+// findObserver looks an Observer up in the pool's database.
+func (x *xapi) findObserver(t *node.Thread, ref string) (observer, *failure) {
+	missing := fail("HANDLE_INVALID", "Observer", ref)
+	if x.pool.coordinates() {
+		if o, ok := x.db.observers.get(ref); ok {
+			return o, nil
+		}
+		return observer{}, missing
+	}
+	got, f := x.pool.remote(t, "Read_record", []string{"Observer", ref})
+	var o observer
+	switch {
+	case f != nil && f.code == "Dbcache_notfound":
+		return o, missing
+	case f != nil:
+		return o, f
+	case json.Unmarshal(got, &o) != nil:
+		return o, fail("INTERNAL_ERROR", "Observer")
+	}
+	return o, nil
+}
+
+// allObservers are those of the pool's database.
+func (x *xapi) allObservers(t *node.Thread) ([]observer, *failure) {
+	if x.pool.coordinates() {
+		return x.db.observers.all(), nil
+	}
+	got, f := x.pool.remote(t, "Read_records_where", []string{"Observer", "True"})
+	if f != nil {
+		return nil, f
+	}
+	var all []observer
+	if json.Unmarshal(got, &all) != nil {
+		return nil, fail("INTERNAL_ERROR", "Observer")
+	}
+	return all, nil
 }
 
 // strs is a set of strings.

@@ -232,6 +232,14 @@ func (x *xapi) serveDatabase(body []byte) (name string, value any, err error) {
 			x.db.setPower(v, text(args[3]))
 			return name, nil, nil
 		}
+	case "Read_record Observer":
+		o, ok := x.db.observers.get(text(args[1]))
+		if !ok {
+			return missing(text(args[1]))
+		}
+		return name, o, nil
+	case "Read_records_where Observer":
+		return name, x.db.observers.all(), nil
 	case "Create_row session":
 		x.db.openSession(text(args[2]))
 		return name, nil, nil

@@ -147,7 +147,10 @@ func (x *xapi) initialise(t *node.Thread) {
 	} {
 		w.tellXenopsd("Observer."+m[0], m[1])
 	}
-	all := x.db.observers.all()
+	all, f := x.allObservers(t)
+	if f != nil {
+		t.Log(node.Error, "xapi_observer", "%s %v", f.code, f.params)
+	}
 	for _, named := range all {
 		for _, c := range observed(named.Components) {
 			for _, o := range all {
