@@ -107,7 +107,8 @@ type Exporter struct {
 	q        queue
 	interval time.Duration
 	spans    int
-	flushers int
+	flushers int                // in Flush
+	hurried  int                // of them, those with a deadline
 	kicked   bool               // Flush asks for a try without a pause
 	sending  bool               // the oldest frames are with the sender
 	stop     context.CancelFunc // of the running delivery, else nil
@@ -230,11 +231,17 @@ func (e *Exporter) Holding() int {
 }
 
 // Flush asks for what is held to be sent now, and returns when nothing is held
-// any more or ctx is done.
+// any more or ctx is done. It tries once whatever pause there is and then, if ctx
+// has a deadline, with shorter ones.
 func (e *Exporter) Flush(ctx context.Context) {
+	hurry := 0
+	if _, ok := ctx.Deadline(); ok {
+		hurry = 1
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.flushers++
+	e.hurried += hurry
 	e.kicked = true
 	e.signal()
 	stop := context.AfterFunc(ctx, func() {
@@ -247,6 +254,7 @@ func (e *Exporter) Flush(ctx context.Context) {
 		e.idle.Wait()
 	}
 	e.flushers--
+	e.hurried -= hurry
 }
 
 // Discard drops what is held. What a receiver takes while it is being called
@@ -285,14 +293,7 @@ func (e *Exporter) Close() error {
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	lost := 0
-	e.q.remove(func(f *frame) bool {
-		if f.content != nil {
-			lost += f.spans
-		}
-		return f.content != nil
-	})
-	e.o.Ledger.Dropped(export.Unsent, lost)
+	e.drop(export.Unsent, always, inMemory)
 	e.o.Spool.release(e.q.disk)
 	if e.lock == nil {
 		return nil

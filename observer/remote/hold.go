@@ -167,11 +167,12 @@ func (e *Exporter) spill() {
 	}
 	for {
 		e.mu.Lock()
-		f := e.q.oldest(inMemory)
-		if f == nil {
+		i := slices.IndexFunc(e.q.frames, inMemory) // one that is being sent may go, too
+		if i < 0 {
 			e.mu.Unlock()
 			return
 		}
+		f := e.q.frames[i]
 		content := f.content
 		e.mu.Unlock()
 		if e.write(f, content, false) != nil {
@@ -209,11 +210,30 @@ func (e *Exporter) drop(c export.Cause, more func() bool, ok func(*frame) bool) 
 	}
 }
 
-// forget removes a frame with its file.
-func (e *Exporter) forget(f *frame) {
-	e.q.remove(func(g *frame) bool { return g == f })
-	if f.content == nil {
-		_ = os.Remove(filepath.Join(e.o.Dir, f.name()))
+// erase removes the files of frames that are about to be forgotten. It needs no
+// lock: that may take a while.
+func (e *Exporter) erase(frames []*frame) {
+	for _, f := range frames {
+		e.mu.Lock()
+		disk := onDisk(f)
+		e.mu.Unlock()
+		if disk {
+			_ = os.Remove(filepath.Join(e.o.Dir, f.name()))
+			f.erased = true
+		}
+	}
+}
+
+// forget removes frames with their files.
+func (e *Exporter) forget(frames ...*frame) {
+	e.q.remove(frames...)
+	for _, f := range frames {
+		if !onDisk(f) {
+			continue
+		}
+		if !f.erased {
+			_ = os.Remove(filepath.Join(e.o.Dir, f.name()))
+		}
 		e.o.Spool.release(f.size)
 	}
 	if len(e.q.frames) == 0 {

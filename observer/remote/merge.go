@@ -86,8 +86,6 @@ func (e *Exporter) mergeRun(run []*frame) bool {
 	}
 	e.o.Spool.add(m.size)
 	e.q.insert(at, m)
-	for _, f := range run {
-		e.forget(f)
-	}
+	e.forget(run...)
 	return true
 }

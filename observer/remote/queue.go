@@ -15,6 +15,7 @@ type frame struct {
 	content []byte // nil: in its file
 	sending bool   // with the sender: it must stay
 	gone    bool   // removed from the queue
+	erased  bool   // its file is removed
 }
 
 // queue holds frames, the oldest first. Its owner bounds it.
@@ -54,16 +55,21 @@ func (q *queue) count(f *frame, sign int) {
 	q.disk += int64(sign) * f.size
 }
 
-// remove takes out the frames for which out returns true.
-func (q *queue) remove(out func(*frame) bool) {
-	q.frames = slices.DeleteFunc(q.frames, func(f *frame) bool {
-		if !out(f) {
-			return false
-		}
+// remove takes out frames of the queue.
+func (q *queue) remove(frames ...*frame) {
+	for _, f := range frames {
 		q.count(f, -1)
 		f.gone = true
-		return true
-	})
+	}
+	left := len(frames)
+	for left > 0 && q.frames[0].gone { // as a rule they are the oldest
+		q.frames[0] = nil
+		q.frames = q.frames[1:]
+		left--
+	}
+	if left > 0 {
+		q.frames = slices.DeleteFunc(q.frames, func(f *frame) bool { return f.gone })
+	}
 }
 
 // oldest returns the oldest frame that is not being sent and for which ok

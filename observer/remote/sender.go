@@ -47,11 +47,11 @@ func (e *Exporter) run() {
 	}
 }
 
-// backoffMax is shorter while somebody waits.
+// backoffMax is shorter while somebody waits who has little time.
 func (e *Exporter) backoffMax() time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.flushers > 0 {
+	if e.hurried > 0 {
 		return min(e.o.BackoffMax, max(e.o.BackoffMin, 500*time.Millisecond))
 	}
 	return e.o.BackoffMax
@@ -200,11 +200,11 @@ func (e *Exporter) read(f *frame) ([]byte, error) {
 // corrupt gives up a frame that cannot be read.
 func (e *Exporter) corrupt(f *frame, err error) {
 	e.log.Warn("queue file damaged, set aside", "file", f.name(), "spans", f.spans, "err", err)
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if onDisk(f) {
 		setAside(e.o.Dir, f.name())
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.forget(f)
 	e.o.Ledger.Dropped(export.Corrupt, f.spans)
 }
@@ -326,11 +326,10 @@ func (e *Exporter) search(d *delivery, body []byte, n int, why *export.Failure) 
 
 // settle accounts for n spans of frames, of which lost were refused.
 func (e *Exporter) settle(d *delivery, frames []*frame, n, lost int, f *export.Failure) {
+	e.erase(frames)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, f := range frames {
-		e.forget(f)
-	}
+	e.forget(frames...)
 	lost = min(max(lost, 0), n)
 	if lost > 0 {
 		e.o.Ledger.Dropped(f.Cause, lost)
