@@ -54,3 +54,16 @@ type Span struct {
 	// which exporters add from the fields above.
 	Attributes []attribute.KeyValue
 }
+
+// Size estimates the bytes that the span keeps alive.
+func (s *Span) Size() int {
+	n := 256 + len(s.Name) + len(s.TraceState) + len(s.Error)
+	for i := range s.Attributes {
+		a := &s.Attributes[i]
+		n += 64 + len(a.Key)
+		if a.Value.Type() == attribute.STRING {
+			n += len(a.Value.AsString())
+		}
+	}
+	return n
+}

@@ -20,7 +20,6 @@ import (
 	"github.com/xenserver/dtagent/observer/remote"
 	"github.com/xenserver/dtagent/observer/spanlog"
 	"github.com/xenserver/dtagent/probes/event"
-	"go.opentelemetry.io/otel/attribute"
 )
 
 // Limits bound what one endpoint of one Observer may hold and how long it may
@@ -125,6 +124,7 @@ type Set struct {
 	apply   sync.Mutex // guards all below; taken before mu
 	host    Host
 	active  []Observer
+	warned  map[string][]string // by uuid of the Observer
 	wanted  event.Components
 	pipes   map[pipeKey]*pipe        // in use
 	leaving []*pipe                  // given up, oldest first: linger, then drain, then end
@@ -246,6 +246,7 @@ func (s *Set) converge(obs []Observer) {
 		}
 		s.subscribe(o, steering, want, pipes, now)
 	}
+	s.warn(active)
 	s.active = active
 	for uuid := range s.trusts { // as long as the Observer, also if its endpoints drain a little longer
 		if !slices.ContainsFunc(active, func(o Observer) bool { return o.UUID == uuid }) {
@@ -274,6 +275,24 @@ func (s *Set) converge(obs []Observer) {
 		s.wanted = wanted
 		s.o.OnWanted(wanted)
 	}
+}
+
+// warn logs the warnings about Observers that are new.
+func (s *Set) warn(active []Observer) {
+	warned := map[string][]string{}
+	for _, o := range active {
+		if !o.observes(s.host.UUID) {
+			continue
+		}
+		all := o.Warnings()
+		for _, w := range all {
+			if !slices.Contains(s.warned[o.UUID], w) {
+				s.o.Log.Warn("Observer not wholly in force", "observer", o.NameLabel, "uuid", o.UUID, "warning", w)
+			}
+		}
+		warned[o.UUID] = all
+	}
+	s.warned = warned
 }
 
 // wants returns the components that o gets spans of.
@@ -396,19 +415,6 @@ func (s *Set) Export(sp *correlate.Span) {
 			sub.pipeline.OnEnd(sp)
 		}
 	}
-}
-
-// sizeOf estimates the bytes that a span keeps alive.
-func sizeOf(sp *correlate.Span) int {
-	n := 256 + len(sp.Name) + len(sp.TraceState) + len(sp.Error)
-	for i := range sp.Attributes {
-		a := &sp.Attributes[i]
-		n += 64 + len(a.Key)
-		if a.Value.Type() == attribute.STRING {
-			n += len(a.Value.AsString())
-		}
-	}
-	return n
 }
 
 // Wanted returns what OnWanted was last told.

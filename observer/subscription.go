@@ -62,7 +62,7 @@ func (s *subscription) wants(sp *correlate.Span) bool {
 // pass hands a span that came through the processors to the endpoints. Set.mu
 // is held for reading, or nothing changes any more.
 func (s *subscription) pass(sp *correlate.Span) {
-	size := s.size + sizeOf(sp)
+	size := s.size + sp.Size()
 	for i := range s.outlets {
 		if o := &s.outlets[i]; ended(sp, o.before) {
 			o.pipe.push(export.Record{Span: sp, Attributes: s.tags, Edit: s.edit}, size)
@@ -126,7 +126,7 @@ func (s *Set) endLate(now time.Time) {
 	for _, sub := range s.subs {
 		if !slices.ContainsFunc(sub.claims, func(c claim) bool { return !s.over(c.before, now) }) {
 			s.mu.RLock()
-			sub.pipeline.ForceFlush() // while it still has its endpoints
+			sub.pipeline.Shutdown() // while it still has its endpoints
 			s.mu.RUnlock()
 		}
 	}

@@ -199,7 +199,7 @@ func TestPrintStatus(t *testing.T) {
 		XAPI:         &xapi.Status{State: xapi.Lost, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Observers: 2, FromStateFile: true, LastError: "connect: no such file or directory"},
 		Totals:       observer.EndpointStats{Endpoint: "all", State: "ok", Counters: observer.Counters{Produced: 247, Recovered: 7, Sent: 227, Queued: 5, Dropped: dropped.Dropped}},
 		Observers: []observer.ObserverStats{{UUID: "gone", Endpoints: []observer.EndpointStats{{Endpoint: "http://h:9411/old", State: "draining", Counters: observer.Counters{Produced: 7, Recovered: 7, Sent: 7}}}}, {UUID: "0f0e", NameLabel: "dt", Enabled: true, Here: true, Source: "xapi", Components: "xapi,xenopsd",
-			Warnings:   []string{"attribute dtagent.sampler does nothing in this version"},
+			Warnings:   []string{`attribute "dtagent.sampler": "often" is none of always_on, always_off, traceidratio`},
 			Processors: &processor.Stats{Received: 130, Passed: 120, Held: 4, Filtered: [processor.NumCauses]uint64{processor.SampledOut: 6}},
 			Endpoints:  []observer.EndpointStats{{Endpoint: "bugtool", State: "ok", Counters: observer.Counters{Produced: 120, Sent: 120}}, {Endpoint: "http://h:9411/api/v2/spans", State: "failing", Counters: dropped, LastError: "connection refused"}}}},
 		Mistakes:   []control.Mistake{{File: "/etc/dtagent/observers.d/x.json", Error: "/etc/dtagent/observers.d/x.json: line 1: is not JSON", Kept: true}},

@@ -155,7 +155,7 @@ func TestTail(t *testing.T) {
 	qt.Check(t, qt.Equals(b.got[len(b.got)-1], two))
 	s = b.check()
 	qt.Check(t, qt.Equals(s.Held, 1))
-	qt.Check(t, qt.Equals(s.HeldBytes, sizeOf(one)))
+	qt.Check(t, qt.Equals(s.HeldBytes, one.Size()))
 }
 
 // TestLateReason: a tree that was judged too early is kept from the span on
@@ -261,7 +261,7 @@ func TestOverflow(t *testing.T) {
 	qt.Check(t, qt.Equals(b.check().Trees, 0))
 	qt.Check(t, qt.Equals(b.check().Forgotten, 1)) // of 1, 2, 3, 4, 5
 
-	b.limits.bytes = 3 * sizeOf(&correlate.Span{Name: "a"})
+	b.limits.bytes = 3 * (&correlate.Span{Name: "a"}).Size()
 	for i := range uint64(4) {
 		b.span(10+i, "g", 0, 1, "")
 	}

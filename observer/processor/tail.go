@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/xenserver/dtagent/correlate"
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -87,7 +86,7 @@ func (p *Pipeline) hold(sp *correlate.Span) {
 	t.failed = t.failed || sp.Error != ""
 	switch {
 	case t.verdict == held:
-		size := sizeOf(sp)
+		size := sp.Size()
 		t.spans = append(t.spans, sp)
 		t.bytes += size
 		p.stats.Held++
@@ -214,17 +213,4 @@ func (p *Pipeline) eachHeld(yield func(*tree) bool) {
 		}
 		e = next
 	}
-}
-
-// sizeOf estimates the bytes that a span keeps alive.
-func sizeOf(sp *correlate.Span) int {
-	n := 256 + len(sp.Name) + len(sp.TraceState) + len(sp.Error)
-	for i := range sp.Attributes {
-		a := &sp.Attributes[i]
-		n += 64 + len(a.Key)
-		if a.Value.Type() == attribute.STRING {
-			n += len(a.Value.AsString())
-		}
-	}
-	return n
 }

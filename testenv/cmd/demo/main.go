@@ -108,7 +108,7 @@ func run(ctx context.Context, binary, zipkin string, verbose bool) (err error) {
 	if zipkin != "" {
 		endpoints += "," + zipkin
 	}
-	create := []string{"observer", "create", "name-label=demo", "enabled=true", "endpoints=" + endpoints, "attributes=demo:yes"}
+	create := []string{"observer", "create", "name-label=demo", "enabled=true", "endpoints=" + endpoints, "attributes=demo:yes", "attributes:dtagent.batch.interval=1s"}
 	say("Creating an Observer: dtagent %s", strings.Join(create, " "))
 	if _, err := agent.Run(ctx, create...); err != nil {
 		return err
