@@ -79,7 +79,7 @@ func (r *Registry) Exporter(ob Observer, to OTLP) (export.Exporter, error) {
 		sdkmetric.WithExemplarFilter(exemplar.TraceBasedFilter),
 		sdkmetric.WithCardinalityLimit(r.o.MaxSeries + 2), // above ours and the overflow series
 	}
-	sender, err := newSender(to, r.o)
+	sender, err := newSender(to, ob.UUID, r)
 	if err != nil {
 		return nil, fmt.Errorf("metrics of observer %s: %w", ob.UUID, err)
 	}
@@ -162,9 +162,12 @@ func (e *exporter) service(r *export.Record) string {
 	return "" // renamed or taken out
 }
 
+// closeTimeout is for the last export: shorter than the time that the agent has
+// to stop.
+const closeTimeout = 3 * time.Second
+
 // Close takes the Observer's series out of the scrapes and sends what was
-// counted a last time to the OTLP endpoints. It takes at most the timeout of an
-// export.
+// counted a last time to the OTLP endpoints, for at most closeTimeout.
 func (e *exporter) Close() error {
 	r := e.registry
 	r.mu.Lock()
@@ -174,7 +177,7 @@ func (e *exporter) Close() error {
 	r.series -= len(e.series.points)
 	e.series.points = nil
 	r.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), r.o.Timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), min(r.o.Timeout, closeTimeout))
 	defer cancel()
 	if err := e.provider.Shutdown(ctx); err != nil {
 		return fmt.Errorf("metrics of observer %s: %w", e.id, err)

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -502,9 +503,44 @@ func TestOTLPFailure(t *testing.T) {
 	for sumOf(rcv.next(t)) != 2 {
 		qt.Assert(t, qt.IsTrue(time.Since(begin) < 10*time.Second))
 	}
+	f := families(t, page(t, r))["dtagent_otlp_metric_exports_total"]
+	qt.Check(t, qt.Equals(find(t, f, map[string]string{"xs_observer_uuid": ring.UUID, "receiver": host(rcv.URL), "outcome": "failed"}).GetCounter().GetValue(), 1))
+	qt.Check(t, qt.IsTrue(find(t, f, map[string]string{"receiver": host(rcv.URL), "outcome": "sent"}).GetCounter().GetValue() >= 1))
 	begin = time.Now()
 	_ = e.Close()
 	qt.Check(t, qt.IsTrue(time.Since(begin) < 4*time.Second), qt.Commentf("%v", time.Since(begin)))
+	qt.Check(t, qt.HasLen(families(t, page(t, r)), 0))
+}
+
+func host(url string) string { return strings.TrimPrefix(url, "http://") }
+
+// page serves the metrics.
+func page(t testing.TB, r *Registry) string {
+	srv := httptest.NewServer(r.Handler())
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+// TestComeAndGo: Observers that come and go leave nothing behind.
+func TestComeAndGo(t *testing.T) {
+	dead := httptest.NewServer(nil)
+	dead.Close()
+	r := New(Options{Timeout: time.Second})
+	before := 0
+	for i := range 60 {
+		e, err := r.Exporter(Observer{UUID: fmt.Sprint(i)}, OTLP{Endpoints: []string{"otlp+" + dead.URL}})
+		qt.Assert(t, qt.IsNil(err))
+		_ = e.Export(context.Background(), []*export.Record{record("xapi", "a", trace.SpanKindServer, 1, "", 1)})
+		_ = e.Close()
+		if i == 9 {
+			before = runtime.NumGoroutine()
+		}
+	}
+	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before+3; time.Sleep(10 * time.Millisecond) {
+		qt.Assert(t, qt.IsTrue(time.Now().Before(deadline)), qt.Commentf("%d goroutines, %d before", runtime.NumGoroutine(), before))
+	}
+	qt.Check(t, qt.HasLen(r.observers, 0))
+	qt.Check(t, qt.Equals(r.series, 0))
 }
 
 func TestBadEndpoint(t *testing.T) {

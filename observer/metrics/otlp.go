@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
@@ -19,8 +20,10 @@ import (
 // retried: the counts are cumulative, so the next export has all of it. It
 // implements sdkmetric.Exporter.
 type sender struct {
+	observer  string
 	receivers []*receiver
 	log       *slog.Logger
+	exports   *prometheus.CounterVec
 }
 
 type receiver struct {
@@ -32,8 +35,8 @@ type receiver struct {
 }
 
 // newSender returns nil when there is no receiver.
-func newSender(to OTLP, o Options) (*sender, error) {
-	s := &sender{log: o.Log}
+func newSender(to OTLP, observer string, in *Registry) (*sender, error) {
+	s := &sender{observer: observer, log: in.o.Log, exports: in.exports}
 	for _, endpoint := range to.Endpoints {
 		if !otlphttp.IsEndpoint(endpoint) {
 			continue
@@ -42,7 +45,7 @@ func newSender(to OTLP, o Options) (*sender, error) {
 		if err != nil {
 			return nil, err
 		}
-		client := otlphttp.NewClient(u, otlphttp.Options{Trust: to.Trust, Timeout: o.Timeout})
+		client := otlphttp.NewClient(u, otlphttp.Options{Trust: to.Trust, Timeout: in.o.Timeout})
 		exp, err := otlpmetrichttp.New(context.Background(),
 			otlpmetrichttp.WithEndpointURL(u.String()),
 			otlpmetrichttp.WithHTTPClient(client),
@@ -79,12 +82,17 @@ func (s *sender) Export(ctx context.Context, rm *metricdata.ResourceMetrics) err
 			was := r.failing
 			r.failing = err != nil
 			r.mu.Unlock()
+			outcome := "sent"
 			switch {
 			case err != nil && !was:
-				s.log.Warn("metrics not sent; the next export has them too", "receiver", r.host, "err", err)
+				s.log.Warn("metrics not sent; the next export has them too", "observer", s.observer, "receiver", r.host, "err", err)
 			case err == nil && was:
-				s.log.Info("metrics are sent again", "receiver", r.host)
+				s.log.Info("metrics are sent again", "observer", s.observer, "receiver", r.host)
 			}
+			if err != nil {
+				outcome = "failed"
+			}
+			s.exports.WithLabelValues(s.observer, r.host, outcome).Inc()
 		})
 	}
 	all.Wait()
@@ -99,5 +107,6 @@ func (s *sender) Shutdown(ctx context.Context) error {
 		err = errors.Join(err, r.Shutdown(ctx))
 		r.client.CloseIdleConnections()
 	}
+	s.exports.DeletePartialMatch(prometheus.Labels{"xs_observer_uuid": s.observer})
 	return err
 }

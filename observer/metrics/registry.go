@@ -47,6 +47,8 @@ type Registry struct {
 	o     Options
 	agent *prometheus.Registry
 
+	exports *prometheus.CounterVec // by observer, receiver and outcome
+
 	mu        sync.Mutex
 	observers map[string]*exporter // by uuid: those that a scrape shows
 	series    int                  // of all exporters that are open
@@ -69,7 +71,13 @@ func New(o Options) *Registry {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{o: o, agent: prometheus.NewRegistry(), observers: map[string]*exporter{}}
+	r := &Registry{o: o, agent: prometheus.NewRegistry(), observers: map[string]*exporter{}}
+	r.exports = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "dtagent_otlp_metric_exports_total",
+		Help: "Exports of the metrics of an Observer to an OTLP receiver, by outcome: sent or failed.",
+	}, []string{"xs_observer_uuid", "receiver", "outcome"})
+	r.agent.MustRegister(r.exports)
+	return r
 }
 
 // take tells whether there may be one series more.
