@@ -7,6 +7,10 @@
 // Every process writes what really happened (package truth), so that a test can
 // compare what dtagent found out from outside with what there was to find.
 //
+// Its xapi has the pool's Observers and their events, and its faults can be
+// ordered: it can be restarted or killed, forget sessions and events, be in
+// emergency mode, and answer late or nonsense.
+//
 // It needs Linux with overlayfs, root (CAP_SYS_ADMIN: unshare, mount) and, to be
 // built, a C compiler: threads are made by pthread_create on the thread that the
 // real program would make them on. The agent never imports it.

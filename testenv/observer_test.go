@@ -182,6 +182,45 @@ func TestObserverCalls(t *testing.T) {
 	}
 }
 
+func TestXeObserver(t *testing.T) {
+	d := start(t, testenv.Options{})
+	ctx := timeout(t, 30*time.Second)
+	c := client.Unix(d.XapiSocket(), client.Options{})
+	s, err := c.Observers(ctx)
+	qt.Assert(t, qt.IsNil(err))
+	out, err := c.Xe(ctx, "observer-create", "name-label=xe", "enabled=true", "attributes=a.b:c,d.e:f:g", "components=xapi,xenopsd", "host-uuids="+d.HostUUID())
+	qt.Assert(t, qt.IsNil(err))
+	uuid := strings.TrimSpace(out)
+	one := func() client.Observer {
+		t.Helper()
+		all, err := s.All(ctx)
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.HasLen(all, 1))
+		for _, o := range all {
+			return o
+		}
+		panic("none")
+	}
+	want := client.Observer{
+		UUID: uuid, Name: "xe", Hosts: []string{d.HostRef()}, Attributes: map[string]string{"a.b": "c"}, Endpoints: []string{"bugtool"}, Components: []string{"xapi", "xenopsd"}, Enabled: true,
+	}
+	qt.Check(t, qt.DeepEquals(one(), want))
+	_, err = c.Xe(ctx, "observer-param-set", "uuid="+uuid, "enabled=false", "attributes:x.y=z", "components=")
+	qt.Assert(t, qt.IsNil(err))
+	want.Enabled, want.Components, want.Attributes["x.y"] = false, []string{}, "z"
+	qt.Check(t, qt.DeepEquals(one(), want))
+	out, err = c.Xe(ctx, "observer-list")
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.StringContains(out, uuid))
+	_, err = c.Xe(ctx, "observer-param-set", "uuid="+uuid, "components=qemu")
+	qt.Check(t, qt.ErrorIs(err, client.ErrCommand))
+	_, err = c.Xe(ctx, "observer-destroy", "uuid="+uuid)
+	qt.Assert(t, qt.IsNil(err))
+	all, err := s.All(ctx)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.HasLen(all, 0))
+}
+
 func TestEndpointsSwitchedOff(t *testing.T) {
 	d := start(t, testenv.Options{})
 	ctx := timeout(t, 30*time.Second)

@@ -209,7 +209,8 @@ func up(args []string) error {
 	f.BoolVar(&o.Background, "background", true, "the toolstack's own background work")
 	f.BoolVar(&o.NoTruth, "no-truth", false, "write no truth")
 	f.BoolVar(&o.Knobs.Verbose, "verbose", false, "log what a dom0 mutes")
-	native := f.String("native", "off", "the toolstack's own tracing: off, on, bare")
+	native := f.String("native", "off", "the toolstack's own tracing: off, on, bare, observer (as the pool's Observers say)")
+	f.BoolVar(&o.EndpointHTTP, "endpoint-http", true, "Observers may have URLs as endpoints")
 	f.BoolVar(&o.Knobs.LogTrace, "log-trace", true, "with native tracing, traceparents in log lines")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -219,9 +220,11 @@ func up(args []string) error {
 		o.Knobs.Native = config.NativeOn
 	case "bare":
 		o.Knobs.Native = config.NativeBare
+	case "observer":
+		o.NativeByObserver = true
 	case "off":
 	default:
-		return fmt.Errorf("native %q; there are off, on, bare", *native)
+		return fmt.Errorf("native %q; there are off, on, bare, observer", *native)
 	}
 	o.Port, o.TLSPort = uint16(*port), uint16(*tlsPort)
 	var err error

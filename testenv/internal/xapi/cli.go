@@ -138,5 +138,9 @@ func (c *conn) command(cmd string, args map[string]string, own node.Context) (st
 		_, f = c.x.task(c.t, method, method, []any{"", v.Ref, false, false}[:arity[method]], own, row.ref, ref)
 		return "", f
 	}
+	switch cmd {
+	case "observer-list", "observer-create", "observer-destroy", "observer-param-set":
+		return c.observerCommand(cmd, args, own)
+	}
 	return "", fail("CLI_UNKNOWN_COMMAND", cmd)
 }
