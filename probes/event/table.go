@@ -150,7 +150,7 @@ var components = [numComponents]Description{
 	MessageSwitch: {
 		Name: "message-switch", Is: "the broker of calls between daemons",
 		Programs: []Program{{"message-switch", MessageSwitch, WatchStreams}},
-		Cost:     "each message crosses it twice, and it is one thread that all daemons wait for",
+		Cost:     "each message crosses it twice: nearly twice the records of xapi and xenopsd, from a single thread that all daemons wait for",
 		Spans:    "one a call that it takes (SERVER), from its request to the answer with its number; none for answers, and for waiting",
 		Lacks:    "the time that a message waits in its queue",
 	},
