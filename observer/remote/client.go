@@ -177,6 +177,10 @@ func (c *Client) post(ctx context.Context, body []byte, compress bool) (*answer,
 		password, _ := c.user.Password()
 		req.SetBasicAuth(c.user.Username(), password)
 	}
+	// A connection that the receiver has closed meanwhile is no failure: the
+	// empty list lets the transport try once more, on a new one. A span that
+	// arrives twice has the same ids.
+	req.Header["Idempotency-Key"] = []string{}
 	req.Header.Set("Content-Type", c.enc.ContentType())
 	req.Header.Set("User-Agent", c.o.UserAgent)
 	if compress {

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -294,6 +295,42 @@ func TestOneConnection(t *testing.T) {
 		qt.Assert(t, qt.IsNotNil(c.Post(t.Context(), []byte("[]"), 0)))
 	}
 	qt.Assert(t, qt.Equals(conns.Load(), 1))
+}
+
+// TestIdleClosed: a receiver that closes the connection between two requests, or
+// just when the next one comes, does not make it fail.
+func TestIdleClosed(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	qt.Assert(t, qt.IsNil(err))
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			// One answer, and none to the next request.
+			r := bufio.NewReader(conn)
+			for i := range 2 {
+				req, err := http.ReadRequest(r)
+				if err != nil {
+					break
+				}
+				_, _ = io.Copy(io.Discard, req.Body)
+				if len(req.Header["Idempotency-Key"]) > 0 {
+					t.Error("the header was sent")
+				}
+				if i == 0 {
+					_, _ = io.WriteString(conn, "HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+				}
+			}
+			conn.Close()
+		}
+	}()
+	c := newClient(t, "http://"+l.Addr().String(), &zipkin.Encoder{}, ClientOptions{})
+	for range 5 {
+		qt.Assert(t, qt.IsNil(c.Post(t.Context(), []byte("[]"), 0)))
+	}
 }
 
 // authority is a CA of a test.

@@ -102,24 +102,26 @@ type Exporter struct {
 
 	body []byte // scratch of Export
 
-	mu       sync.Mutex
-	idle     *sync.Cond // signalled when frames go and when a delivery ends
-	q        queue
-	interval time.Duration
-	spans    int
-	flushers int                // in Flush
-	hurried  int                // of them, those with a deadline
-	kicked   bool               // Flush asks for a try without a pause
-	sending  bool               // the oldest frames are with the sender
-	stop     context.CancelFunc // of the running delivery, else nil
-	limit    int                // most bytes of a body
-	most     int                // most spans of a request, as long as larger ones take too long
-	seq      uint64             // of the last frame
-	lock     *os.File           // the directory, when it is in use
-	discard  bool               // what is being sent is to be dropped, not tried again
-	cause    export.Cause       // of discard
-	closed   bool
-	diskErr  error // of the last write; nil: it worked
+	mu        sync.Mutex
+	idle      *sync.Cond // signalled when frames go and when a delivery ends
+	q         queue
+	interval  time.Duration
+	spans     int
+	flushers  int                // in Flush
+	hurried   int                // of them, those with a deadline
+	kicked    bool               // Flush asks for a try without a pause
+	sending   bool               // the oldest frames are with the sender
+	stop      context.CancelFunc // of the running delivery, else nil
+	limit     int                // most bytes of a body
+	most      int                // most spans of a request, as long as larger ones take too long
+	seq       uint64             // of the last frame
+	lock      *os.File           // the directory, when it is in use
+	discard   bool               // what is being sent is to be dropped, not tried again
+	cause     export.Cause       // of discard
+	closed    bool
+	diskErr   error // of the last write; nil: it worked
+	encodeErr error // of the last Export
+	dropping  bool  // since the last delivery
 }
 
 // ErrClosed is the error of an Export after Close.
@@ -216,7 +218,13 @@ func (e *Exporter) take(batch []*export.Record) {
 		return
 	case lost > 0:
 		e.o.Ledger.Dropped(export.EncodeError, lost)
-		e.log.Warn("spans not encoded", "count", lost, "err", err)
+	}
+	e.mu.Lock()
+	was := e.encodeErr
+	e.encodeErr = err
+	e.mu.Unlock()
+	if err != nil && was == nil {
+		e.log.Warn("spans cannot be encoded", "lost", lost, "err", err)
 	}
 	if n := len(batch) - lost; n > 0 {
 		e.hold(e.o.Spool.compress(body), n)

@@ -1,9 +1,11 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -548,4 +550,32 @@ type failing struct{ zipkin.Encoder }
 
 func (*failing) Encode(dst []byte, batch []*export.Record) ([]byte, int, error) {
 	return dst, len(batch), errors.New("no")
+}
+
+// TestLog: a failure is told once, and so is its end.
+func TestLog(t *testing.T) {
+	rc := newReceiver()
+	rc.setAnswer(func(w http.ResponseWriter, r *http.Request, ids []string) bool { w.WriteHeader(500); return false })
+	var log bytes.Buffer
+	o := options(strings.Replace(rc.start(t), "http://", "http://user:secret@", 1), t.TempDir())
+	o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	e := open(t, o)
+	for round := range 2 {
+		give(t, e, records(uint64(round*100+1), 20))
+		for before, n := 0, 0; n < before+10; {
+			time.Sleep(time.Millisecond)
+			if _, n = rc.count(); before == 0 {
+				before = n
+			}
+		}
+		answer := rc.answer
+		rc.setAnswer(nil)
+		flush(t, e)
+		rc.setAnswer(answer)
+	}
+	qt.Assert(t, qt.IsNil(e.Close()))
+	qt.Check(t, qt.Equals(strings.Count(log.String(), "endpoint fails"), 2), qt.Commentf("%s", &log))
+	qt.Check(t, qt.Equals(strings.Count(log.String(), "endpoint works again"), 2))
+	qt.Check(t, qt.Equals(strings.Count(log.String(), "\n"), 4))
+	qt.Check(t, qt.IsFalse(strings.Contains(log.String(), "secret")))
 }

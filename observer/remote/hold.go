@@ -207,6 +207,10 @@ func (e *Exporter) drop(c export.Cause, more func() bool, ok func(*frame) bool) 
 		}
 		e.forget(f)
 		e.o.Ledger.Dropped(c, f.spans)
+		if !e.dropping && c != export.Unsent {
+			e.dropping = true
+			e.log.Warn("undelivered spans are being dropped", "cause", c, "held", e.q.spans, "files", e.q.files, "disk_bytes", e.q.disk)
+		}
 	}
 }
 

@@ -86,6 +86,9 @@ type delivery struct {
 	sent    bool
 	err     error // of what was lost or is to be tried again
 	budget  int   // of requests that look for what a receiver refuses
+
+	corrupt    int   // files
+	corruptErr error // of the last
 }
 
 // maxSearch bounds the requests in which the spans are looked for because of
@@ -134,12 +137,18 @@ func (e *Exporter) end(d *delivery, f *export.Failure) *export.Failure {
 	}
 	e.sending, e.stop = false, nil
 	e.idle.Broadcast()
+	if d.corrupt > 0 {
+		e.log.Warn("damaged queue files set aside", "files", d.corrupt, "dir", e.o.Dir, "err", d.corruptErr)
+	}
 	if d.ctx.Err() != nil { // called off
 		return nil
 	}
 	if d.err == nil {
+		if d.sent {
+			e.dropping = false
+		}
 		if d.sent && d.failing {
-			e.log.Info("endpoint works again", "held", e.q.spans)
+			e.log.Info("endpoint works again", "held", e.q.spans, "dropped", e.o.Ledger.Counters().Lost())
 		}
 		return f
 	}
@@ -151,7 +160,7 @@ func (e *Exporter) end(d *delivery, f *export.Failure) *export.Failure {
 
 // load reads frames into one body: as many of the first as fit. Damaged ones are
 // set aside.
-func (e *Exporter) load(frames []*frame) (loaded []*frame, body []byte, f *export.Failure) {
+func (e *Exporter) load(d *delivery, frames []*frame) (loaded []*frame, body []byte, f *export.Failure) {
 	e.mu.Lock()
 	left := e.limit
 	e.mu.Unlock()
@@ -163,7 +172,8 @@ func (e *Exporter) load(frames []*frame) (loaded []*frame, body []byte, f *expor
 		case transient(err):
 			return nil, nil, &export.Failure{Err: err, Retry: true}
 		default:
-			e.corrupt(f, err)
+			d.corrupt, d.corruptErr = d.corrupt+1, err
+			e.corrupt(f)
 			continue
 		}
 		if len(loaded) > 0 && len(b) > left {
@@ -198,8 +208,7 @@ func (e *Exporter) read(f *frame) ([]byte, error) {
 }
 
 // corrupt gives up a frame that cannot be read.
-func (e *Exporter) corrupt(f *frame, err error) {
-	e.log.Warn("queue file damaged, set aside", "file", f.name(), "spans", f.spans, "err", err)
+func (e *Exporter) corrupt(f *frame) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if onDisk(f) {
@@ -213,7 +222,7 @@ func (e *Exporter) corrupt(f *frame, err error) {
 // halves, so that one span does not take the others with it. It returns a
 // Failure if those that are left are to be tried again.
 func (e *Exporter) send(d *delivery, frames []*frame) *export.Failure {
-	frames, body, f := e.load(frames)
+	frames, body, f := e.load(d, frames)
 	if f != nil || len(frames) == 0 {
 		return f
 	}
