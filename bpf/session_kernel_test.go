@@ -407,6 +407,36 @@ func TestRequestAndReplyKernel(t *testing.T) {
 	})
 }
 
+// A short body is told when it is read, though nothing more happens on the socket.
+func TestShortBodyKernel(t *testing.T) {
+	inTiers(t, func(t *testing.T, c *collector) {
+		v, peer := c.pair(streamAndLog)
+		reply, body := "HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n", strings.Repeat("b", 40)
+		for range 2 {
+			v.write(3, strings.Repeat("w", 300))
+			send(t, peer, reply)
+			v.must(order{Do: "read", FD: 3, N: 1, Times: len(reply)})
+			recs := c.take(v.pid(), KindData)
+			qt.Assert(t, qt.HasLen(recs, 2))
+			qt.Check(t, qt.Equals(recs[1].Head, reply))
+			send(t, peer, body)
+			v.read(3, len(body))
+			recs = c.take(v.pid(), KindData)
+			qt.Assert(t, qt.HasLen(recs, 1))
+			qt.Check(t, qt.Equals(recs[0].Head, body))
+			qt.Check(t, qt.Equals(recs[0].Flags, FlagMore))
+			qt.Check(t, qt.Equals(recs[0].Data.Dir, DirIn))
+		}
+		// what follows is gathered as ever
+		send(t, peer, "halfhead")
+		v.must(order{Do: "read", FD: 3, N: 4, Times: 2})
+		qt.Check(t, qt.HasLen(c.take(v.pid(), KindData), 0))
+		v.write(3, strings.Repeat("w", 300))
+		qt.Check(t, qt.HasLen(c.take(v.pid(), KindData), 2))
+		c.noLosses()
+	})
+}
+
 func TestLongHeaderKernel(t *testing.T) {
 	inTiers(t, func(t *testing.T, c *collector) {
 		v, peer := c.pair(streamAndLog)

@@ -38,6 +38,7 @@ const (
 	connNew
 	connPlain
 	connEOF
+	connBody
 )
 
 type conn struct {

@@ -697,6 +697,15 @@ static __always_inline int dt_small(struct dt_sys_exit *ctx, struct dt_moved *m,
 	g->d.calls += 1;
 	g->d.head_len = end;
 	c->gather = m->dir;
+	if (c->flags & DT_C_BODY) {
+		/*
+		 * All of a short body: whoever asked for it may do nothing more with
+		 * this socket for long, and the record would wait as long.
+		 */
+		c->flags &= ~DT_C_BODY;
+		dt_flush(ctx, key, c);
+		return 1;
+	}
 	if (end < 4)
 		return 1;
 	DT_KEEP(end);
@@ -704,6 +713,8 @@ static __always_inline int dt_small(struct dt_sys_exit *ctx, struct dt_moved *m,
 		b = g->buf + end - 4;
 		if (b[0] != '\r' || b[1] != '\n' || b[2] != '\r' || b[3] != '\n')
 			return 1;
+		if (m->dir == DT_IN)
+			c->flags |= DT_C_BODY;
 	}
 	dt_flush(ctx, key, c);
 	return 1;
@@ -843,6 +854,7 @@ int dt_x_moved(struct dt_sys_exit *ctx)
 	if (c->dir != m->dir) {
 		c->dir = m->dir;
 		c->run = 0;
+		c->flags &= ~DT_C_BODY;
 	}
 	m->before = c->run;
 	c->run += m->bytes;

@@ -183,7 +183,7 @@ func TestConstantsMatchHeaders(t *testing.T) {
 	}
 	got := constants(t, "dt_stream.h")
 	for name, want := range map[string]uint64{
-		"DT_C_SWITCH": connSwitch, "DT_C_NEW": connNew, "DT_C_PLAIN": connPlain, "DT_C_EOF": connEOF,
+		"DT_C_SWITCH": connSwitch, "DT_C_NEW": connNew, "DT_C_PLAIN": connPlain, "DT_C_EOF": connEOF, "DT_C_BODY": connBody,
 		"DT_OP_NONE": uint64(opNone), "DT_OP_READ": uint64(opRead), "DT_OP_READV": uint64(opReadv), "DT_OP_ACCEPT": uint64(opAccept),
 	} {
 		qt.Check(t, qt.Equals(got[name], want), qt.Commentf(name))

@@ -25,6 +25,7 @@ struct dt_conn_key {
 #define DT_C_NEW 2      /* seeded by user space, not yet announced by a DT_OPEN */
 #define DT_C_PLAIN 4    /* from socket(2), not yet connected: nothing is recorded */
 #define DT_C_EOF 8      /* the end was reported */
+#define DT_C_BODY 16    /* a header was read: a small piece that follows is not kept waiting */
 
 /* One socket of one process. Threads that use it in turn share this state. */
 struct dt_conn {
