@@ -276,6 +276,31 @@ func TestDeletedAndNoFile(t *testing.T) {
 	qt.Check(t, qt.HasLen(b, 0))
 }
 
+// FuzzLine: whatever a span holds, its records are two lines of JSON.
+func FuzzLine(f *testing.F) {
+	f.Add("VM.start", "key", "value", int64(1), int64(2))
+	f.Add("a\n\xff\"", "tags", strings.Repeat("\u2028", maxValue), int64(-1), int64(math.MaxInt64))
+	f.Fuzz(func(t *testing.T, name, key, value string, start, end int64) {
+		r := record(1)
+		r.Span.Name, r.Span.Service, r.Span.Error, r.Span.Start, r.Span.End = name, value, value, start, end
+		r.Span.Attributes = []attribute.KeyValue{attribute.String(key, value), attribute.String(value, key)}
+		e := New(Options{Path: "/dev/null/never"}).Exporter(Observer{Name: name, UUID: key}).(*fileExporter)
+		e.span.set(r)
+		_ = e.json.Handle(context.Background(), e.span.begin())
+		_ = e.json.Handle(context.Background(), e.span.end())
+		got := bytes.SplitAfter(e.chunk.Bytes(), []byte("\n"))
+		if len(got) != 3 || len(got[2]) != 0 {
+			t.Fatalf("%q", e.chunk.Bytes())
+		}
+		for _, l := range got[:2] {
+			var m map[string]any
+			if err := json.Unmarshal(l, &m); err != nil {
+				t.Fatalf("%v: %q", err, l)
+			}
+		}
+	})
+}
+
 func BenchmarkFile(b *testing.B) {
 	l, _ := newLog(b, Options{})
 	e := l.Exporter(ring)

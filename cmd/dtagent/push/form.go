@@ -93,6 +93,11 @@ func stub(s *zipkin.Span, resources map[string]*resource.Resource) tracetest.Spa
 			out.Attributes = append(out.Attributes, a)
 		}
 	}
+	for tag, key := range map[string]string{"xs.host.name": "host.name", "xs.host.uuid": "host.id"} {
+		if _, ok := s.Tags[key]; !ok && s.Tags[tag] != "" {
+			from = append(from, attribute.String(key, valid(s.Tags[tag])))
+		}
+	}
 	set := attribute.NewSet(from...) // of one key the last stays: a tag service.name
 	key := set.Encoded(attribute.DefaultEncoder())
 	if resources[key] == nil {

@@ -16,6 +16,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,11 +24,19 @@ import (
 
 	"github.com/go-quicktest/qt"
 	"github.com/klauspost/compress/zstd"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	coltrace "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/xenserver/dtagent/cmd/dtagent/zipkin"
+	"github.com/xenserver/dtagent/correlate"
+	"github.com/xenserver/dtagent/observer/bugtool"
+	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/otlp"
 )
 
 // spanText is a span as the toolstack writes it.
@@ -262,7 +271,10 @@ func TestRetries(t *testing.T) {
 	}{
 		{"500", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, 0},
 		{"429", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "1"); w.WriteHeader(429) }, time.Second},
-		{"429 for an hour", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "3600"); w.WriteHeader(429) }, 100 * time.Millisecond},
+		{"429 for an hour", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "3600")
+			w.WriteHeader(429)
+		}, 100 * time.Millisecond},
 		{"closes", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 0},
 		{"hangs", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, 200 * time.Millisecond},
 	} {
@@ -462,7 +474,7 @@ func TestOTLP(t *testing.T) {
 	}
 	qt.Assert(t, qt.HasLen(byID, 4))
 	f := byID["0000000000000001"]
-	qt.Check(t, qt.DeepEquals(f.res, map[string]string{"service.name": "xapi", "xs.pool.uuid": "p", "xs.observer.name": "dt", "xs.host.uuid": "h"}))
+	qt.Check(t, qt.DeepEquals(f.res, map[string]string{"service.name": "xapi", "xs.pool.uuid": "p", "xs.observer.name": "dt", "xs.host.uuid": "h", "host.id": "h"}))
 	sp := f.span
 	qt.Check(t, qt.Equals(sp.GetName(), "VM.start"))
 	qt.Check(t, qt.Equals(sp.GetKind(), tracepb.Span_SPAN_KIND_SERVER))
@@ -483,7 +495,92 @@ func TestOTLP(t *testing.T) {
 	qt.Check(t, qt.Equals(hex.EncodeToString(root.span.GetTraceId()), "00000000000000002fce578f3a941b87"))
 	qt.Check(t, qt.HasLen(root.span.GetParentSpanId(), 0))
 	qt.Check(t, qt.Equals(root.span.GetKind(), tracepb.Span_SPAN_KIND_INTERNAL))
-	qt.Check(t, qt.DeepEquals(root.res, map[string]string{"service.name": "xenopsd", "xs.host.uuid": "h"}))
+	qt.Check(t, qt.DeepEquals(root.res, map[string]string{"service.name": "xenopsd", "xs.host.uuid": "h", "host.id": "h"}))
+}
+
+// TestSameAsAgent: a span that the agent wrote to a file and that is pushed is
+// the one that the agent sends by OTLP itself, but for what files do not hold:
+// nanoseconds, and types of tags.
+func TestSameAsAgent(t *testing.T) {
+	r := &export.Record{
+		Span: &correlate.Span{
+			TraceID: trace.TraceID{0x31, 15: 0x8c}, SpanID: trace.SpanID{7: 9}, ParentID: trace.SpanID{0: 0x34}, TraceState: "vendor=1",
+			Service: "xapi", Name: "VM.start", Kind: trace.SpanKindServer, Start: 1677671549_043900_000, End: 1677671549_143900_000,
+			Error: "VM_BAD_POWER_STATE", Link: correlate.LinkTraceparent, Incomplete: "lost 3 events",
+			Attributes: []attribute.KeyValue{attribute.String("rpc.method", "VM.start"), attribute.String("xs.xapi.task.uuid", "t")},
+		},
+		Attributes: export.SortTags([]attribute.KeyValue{attribute.String("xs.host.uuid", "h"), attribute.String("xs.host.name", "h1"), attribute.String("xs.pool.uuid", "p"),
+			attribute.String("otel.scope.name", "dtagent"), attribute.String("custom.k", "v")}),
+	}
+	ok := *r.Span
+	ok.SpanID, ok.ParentID, ok.Error, ok.Incomplete, ok.Kind, ok.Link, ok.TraceState = trace.SpanID{1: 1}, trace.SpanID{}, "", "", trace.SpanKindInternal, "", ""
+	both := []*export.Record{r, {Span: &ok, Attributes: r.Attributes}}
+	want, lost, err := new(otlp.Encoder).Encode(nil, both)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.Equals(lost, 0))
+	var text []byte
+	for i, r := range both {
+		text = bugtool.AppendSpan(append(text, "[,"[i]), r.Span, r.AppendTags(nil))
+	}
+	spans, err := zipkin.Parse(append(text, ']'))
+	qt.Assert(t, qt.IsNil(err))
+	got, err := otlpBody(line{spans: spans})
+	qt.Assert(t, qt.IsNil(err))
+	parsed := func(body []byte) string {
+		var m coltrace.ExportTraceServiceRequest
+		qt.Assert(t, qt.IsNil(proto.Unmarshal(body, &m)))
+		for _, rs := range m.GetResourceSpans() {
+			sortByKey(rs.GetResource().GetAttributes())
+			for _, ss := range rs.GetScopeSpans() {
+				for _, sp := range ss.GetSpans() {
+					sortByKey(sp.GetAttributes())
+				}
+			}
+		}
+		return prototext.MarshalOptions{Multiline: true}.Format(&m)
+	}
+	qt.Check(t, qt.Equals(strings.ReplaceAll(parsed(got), "  ", " "), strings.ReplaceAll(parsed(want), "  ", " ")))
+}
+
+func sortByKey(attrs []*commonpb.KeyValue) {
+	slices.SortFunc(attrs, func(a, b *commonpb.KeyValue) int { return strings.Compare(a.GetKey(), b.GetKey()) })
+}
+
+// TestNative pushes the toolstack's own file.
+func TestNative(t *testing.T) {
+	const path = "../../../observer/bugtool/testdata/native.ndjson.zst"
+	want := map[string]zipkin.Span{}
+	qt.Assert(t, qt.IsNil(zipkin.ReadPath(path, func(s zipkin.Span) { want[s.ID] = s })))
+	qt.Assert(t, qt.IsTrue(len(want) > 100))
+	s := newSink(t, false)
+	got := map[string]zipkin.Span{}
+	s.answer = func(w http.ResponseWriter, r *http.Request, body []byte) bool {
+		spans, err := zipkin.Parse(body)
+		qt.Check(t, qt.IsNil(err))
+		for _, sp := range spans {
+			got[sp.ID] = sp
+		}
+		return true
+	}
+	sum, err := push(t, context.Background(), path, Options{URL: s.url()})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.DeepEquals(got, want))
+	n := 0
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var m coltrace.ExportTraceServiceRequest
+		qt.Check(t, qt.IsNil(proto.Unmarshal(unzip(t, r), &m)))
+		for _, rs := range m.GetResourceSpans() {
+			for _, ss := range rs.GetScopeSpans() {
+				n += len(ss.GetSpans())
+			}
+		}
+	}))
+	defer srv.Close()
+	again, err := push(t, context.Background(), path, Options{URL: "otlp+" + srv.URL})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(n, sum.Spans))
+	qt.Check(t, qt.Equals(again.Spans, sum.Spans))
+	t.Logf("%d spans, %d bytes", sum.Spans, sum.Bytes)
 }
 
 func TestBadURL(t *testing.T) {
