@@ -176,6 +176,9 @@ func (e *Exporter) signal() {
 	}
 }
 
+// maxScratch bounds what an Exporter keeps between two batches.
+const maxScratch = 64 << 10
+
 // maxBody bounds the body of one request, before compression.
 const maxBody = 4 << 20
 
@@ -200,7 +203,7 @@ func (e *Exporter) Export(_ context.Context, batch []*export.Record) error {
 	if spill {
 		e.spill()
 	}
-	if cap(e.body) > maxBody {
+	if cap(e.body) > maxScratch {
 		e.body = nil
 	}
 	return nil

@@ -32,8 +32,10 @@ func (*Encoder) ContentType() string { return "application/json" }
 // refuses is left out.
 func (e *Encoder) Encode(dst []byte, batch []*export.Record) (body []byte, lost int, err error) {
 	e.spans = e.spans[:0]
+	var s *snapshot
 	for _, r := range batch {
-		e.spans = append(e.spans, newSnapshot(r))
+		s = newSnapshot(r, s)
+		e.spans = append(e.spans, s)
 	}
 	defer func() { clear(e.spans) }()
 	start := len(dst)

@@ -19,11 +19,14 @@ type snapshot struct {
 	sdktrace.ReadOnlySpan
 	rec      *export.Record
 	tags     []attribute.KeyValue
-	resource *resource.Resource
+	service  string
+	resource *resource.Resource // of service
 	status   sdktrace.Status
 }
 
-func newSnapshot(r *export.Record) *snapshot {
+// newSnapshot returns the snapshot of r. before is that of another record, whose
+// resource it shares if that is the same; it may be nil.
+func newSnapshot(r *export.Record, before *snapshot) *snapshot {
 	s := &snapshot{rec: r, resource: resource.Empty()}
 	s.tags = r.AppendTags(make([]attribute.KeyValue, 0, len(r.Attributes)+len(r.Span.Attributes)+8))
 	kept := s.tags[:0]
@@ -32,7 +35,12 @@ func newSnapshot(r *export.Record) *snapshot {
 		case t.Key == export.KeyServiceName:
 			// The exporter takes it from the resource, as the span's service and
 			// as a tag.
-			s.resource = resource.NewSchemaless(t.Key.String(shield(t.Value.AsString())))
+			s.service = t.Value.AsString()
+			if before != nil && before.service == s.service && s.service != "" {
+				s.resource = before.resource
+			} else {
+				s.resource = resource.NewSchemaless(t.Key.String(shield(s.service)))
+			}
 		case t.Key == export.KeyError && r.Span.Error != "":
 			// The exporter writes the description as the tag error.
 			s.status = sdktrace.Status{Code: codes.Error, Description: t.Value.AsString()}
