@@ -141,6 +141,46 @@ func TestPoolForwards(t *testing.T) {
 	}
 }
 
+func TestPoolCommandLine(t *testing.T) {
+	p := startPool(t, testenv.PoolOptions{Options: testenv.Options{VMs: 2, Background: true}})
+	ctx := timeout(t, 60*time.Second)
+	c := client.Unix(p.Member.XapiSocket(), client.Options{Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+	for i, v := range p.VMs() {
+		out, err := c.Xe(ctx, "vm-start", "uuid="+v.UUID)
+		qt.Assert(t, qt.IsNil(err), qt.Commentf("%d: %s", i, out))
+	}
+	_, err := c.Xe(ctx, "vm-start", "uuid="+p.VMs()[0].UUID)
+	qt.Check(t, qt.ErrorIs(err, client.ErrCommand))
+	out, err := c.Xe(ctx, "vm-list")
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(strings.Count(out, "running"), 2), qt.Commentf("%s", out))
+	time.Sleep(1500 * time.Millisecond) // for the member to look after itself
+
+	l, err := p.Truth()
+	qt.Assert(t, qt.IsNil(err))
+	// Both commands are the coordinator's: one VM runs here, the other comes back.
+	var got []string
+	for _, e := range l.Find(truth.Operation, "VM_start") {
+		got = append(got, ancestors(l, e))
+	}
+	const began = "member api xe vm-start / member client POST /cli / coordinator api xe vm-start / "
+	rest := "coordinator send send org.xen.xapi.xenops.classic VM.start / coordinator rpc VM.start / coordinator operation VM_start"
+	qt.Check(t, qt.DeepEquals(got, []string{
+		began + rest,
+		began + "coordinator client VM.start / member api VM.start / " + strings.ReplaceAll(rest, "coordinator", "member"),
+	}))
+	for _, e := range l.Find(truth.API, "xe vm-start") {
+		qt.Check(t, qt.Equals(e.Traceparent != "", e.Host == "member"))
+	}
+	for _, name := range []string{"session.slave_login", "event.from", "session.logout"} {
+		calls := l.Find(truth.Client, name)
+		qt.Assert(t, qt.Not(qt.HasLen(calls, 0)), qt.Commentf("%s", name))
+		qt.Check(t, qt.IsTrue(calls[0].Background))
+		qt.Check(t, qt.HasLen(l.Children(calls[0].ID), 1), qt.Commentf("%s", name))
+		qt.Check(t, qt.Equals(calls[0].Err, ""), qt.Commentf("%s", name))
+	}
+}
+
 // exchange is what one process does on the first connection on which it writes
 // what matches, from there to the end of the answer: what it wrote, and the sizes
 // that it asked for while reading.

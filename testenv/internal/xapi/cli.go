@@ -29,6 +29,10 @@ func (c *conn) cli(s *node.Span, r *request) {
 		c.refuse(s, 400, "Bad Request")
 		return
 	}
+	session := ""
+	if id, ok := strings.CutPrefix(lines[0], "session_id="); ok && len(lines) > 1 { // of the member that forwards it
+		session, lines = id, lines[1:]
+	}
 	cmd, args := lines[0], map[string]string{}
 	var shown []string
 	for _, l := range lines[1:] {
@@ -48,10 +52,22 @@ func (c *conn) cli(s *node.Span, r *request) {
 	t.Tag = "post_cli"
 	own := t.NewSpan(c.in)
 	t.Log(node.Debug, "cli", "xe %s %s", cmd, strings.Join(shown, " "))
-	session := c.x.login("cli")
+	if session == "" {
+		var f *failure
+		if session, f = c.x.newSession(t); f != nil {
+			s.Err = f.code
+			return
+		}
+		defer c.x.endSession(t, session)
+	}
 	c.names()
+	if !c.x.pool.coordinates() {
+		if err := c.forwardCLI(lines, session); err != nil {
+			s.Err = err.Error()
+		}
+		return
+	}
 	out, f := c.command(cmd, args, own)
-	c.x.logout(session)
 	if f != nil {
 		s.Err = f.code
 		out = "The server failed to handle your request, due to an internal error. " + f.code + "\n" + strings.Join(f.params, "\n") + "\n"
@@ -75,26 +91,31 @@ func (c *conn) cli(s *node.Span, r *request) {
 	}
 }
 
+// hello exchanges names and versions with a client.
+func (c *conn) hello() bool { return hello(c.fd, true) }
+
 // hello exchanges names and versions, read as the marshalling library reads: a
-// number is 4 bytes, then nothing more is asked for.
-func (c *conn) hello() bool {
-	both := append([]byte(cliMagic), 0, 0, 0, 0, 2, 0, 0, 0)
-	if sys.Write(c.fd, both) != nil {
+// number is 4 bytes, then nothing more is asked for. The server speaks first.
+func hello(fd int, server bool) bool {
+	say := func() bool {
+		return sys.Write(fd, append([]byte(cliMagic), 0, 0, 0, 0, 2, 0, 0, 0)) == nil
+	}
+	if server && !say() {
 		return false
 	}
 	got := make([]byte, len(cliMagic))
-	if sys.ReadFull(c.fd, got) != nil || string(got) != cliMagic {
+	if sys.ReadFull(fd, got) != nil || string(got) != cliMagic {
 		return false
 	}
 	none := got[:0]
 	for range 2 {
-		_, _ = sys.Read(c.fd, none)
-		if sys.ReadFull(c.fd, got[:4]) != nil {
+		_, _ = sys.Read(fd, none)
+		if sys.ReadFull(fd, got[:4]) != nil {
 			return false
 		}
 	}
-	_, _ = sys.Read(c.fd, none)
-	return true
+	_, _ = sys.Read(fd, none)
+	return server || say()
 }
 
 // command is one of xe's commands.

@@ -94,6 +94,9 @@ func (c *conn) dispatch(s *node.Span, r *request, cl *call) (any, *failure) {
 	if method == "session.slave_login" {
 		return c.hostLogin(s, session, str(cl.params, 1))
 	}
+	if strings.HasPrefix(method, "session.login") && c.l.tcp && !x.pool.coordinates() {
+		return nil, fail("HOST_IS_SLAVE", x.pool.Hosts[0].Address)
+	}
 	if strings.HasPrefix(method, "session.login") {
 		c.names()
 		c.names()
@@ -155,10 +158,6 @@ func (c *conn) login(s *node.Span, r *request, originator string) (any, *failure
 	t.Tag = old
 	return session, nil
 }
-
-func (x *xapi) login(originator string) string { return x.db.addSession() }
-
-func (x *xapi) logout(session string) { x.db.removeSession(session) }
 
 // async starts the work's thread and answers with the task.
 func (c *conn) async(method string, params []any, ref, session string) (any, *failure) {

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/xenserver/dtagent/testenv/config"
 	"github.com/xenserver/dtagent/testenv/internal/node"
@@ -251,6 +254,91 @@ func (c *call) passed(a answered) string {
 		return `{"result":null,"error":` + string(a.Error) + `,"id":` + c.id + `}`
 	}
 	return `{"result":` + string(a.Result) + `,"error":null,"id":` + c.id + `}`
+}
+
+// forwardCLI gives the coordinator an xe command that came over a member's unix
+// socket, without its trace context, and carries what the two sides say. The
+// stunnel is for this alone.
+func (c *conn) forwardCLI(lines []string, session string) error {
+	t, p := c.t, c.x.pool
+	tn, err := openTunnel(t, p.Hosts[0].Address, p.tunnels.number())
+	if err != nil {
+		return err
+	}
+	defer tn.disconnect()
+	t.Log(node.Debug, "xmlrpc_client", "stunnel pid: %d (not cached) connected to %s:%d", tn.child.PID, tn.host, config.HTTPSPort)
+	body := strings.Join(append([]string{"session_id=" + session}, lines...), "\r\n")
+	s := t.Begin(truth.Client, "POST /cli")
+	defer s.End()
+	tn.sent++
+	head := fmt.Sprintf("POST /cli HTTP/1.0\r\ncontent-length: %d\r\nuser-agent: xapi/2.21\r\nconnection: keep-alive\r\n\r\n", len(body))
+	if err := sys.Write(tn.fd, []byte(head+body)); err != nil {
+		return err
+	}
+	if !hello(tn.fd, false) {
+		return errClosed
+	}
+	err = carry(c.fd, tn.fd)
+	if key, ok := tn.key(); ok {
+		s.Keys = append(s.Keys, key)
+	}
+	return err
+}
+
+// carry passes on what comes from either side until both have ended (unixext.ml,
+// proxy).
+func carry(a, b int) error {
+	buf := make([]byte, sys.Piece)
+	sides := []unix.PollFd{{Fd: int32(a), Events: unix.POLLIN}, {Fd: int32(b), Events: unix.POLLIN}}
+	for open := 2; open > 0; {
+		if _, err := unix.Poll(sides, -1); err != nil && err != unix.EINTR {
+			return fmt.Errorf("poll: %w", err)
+		}
+		for i := range sides {
+			if sides[i].Revents == 0 || sides[i].Fd < 0 {
+				continue
+			}
+			other := []int{b, a}[i]
+			n, err := sys.Read(int(sides[i].Fd), buf)
+			if err == nil {
+				err = sys.Write(other, buf[:n])
+			}
+			if err != nil { // an end is an end
+				_ = unix.Shutdown(other, unix.SHUT_WR)
+				sides[i].Fd = -1
+				open--
+			}
+		}
+	}
+	return nil
+}
+
+// ownCalls is what a member does when nobody asks: event loops that log in at the
+// coordinator, look, and log out.
+func (x *xapi) ownCalls(label string, every time.Duration) func(t *node.Thread) {
+	return func(t *node.Thread) {
+		t.Background = true
+		tag := label + " " + newRef("D")
+		subtask := "subtask-of: DummyRef:|" + uuid() + "|" + label + "\r\n"
+		master := x.pool.Hosts[0].Address
+		for {
+			sys.Sleep(every)
+			t.Tag = tag
+			own := t.NewSpan(node.Context{})
+			got, f := x.ask(t, master, "session.slave_login", quoted(x.db.hostRef, x.pool.Secret), subtask, trace(own))
+			if f != nil {
+				t.Log(node.Error, "xapi_event", "session.slave_login: %s", f.code)
+				continue
+			}
+			session := text(got)
+			if _, f := x.ask(t, master, "event.from", quoted(session)+`,["pool"],"",0.05`, subtask, trace(own)); f != nil {
+				t.Log(node.Error, "xapi_event", "event.from: %s", f.code)
+			}
+			if _, f := x.ask(t, master, "session.logout", quoted(session), subtask, trace(own)); f != nil {
+				t.Log(node.Error, "xapi_event", "session.logout: %s", f.code)
+			}
+		}
+	}
 }
 
 // residentOn tells the coordinator that v runs here now, in the session in which the

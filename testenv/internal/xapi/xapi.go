@@ -53,7 +53,10 @@ func Run(p *node.Proc) (uint16, error) {
 	if err := mswitch.Listen(p, pluginQueue, x.plugin); err != nil {
 		return 0, err
 	}
-	if p.Setup.Options.Background {
+	if p.Setup.Options.Background && !x.pool.coordinates() {
+		p.Go("", x.ownCalls("watching networks for NBD-related changes", 5*time.Second))
+		p.Go("", x.ownCalls("xapi events", time.Second))
+	} else if p.Setup.Options.Background {
 		p.Go("", x.chatter("watching networks for NBD-related changes", 5*time.Second))
 		p.Go("", x.chatter("xapi events", time.Second))
 	}
