@@ -69,16 +69,16 @@ func parseName(name string) *frame {
 	return f
 }
 
-// lockDir opens and locks a directory that exists.
-func lockDir(path string) (*os.File, error) {
+// lockDir opens and locks a directory that exists. It waits, if it may, for as
+// long as Leftovers takes to look at one.
+func lockDir(path string, mayWait bool) (*os.File, error) {
 	d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
-	// Leftovers has it for a moment.
 	for try := 0; ; try++ {
 		err = unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err != unix.EWOULDBLOCK || try == 20 {
+		if err != unix.EWOULDBLOCK || !mayWait || try == 20 {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -108,7 +108,7 @@ func openDir(path string, m meta) (*os.File, error) {
 	for try := 0; ; try++ {
 		err := os.MkdirAll(path, 0o700)
 		if err == nil {
-			lock, err = lockDir(path)
+			lock, err = lockDir(path, true)
 		}
 		if err == nil {
 			break

@@ -101,6 +101,7 @@ type Exporter struct {
 	cancel context.CancelFunc // ends the sender
 
 	body []byte // scratch of Export
+	size int    // of the last body
 
 	mu        sync.Mutex
 	idle      *sync.Cond // signalled when frames go and when a delivery ends
@@ -211,8 +212,11 @@ func (e *Exporter) Export(_ context.Context, batch []*export.Record) error {
 
 // take encodes records, in frames that each fit into a request, and holds them.
 func (e *Exporter) take(batch []*export.Record) {
+	if e.body == nil {
+		e.body = make([]byte, 0, e.size)
+	}
 	body, lost, err := e.o.Encoder.Encode(e.body[:0], batch)
-	e.body = body
+	e.body, e.size = body, len(body)
 	switch {
 	case err == nil && lost < len(batch) && len(body) > maxBody && len(batch) > 1:
 		half := len(batch) / 2

@@ -122,7 +122,7 @@ func Leftovers(parent string) ([]Leftover, error) {
 }
 
 func leftover(path string) (l Leftover, err error) {
-	lock, err := lockDir(path)
+	lock, err := lockDir(path, false)
 	if err != nil {
 		return l, ignoreAbsent(err)
 	}
@@ -142,7 +142,7 @@ func leftover(path string) (l Leftover, err error) {
 
 // Remove deletes the queue with all spans in it.
 func (l Leftover) Remove() error {
-	lock, err := lockDir(l.Dir)
+	lock, err := lockDir(l.Dir, false)
 	if err != nil {
 		return ignoreAbsent(err)
 	}
