@@ -33,6 +33,7 @@ type Pool struct {
 	dir    string
 	ownDir bool
 	net    *network
+	secret string
 }
 
 // addresses of the two hosts, in namespaces of their own.
@@ -68,6 +69,7 @@ func (p *Pool) start(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	shared := newPool(o.WithDefaults().VMs)
+	p.secret = shared.Secret
 	o.Port, o.TLSPort = config.HTTPPort, config.HTTPSPort
 	for i, d := range []**Dom0{&p.Coordinator, &p.Member} {
 		own := shared
@@ -112,6 +114,9 @@ func (p *Pool) Hosts() []*Dom0 { return []*Dom0{p.Coordinator, p.Member} }
 
 // VMs gives the guests of the pool, all halted at the start.
 func (p *Pool) VMs() []VM { return p.Coordinator.VMs() }
+
+// Secret is what the hosts know each other by.
+func (p *Pool) Secret() string { return p.secret }
 
 // Set turns the knobs of both hosts.
 func (p *Pool) Set(k Knobs) error {

@@ -95,6 +95,7 @@ func (l *poolLab) observe() {
 // forwardedCall is one VM.start that the coordinator has the member do.
 type forwardedCall struct {
 	name   string
+	at     *testenv.Dom0 // whose socket the caller uses
 	method string
 	began  int64
 	id     string // trace id of the caller
@@ -102,12 +103,13 @@ type forwardedCall struct {
 	native bool
 }
 
-// TestPoolTree starts VMs that are at home on the member, at the coordinator, in
-// every way in which callers do: the spans of both hosts' files make one tree for
-// each call, with the parents that the ground truth has and nobody else's
+// TestPoolTree starts VMs that are at home on the member in every way in which
+// callers do: at the coordinator, which has the member do it, and at the member,
+// which asks the coordinator first. The spans of both hosts' files make one tree
+// for each call, with the parents that the ground truth has and nobody else's
 // spans, although the clocks of the hosts are seconds apart.
 func TestPoolTree(t *testing.T) {
-	l := newPoolLab(t, testenv.Options{VMs: 28})
+	l := newPoolLab(t, testenv.Options{VMs: 34})
 	ctx := context.Background()
 	login := client.Unix(l.pool.Coordinator.XapiSocket(), client.Options{Shape: client.Node})
 	session, err := login.Login(ctx)
@@ -118,17 +120,30 @@ func TestPoolTree(t *testing.T) {
 	vm := 1 // every other one is at home on the member
 	for _, native := range []config.Native{config.NativeOff, config.NativeOn} {
 		qt.Assert(t, qt.IsNil(l.pool.Set(testenv.Knobs{Native: native, LogTrace: true})))
-		for _, method := range []string{"VM.start", "Async.VM.start"} {
-			for _, flags := range []string{"", "00", "01"} {
-				c := forwardedCall{name: fmt.Sprintf("%s, flags %q, native %d", method, flags, native), method: method, began: ktime(t), native: native != config.NativeOff}
+		for _, way := range []struct {
+			at     *testenv.Dom0
+			method string
+			flags  []string
+		}{
+			{l.pool.Coordinator, "VM.start", []string{"", "00", "01"}},
+			{l.pool.Coordinator, "Async.VM.start", []string{"", "00", "01"}},
+			// A member passes on nothing that tells calls without a context apart.
+			{l.pool.Member, "VM.start", []string{"01"}},
+			{l.pool.Member, "Async.VM.start", []string{"00"}},
+		} {
+			for _, flags := range way.flags {
+				c := forwardedCall{
+					name: fmt.Sprintf("%s at the %s, flags %q, native %d", way.method, way.at.HostName(), flags, native),
+					at:   way.at, method: way.method, began: ktime(t), native: native != config.NativeOff,
+				}
 				o := client.Options{Shape: client.Shape(vm / 2 % 2)}
 				if flags != "" {
 					c.id, c.parent = fmt.Sprintf("%032x", 0x9001000+vm), fmt.Sprintf("%016x", 0x9002000+vm)
 					o.Traceparent = "00-" + c.id + "-" + c.parent + "-" + flags
 				}
-				got, err := client.Unix(l.pool.Coordinator.XapiSocket(), o).Call(ctx, method, session, l.pool.VMs()[vm].Ref, false, false)
+				got, err := client.Unix(way.at.XapiSocket(), o).Call(ctx, way.method, session, l.pool.VMs()[vm].Ref, false, false)
 				qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", c.name))
-				if method == "Async.VM.start" {
+				if way.method == "Async.VM.start" {
 					l.task(session, fmt.Sprint(got))
 				}
 				calls = append(calls, c)
@@ -140,7 +155,12 @@ func TestPoolTree(t *testing.T) {
 	var spans []zipkin.Span
 	for _, a := range l.agents {
 		qt.Assert(t, qt.IsNil(a.Settled(ctx, 20*time.Second)))
-		qt.Assert(t, qt.IsNil(zipkin.ReadPath(a.SpansDir(), func(s zipkin.Span) { spans = append(spans, s) })))
+		qt.Assert(t, qt.IsNil(zipkin.ReadPath(a.SpansDir(), func(s zipkin.Span) {
+			spans = append(spans, s)
+			for _, v := range s.Tags {
+				qt.Check(t, qt.IsFalse(strings.Contains(v, session) || strings.Contains(v, l.pool.Secret())), qt.Commentf("a secret in %s", s.Name))
+			}
+		})))
 	}
 	traces := tree.Build(spans)
 	log, err := l.pool.Truth()
@@ -175,7 +195,7 @@ func compareForwarded(t *testing.T, call forwardedCall, log *truth.Log, traces [
 	c := &comparison{t: t, truth: log, offset: wallOffset(t), ahead: map[string]time.Duration{"member": ahead}}
 	var entry *truth.Entry
 	for _, e := range log.Find(truth.API, call.method) {
-		if e.Host == "coordinator" && e.Start >= call.began {
+		if e.Host == call.at.HostName() && e.Start >= call.began {
 			entry = &e
 			break
 		}
@@ -185,7 +205,7 @@ func compareForwarded(t *testing.T, call forwardedCall, log *truth.Log, traces [
 	var of *tree.Trace
 	for _, tr := range traces {
 		for _, n := range tr.Roots {
-			off := time.Duration(n.Timestamp)*time.Microsecond - time.Duration(entry.Start+c.offset)
+			off := time.Duration(n.Timestamp)*time.Microsecond - time.Duration(entry.Start+c.offset) - c.ahead[entry.Host]
 			if n.Name == call.method && n.Kind == "SERVER" && n.Tags["process.pid"] == fmt.Sprint(entry.TGID) && off.Abs() < 50*time.Millisecond {
 				qt.Assert(t, qt.IsNil(root), qt.Commentf("two spans of %s at the same time", call.method))
 				root, of = n, tr
@@ -214,20 +234,28 @@ func compareForwarded(t *testing.T, call forwardedCall, log *truth.Log, traces [
 	})
 	qt.Check(t, qt.DeepEquals(hosts, map[string]bool{"coordinator": true, "member": true}))
 
-	// The member's call hangs under the call that the coordinator made to it.
-	found := false
+	// What one host was asked hangs under the call that the other made to it. The
+	// clocks in the files differ.
+	hops := map[string]int{}
 	of.All(func(n *tree.Node) {
 		for _, child := range n.Children {
-			if n.Kind == "CLIENT" && n.Tags["xs.host.name"] == "coordinator" && child.Tags["xs.host.name"] == "member" {
-				found = true
-				qt.Check(t, qt.Equals(child.ParentID, n.ID))
-				qt.Check(t, qt.Equals(child.Kind, "SERVER"))
-				raw := time.Duration(child.Timestamp+child.Skew-n.Timestamp) * time.Microsecond
-				qt.Check(t, qt.IsTrue(raw > ahead-time.Second && raw < ahead+time.Second), qt.Commentf("%v", raw))
+			from, to := n.Tags["xs.host.name"], child.Tags["xs.host.name"]
+			if from == to {
+				continue
 			}
+			hops[from+" to "+to]++
+			qt.Check(t, qt.Equals(child.ParentID, n.ID))
+			qt.Check(t, qt.Equals(n.Kind, "CLIENT"))
+			qt.Check(t, qt.Equals(child.Kind, "SERVER"))
+			differ := time.Duration(child.Timestamp+child.Skew-n.Timestamp-n.Skew)*time.Microsecond - c.ahead[to] + c.ahead[from]
+			qt.Check(t, qt.IsTrue(differ.Abs() < time.Second), qt.Commentf("%v", differ))
 		}
 	})
-	qt.Check(t, qt.IsTrue(found))
+	want := map[string]int{"coordinator to member": 1, "member to coordinator": 1} // back: where the VM runs now
+	if call.at.HostName() == "member" {
+		want["member to coordinator"]++
+	}
+	qt.Check(t, qt.DeepEquals(hops, want))
 }
 
 // noLosses asserts that an agent has lost no event.
