@@ -5,8 +5,10 @@ package testenv_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
@@ -159,7 +161,7 @@ func TestSource(t *testing.T) {
 		change()
 		f.sees(what, all(), hosts)
 	}
-	const long = 1500 * time.Millisecond
+	const long = 900 * time.Millisecond
 	fault("emergency mode", testenv.Knobs{Emergency: config.Emergency}, long)
 	for _, r := range []config.Reply{config.ReplyGarbage, config.ReplyHalf, config.ReplyError, config.ReplyNothing} {
 		for _, method := range []string{"event.from", "Observer.get_all_records", "*"} {
@@ -265,6 +267,15 @@ func TestSourceOnMember(t *testing.T) {
 		change("coordinator", p.Coordinator)
 		change(fmt.Sprintf("member, after a restart of host %d,", i), p.Member)
 	}
+	// Only its own host may log in at a member.
+	h := http.Client{Transport: &http.Transport{DialContext: p.Member.Dial}}
+	defer h.CloseIdleConnections()
+	resp, err := h.Post("http://"+p.Member.Addr().String()+"/jsonrpc", "application/json", strings.NewReader(`{"jsonrpc":"2.0","id":1,"method":"session.login_with_password","params":["root","","1.0","x"]}`))
+	qt.Assert(t, qt.IsNil(err))
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Matches(string(body), `{"jsonrpc":"2.0","error":{"code":1,"message":"HOST_IS_SLAVE","data":\["10[0-9.]*"\]},"id":1}`))
 	for i, f := range followers {
 		d := p.Hosts()[i]
 		qt.Check(t, qt.DeepEquals(f.state().Host, observer.Host{UUID: d.HostUUID(), Name: d.HostName(), PoolUUID: p.Coordinator.PoolUUID()}))

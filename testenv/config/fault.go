@@ -35,7 +35,7 @@ const (
 type Outage struct {
 	Signal  syscall.Signal `json:"signal,omitempty"`  // it is ended with; 0: SIGTERM
 	Gone    time.Duration  `json:"gone,omitempty"`    // how long there is no socket (ENOENT); 0: 100 ms; < 0: the old one stays, and nobody listens, until the new process removes it
-	Refused time.Duration  `json:"refused,omitempty"` // how long there is one on which nobody listens (ECONNREFUSED); 0: 100 ms; < 0: not at all
+	Refused time.Duration  `json:"refused,omitempty"` // how long there is one on which nobody listens (ECONNREFUSED); 0: 100 ms; < 0: not at all; at most 10 s
 }
 
 // WithDefaults returns o with the defaults of its zero values filled in.
