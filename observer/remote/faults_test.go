@@ -2,7 +2,10 @@ package remote
 
 import (
 	"bufio"
+	"bytes"
+	"compress/gzip"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -392,6 +395,65 @@ func TestRetryAfter(t *testing.T) {
 			qt.Assert(t, qt.IsNil(e.Close()))
 		})
 	}
+}
+
+// TestSlow: a receiver that is too slow for large requests gets smaller ones, and
+// larger ones again when it is fast.
+func TestSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		perSpan, largest := 40*time.Millisecond, 0
+		o := Options{Endpoint: "http://collector/", Encoder: &zipkin.Encoder{}, Ledger: &export.Ledger{}, Dir: filepath.Join(t.TempDir(), "q"),
+			Transport: roundTrip(func(body []byte, r *http.Request) (*http.Response, error) {
+				spans := readGzip(t, body)
+				mu.Lock()
+				need := time.Duration(spans) * perSpan
+				mu.Unlock()
+				select {
+				case <-time.After(need):
+				case <-r.Context().Done():
+					return nil, r.Context().Err()
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				largest = max(largest, spans)
+				return reply(202), nil
+			})}
+		e, err := Open(o)
+		qt.Assert(t, qt.IsNil(err))
+		for i := range 40 {
+			give(t, e, records(uint64(50*i+1), 50))
+		}
+		time.Sleep(time.Hour)
+		balanced(t, e)
+		qt.Check(t, qt.Equals(e.o.Ledger.Counters(), export.Counters{Produced: 2000, Sent: 2000}))
+		mu.Lock()
+		qt.Check(t, qt.IsTrue(50 <= largest && largest <= 375), qt.Commentf("%d", largest)) // in 15 s
+		perSpan = 0
+		mu.Unlock()
+		for i := range 40 {
+			give(t, e, records(uint64(50*i+1), 50))
+			time.Sleep(40 * time.Second)
+		}
+		for i := range 40 {
+			give(t, e, records(uint64(50*i+1), 50))
+		}
+		time.Sleep(time.Hour)
+		mu.Lock()
+		qt.Check(t, qt.Equals(largest, 2000))
+		mu.Unlock()
+		qt.Assert(t, qt.IsNil(e.Close()))
+	})
+}
+
+// readGzip returns how many spans a body has.
+func readGzip(t *testing.T, body []byte) int {
+	t.Helper()
+	z, err := gzip.NewReader(bytes.NewReader(body))
+	qt.Assert(t, qt.IsNil(err))
+	var spans []json.RawMessage
+	qt.Assert(t, qt.IsNil(json.NewDecoder(z).Decode(&spans)))
+	return len(spans)
 }
 
 // TestClockStep: a clock that was set back does not hold up what is found.
