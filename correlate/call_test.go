@@ -390,3 +390,23 @@ func TestCallOnBusyThread(t *testing.T) {
 	qt.Check(t, qt.HasLen(s.spans, 2))
 	qt.Check(t, qt.Equals(s.span("VM.a").Incomplete, endUnseen))
 }
+
+// A connection on which something else is spoken is given up after a while.
+func TestNoHTTP(t *testing.T) {
+	s := newScript(t)
+	squeezed := daemon{event.Squeezed, 300, "squeezed"}
+	s.open(squeezed, "xenstore", 5, event.Connected, "")
+	for range 4 * maxBad {
+		s.out(squeezed, "xenstore", 300, "\x02\x00\x00\x00\x00\x00\x00\x00memory/target\x00")
+		s.in(squeezed, "xenstore", 300, "\x02\x00\x00\x00\x00\x00\x00\x00524288")
+	}
+	qt.Check(t, qt.Equals(s.e.Stats().BadHeads, maxBad))
+	// One that began before the probe did comes back with the next request.
+	s.open(xapi, "late", 6, event.Seeded, "")
+	for range maxBad - 1 {
+		s.in(xapi, "late", 110, "the middle of a body\x00")
+	}
+	s.call("late", 110, "VM.start")
+	s.drain()
+	s.root("VM.start")
+}

@@ -43,6 +43,7 @@ type connState struct {
 	component event.Component
 	how       event.How
 	role      role
+	bad       uint8 // heads in turn that were none
 	rpc       bool // server: the request is a call of the API, whose reply is always HTTP
 	inside    bool // server: the request is one of another daemon
 	tunnel    bool // server: no longer HTTP, the call lasts until the socket closes
@@ -278,6 +279,7 @@ func (e *Engine) maybeDone(c *conn, s *side, ev *event.Event) {
 // head takes a complete message head.
 func (e *Engine) head(c *conn, s *side, ev *event.Event) {
 	h := s.reader.Head()
+	c.bad = 0
 	if c.role == unknownRole {
 		switch {
 		case ev.Dir == event.In && !h.Reply:
@@ -323,7 +325,15 @@ func (e *Engine) badHead(c *conn, ev *event.Event) {
 		}
 	}
 	e.stats.BadHeads++
+	if c.bad++; c.bad == maxBad {
+		e.dropBody(c)
+		c.role = clientRole // it is no HTTP: xenstore, a monitor of qemu, TLS, …
+	}
 }
+
+// maxBad is how many heads in turn may be bad before a connection is no longer
+// read. One whose beginning was not seen recovers much sooner.
+const maxBad = 64
 
 // keep keeps bytes of the body.
 func (e *Engine) keep(c *conn, p []byte, tail bool) {

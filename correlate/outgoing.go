@@ -55,6 +55,7 @@ func (e *Engine) startOutgoing(c *conn, ev *event.Event, h *wire.Head, first eve
 		return
 	}
 	c.hop = hopOf(h)
+	c.agent = fromAgent(h)
 	c.outgoing = outgoing{ev.TID, first}
 }
 
@@ -90,6 +91,9 @@ func (e *Engine) peekOutgoing(c *conn, b *body, whole bool) bool {
 		e.fix(a.tree.find(), p.context.TraceID)
 	}
 	e.calls(a, &call)
+	if parent == nil {
+		e.leaveOut(c, a, &call) // the call that is passed on may have been before the probe
+	}
 	if p.length >= 0 {
 		a.attrs = append(a.attrs, attribute.Int64("http.request.body.size", p.length))
 	}

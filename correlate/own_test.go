@@ -46,6 +46,18 @@ func TestOwnCalls(t *testing.T) {
 	qt.Check(t, qt.Equals(s.e.Stats().Spans, uint64(len(s.spans))))
 }
 
+// A call that is passed on is left out also where it was not seen to arrive.
+func TestOwnCallHalfSeen(t *testing.T) {
+	p := newPool(t)
+	r := request{method: "event.from", userAgent: "dtagent/1.0", framed: true}
+	p.call(p.member, p.coordinator, 110, r)
+	qt.Check(t, qt.HasLen(p.all(), 0))
+	qt.Check(t, qt.Equals(p.member.e.Stats().OwnCalls, 1))
+	r.userAgent = "Python-xmlrpc/3.11"
+	p.call(p.member, p.coordinator, 110, r)
+	qt.Check(t, qt.HasLen(p.all(), 2))
+}
+
 // Others are recorded, also those who call themselves so.
 func TestNotOwnCalls(t *testing.T) {
 	for _, r := range []request{
