@@ -44,9 +44,9 @@ type connState struct {
 	how       event.How
 	role      role
 	bad       uint8 // heads in turn that were none
-	rpc       bool // server: the request is a call of the API, whose reply is always HTTP
-	inside    bool // server: the request is one of another daemon
-	tunnel    bool // server: no longer HTTP, the call lasts until the socket closes
+	rpc       bool  // server: the request is a call of the API, whose reply is always HTTP
+	inside    bool  // server: the request is one of another daemon
+	tunnel    bool  // server: no longer HTTP, the call lasts until the socket closes
 	dir       event.Dir
 	listener  string
 	peer      netip.AddrPort
