@@ -97,11 +97,11 @@ func (rs *resources) snapshot(r *export.Record) *snapshot {
 	for _, t := range s.tags {
 		t = validTag(t)
 		if t.Key == export.KeyExceptionMessage && r.Span.Error != "" {
-			s.status.Description = t.Value.Emit()
+			s.status.Description = t.Value.String()
 		}
 		switch {
 		case t.Key == export.KeyScopeName:
-			s.scope = t.Value.Emit()
+			s.scope = t.Value.String()
 		case t.Key == export.KeyTraceState && t.Value.AsString() == r.Span.TraceState && stateErr == nil:
 			s.state = state // has a field of its own, unless an Edit was at it
 		case t.Key == export.KeyError && r.Span.Error != "": // is the status
@@ -109,9 +109,9 @@ func (rs *resources) snapshot(r *export.Record) *snapshot {
 			rs.tags = append(rs.tags, t)
 			switch t.Key {
 			case "xs.host.name":
-				hostName = t.Value.Emit()
+				hostName = t.Value.String()
 			case "xs.host.uuid":
-				hostID = t.Value.Emit()
+				hostID = t.Value.String()
 			}
 		default:
 			spanTags = append(spanTags, t)

@@ -58,7 +58,7 @@ func randomFaults(t *testing.T, seed uint64) {
 			return false
 		},
 		"302": func(w http.ResponseWriter, r *http.Request, ids []string) bool {
-			http.Redirect(w, r, "/login", 302)
+			http.Redirect(w, r, "/login", http.StatusFound)
 			return false
 		},
 		"odd ids are bad": func(w http.ResponseWriter, r *http.Request, ids []string) bool {
