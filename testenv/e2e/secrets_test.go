@@ -4,13 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"io/fs"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-quicktest/qt"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
 	"github.com/xenserver/dtagent/testenv"
@@ -19,10 +24,14 @@ import (
 
 // TestSecretsGoNowhere sends passwords, session references, pool secrets and
 // cookies of every form through the toolstack and looks for them in all that the
-// agent writes: files, log at its most verbose, status, trace stream.
+// agent writes: files, the queue on disk for a receiver that is down, log records,
+// metrics, its log at its most verbose, status, trace stream. The agent's own
+// session is one of the secrets.
 func TestSecretsGoNowhere(t *testing.T) {
-	l := newLab(t, testenv.Options{Knobs: testenv.Knobs{Verbose: true}}, "--log-level", "debug")
-	l.observe()
+	page := filepath.Join(t.TempDir(), "page.sock")
+	l := newXapiLab(t, testenv.Options{Knobs: testenv.Knobs{Verbose: true}}, "--log-level", "debug", "--metrics", "unix:"+page)
+	l.connected()
+	l.observe("endpoints=bugtool,http://user:CANARYpassword77@127.0.0.1:1/api/v2/spans", "attributes:dtagent.metrics=true", "attributes:dtagent.logs=true")
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	streamed := make(chan string, 1)
@@ -62,21 +71,38 @@ func TestSecretsGoNowhere(t *testing.T) {
 	_, err = l.dial("unix", client.Options{}).Call(ctx, "VM.get_record", "OpaqueRef:"+canary, "nonsense")
 	qt.Check(t, qt.IsTrue(err == nil || !strings.Contains(err.Error(), "EOF")))
 
-	l.traces()
+	time.Sleep(3 * time.Second) // longer than the engine holds a tree back; the dead endpoint never settles
+	l.wait("has written its files", func(s *control.Status) bool {
+		return s.Observers[0].Endpoints[0].Sent > 100 && s.Observers[0].Endpoints[0].Queued == 0
+	})
 	status, err := json.Marshal(l.status())
 	qt.Assert(t, qt.IsNil(err))
-	places := map[string][]byte{"status": status}
+	places := map[string][]byte{"status": status, "metrics": []byte(scrapeText(t, page))}
+	qt.Assert(t, qt.StringContains(string(places["metrics"]), "session.login_with_password"))
 	qt.Assert(t, qt.IsNil(l.agent.Stop()))
 	cancel()
 	places["trace stream"] = []byte(<-streamed)
 	qt.Assert(t, qt.StringContains(string(places["trace stream"]), "session.login_with_password"))
 	places["log"] = []byte(l.agent.Log())
+	unpack, err := zstd.NewReader(nil)
+	qt.Assert(t, qt.IsNil(err))
+	defer unpack.Close()
+	queued := 0
 	qt.Assert(t, qt.IsNil(filepath.WalkDir(l.dir, func(p string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() {
-			places[p], err = os.ReadFile(p)
+		switch {
+		case err != nil || !d.Type().IsRegular():
+			return err
+		case strings.HasPrefix(p, l.agent.ObserversDir()), filepath.Base(p) == "meta.json":
+			return nil // hold the endpoint as it was given, for their owner alone
+		}
+		places[p], err = os.ReadFile(p)
+		if err == nil && strings.HasSuffix(p, ".zst") {
+			queued++
+			places[p], err = unpack.DecodeAll(places[p], nil)
 		}
 		return err
 	})))
+	qt.Assert(t, qt.Not(qt.Equals(queued, 0)))
 	for where, b := range places {
 		for _, s := range secrets {
 			if i := bytes.Index(b, []byte(s)); i >= 0 {
@@ -84,5 +110,25 @@ func TestSecretsGoNowhere(t *testing.T) {
 			}
 		}
 	}
+	// Nobody else talks of sessions by their references to that socket.
+	if i := bytes.Index(places["log"], []byte("OpaqueRef:")); i >= 0 {
+		t.Errorf("the log holds a reference: …%s…", places["log"][max(0, i-200):i+20])
+	}
 	t.Logf("%d secrets in none of %d places", len(secrets), len(places))
+}
+
+// scrapeText reads the metrics page on a unix socket as it is.
+func scrapeText(t testing.TB, socket string) string {
+	t.Helper()
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}}
+	defer c.CloseIdleConnections()
+	resp, err := c.Get("http://dtagent/metrics")
+	qt.Assert(t, qt.IsNil(err))
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	qt.Assert(t, qt.IsNil(err))
+	return string(b)
 }

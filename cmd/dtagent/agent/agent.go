@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel"
+
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
 	"github.com/xenserver/dtagent/correlate"
@@ -67,6 +69,13 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	defer ln.Close()
+	var page net.Listener
+	if c.Metrics != "" {
+		if page, err = metrics.Listen(c.Metrics); err != nil {
+			return err
+		}
+		defer page.Close()
+	}
 	k, err := bpf.Open(bpf.Options{Legacy: c.Legacy, Log: c.Log.With("component", "bpf")})
 	if err != nil {
 		return fmt.Errorf("%w\n`dtagent check` says what this kernel and host allow", err)
@@ -77,6 +86,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { c.Log.Warn("OpenTelemetry SDK", "err", err) }))
 	debug.FreeOSMemory() // loading took several times what the agent lives on
 	a := &agent{
 		c: c, started: time.Now(), manager: m,
@@ -87,7 +97,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	a.server = control.NewServer(a.status, c.Log.With("component", "control"))
 	a.tier = k.Tier().String()
-	return a.run(ctx, ln)
+	return a.run(ctx, ln, page)
 }
 
 func smDirs(dir string) []string {
@@ -121,7 +131,7 @@ type agent struct {
 
 // run starts the parts in the order in which spans flow backwards, and stops
 // them in the order in which they flow, so that nothing in between is lost.
-func (a *agent) run(ctx context.Context, ln net.Listener) error {
+func (a *agent) run(ctx context.Context, ln, page net.Listener) error {
 	log := a.c.Log
 	var errs []error
 	var mu sync.Mutex
@@ -148,13 +158,8 @@ func (a *agent) run(ctx context.Context, ln net.Listener) error {
 	if a.xapi != nil {
 		watching.Go(func() { fail(a.xapi.Run(ctx, a.sources.applyXAPI)) })
 	}
-	if a.c.Metrics != "" {
-		stop, err := a.serveMetrics(fail)
-		if err != nil {
-			fail(err)
-		} else {
-			defer stop()
-		}
+	if page != nil {
+		serving.Go(func() { fail(a.metrics.Serve(ctx, page)) })
 	}
 
 	if err := notify("READY=1"); err != nil {

@@ -1,13 +1,9 @@
 package agent
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/xenserver/dtagent/observer"
 	"github.com/xenserver/dtagent/observer/metrics"
@@ -43,29 +39,4 @@ func (a *agent) observers() error {
 		a.xapi = xapi.New(xapi.Options{Socket: c.XAPISocket, StateFile: state, HostUUID: host.UUID, Version: c.Version, Log: log})
 	}
 	return nil
-}
-
-// serveMetrics answers scrapes until stop is called.
-func (a *agent) serveMetrics(fail func(error)) (stop func(), err error) {
-	ln, err := metrics.Listen(a.c.Metrics)
-	if err != nil {
-		return nil, err
-	}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", a.metrics.Handler())
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			fail(fmt.Errorf("metrics page: %w", err))
-		}
-	}()
-	return func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = srv.Shutdown(ctx) // a scrape that takes longer is cut
-		_ = srv.Close()
-		<-ended
-	}, nil
 }
