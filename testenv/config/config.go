@@ -64,6 +64,7 @@ type Options struct {
 	Workers int // per pool of xenopsd; 0: 4, as it is
 
 	Squeezed bool // squeezed runs, and xenopsd reserves memory with it
+	Sockets  bool // use-switch=false in the configurations of xenopsd and squeezed: they meet on squeezed's socket
 	RRDD     bool // xcp-rrdd runs, and xapi tells it of VMs that start
 	Networkd bool // xcp-networkd runs, and xapi has it make the bridges of VMs that start
 

@@ -262,3 +262,28 @@ func TestSocketDaemon(t *testing.T) {
 	qt.Check(t, qt.Equals(s.Tags["process.pid"], fmt.Sprint(entry.TGID)))
 	l.noLosses()
 }
+
+// TestSocketDaemonOfTask has xenopsd call squeezed on its socket: the task that the
+// calls name says whose they are.
+func TestSocketDaemonOfTask(t *testing.T) {
+	l := newLab(t, testenv.Options{Squeezed: true, Sockets: true})
+	l.observeOnly("xapi,xenopsd,squeezed", "xapi", "xenopsd", "squeezed")
+	_, id, _ := l.startVM(l.session(), 0)
+	l.traces()
+	byID, got := map[string]string{}, map[string]string{}
+	spans := l.spans()
+	for _, s := range spans {
+		byID[s.ID] = s.Name
+	}
+	for _, s := range spans {
+		if s.Service() == "squeezed" {
+			got[s.Name] = s.Kind + " under " + byID[s.ParentID] + " by " + s.Link()
+			qt.Check(t, qt.Equals(s.TraceID, id))
+			qt.Check(t, qt.Equals(s.Incomplete(), ""))
+			qt.Check(t, qt.Equals(s.Tags["network.local.address"], "/var/xapi/memory"))
+		}
+	}
+	under := "SERVER under VM.start by task"
+	qt.Check(t, qt.DeepEquals(got, map[string]string{"login": under, "reserve_memory_range": under, "transfer_reservation_to_domain": under}))
+	l.noLosses()
+}

@@ -58,6 +58,19 @@ func (p Params) DebugInfo() string {
 	return ""
 }
 
+// Rest are the parameters without a name, strings and numbers as they are.
+func (p Params) Rest() (out []string) {
+	for i := 0; ; i++ {
+		v, ok := p[strconv.Itoa(i)]
+		if !ok {
+			return out
+		}
+		text := string(v)
+		_ = json.Unmarshal(v, &text) // no string: its JSON
+		out = append(out, text)
+	}
+}
+
 // Handler answers one call: JSON, or a *Failure.
 type Handler func(t *node.Thread, method string, p Params) (string, error)
 

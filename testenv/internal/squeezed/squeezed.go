@@ -1,20 +1,25 @@
 //go:build linux
 
 // Package squeezed is squeezed as it looks from outside: a service on the message
-// switch whose parameters have no names.
+// switch, or on a socket of its own, whose parameters have no names.
 package squeezed
 
 import (
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"sync"
 
 	"github.com/xenserver/dtagent/testenv/internal/mswitch"
 	"github.com/xenserver/dtagent/testenv/internal/node"
+	"github.com/xenserver/dtagent/testenv/internal/socketrpc"
 )
 
-// Queue is where squeezed takes its orders.
-const Queue = "org.xen.xapi.memory"
+// Where squeezed takes its orders, with the message switch and without it.
+const (
+	Queue  = "org.xen.xapi.memory"
+	Socket = "/var/xapi/memory"
+)
 
 type daemon struct {
 	mu       sync.Mutex
@@ -27,45 +32,67 @@ type daemon struct {
 func Run(p *node.Proc) error {
 	d := &daemon{sessions: map[string]string{}, reserved: map[string]int64{}, domains: map[int64]string{}}
 	p.Go("", node.Tick)
-	return mswitch.Listen(p, Queue, d.call)
+	if p.Setup.Options.Sockets {
+		return socketrpc.Listen(p, Socket, func(t *node.Thread, method string, p socketrpc.Params) ([]string, error) {
+			return d.call(t, method, p.Rest)
+		})
+	}
+	return mswitch.Listen(p, Queue, func(t *node.Thread, method string, p mswitch.Params) (string, error) {
+		result, err := d.call(t, method, p.Rest())
+		switch {
+		case err != nil || len(result) == 0:
+			return "null", err
+		case len(result) == 1:
+			return mswitch.Quoted(result[0]), nil
+		}
+		return fmt.Sprintf("[%s,%s]", mswitch.Quoted(result[0]), result[1]), nil
+	})
 }
 
 // call is one RPC, on its own thread. Its first parameter is the log tag, and the
 // second, but for login, the session.
-func (d *daemon) call(t *node.Thread, method string, p mswitch.Params) (string, error) {
-	t.Tag = p.DebugInfo()
+func (d *daemon) call(t *node.Thread, method string, p []string) ([]string, error) {
+	p = append(p, "", "", "", "")
+	t.Tag = p[0]
+	number := func(i int) int64 {
+		n, err := strconv.ParseInt(p[i], 10, 64)
+		if err != nil {
+			return -1
+		}
+		return n
+	}
 	debug := func(format string, args ...any) { t.Log(node.Debug, "memory_server", format, args...) }
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if method == "login" {
 		id := uuid()
-		d.sessions[id] = p.String("1")
-		debug("login: service %s", p.String("1"))
-		return mswitch.Quoted(id), nil
+		d.sessions[id] = p[1]
+		debug("login: service %s", p[1])
+		return []string{id}, nil
 	}
-	if _, ok := d.sessions[p.String("1")]; !ok {
-		return "", &mswitch.Failure{Parts: []string{"Internal_error", "no such session"}}
+	if _, ok := d.sessions[p[1]]; !ok {
+		return nil, &mswitch.Failure{Parts: []string{"Internal_error", "no such session"}}
 	}
 	switch method {
 	case "reserve_memory_range":
-		low, high := p.Int("2"), p.Int("3")
+		low, high := number(2), number(3)
 		if low < 0 || high < low {
-			return "", &mswitch.Failure{Parts: []string{"Invalid_memory_value", fmt.Sprint(low)}}
+			return nil, &mswitch.Failure{Parts: []string{"Invalid_memory_value", fmt.Sprint(low)}}
 		}
 		id := uuid()
 		d.reserved[id] = high
 		debug("reserve_memory_range min=%d; max=%d", low, high)
-		return fmt.Sprintf("[%s,%d]", mswitch.Quoted(id), high), nil
+		return []string{id, p[3]}, nil
 	case "transfer_reservation_to_domain":
-		id := p.String("2")
+		id := p[2]
 		if _, ok := d.reserved[id]; !ok {
-			return "", &mswitch.Failure{Parts: []string{"Unknown_reservation", id}}
+			return nil, &mswitch.Failure{Parts: []string{"Unknown_reservation", id}}
 		}
-		d.domains[p.Int("3")] = id
-		debug("transfer_reservation_to_domain reservation_id=%s; domid=%d", id, p.Int("3"))
-		return "null", nil
+		d.domains[number(3)] = id
+		debug("transfer_reservation_to_domain reservation_id=%s; domid=%s", id, p[3])
+		return nil, nil
 	}
-	return "", &mswitch.Failure{Parts: []string{"Unknown_RPC", method}}
+	return nil, &mswitch.Failure{Parts: []string{"Unknown_RPC", method}}
 }
 
 func uuid() string {

@@ -115,7 +115,7 @@ func (x *xapi) change(w *work, root node.Context, c []json.RawMessage) {
 			w.debug("redo_log", "WriteField(VM, %s, power_state, %s, %s)", v.Ref, x.db.power(v), st.Power)
 			x.setPower(w.t, v, st.Power)
 			if st.Power == "Running" && len(st.Domids) > 0 && x.p.Setup.Options.RRDD {
-				if err := rrdd.Call("/opt/xensource/bin/xapi", "push_rrd_local", "vm_uuid", v.UUID, "domid", strconv.Itoa(st.Domids[0])); err != nil {
+				if err := rrdd.Push("/opt/xensource/bin/xapi", v.UUID, strconv.Itoa(st.Domids[0])); err != nil {
 					w.t.Log(node.Error, "xenops", "%v", err)
 				}
 			}
