@@ -92,6 +92,7 @@ type conn struct {
 	fresh    bool      // seeded, its KindOpen was not made yet
 	toSwitch bool      // the process talks to message-switch on it
 	ended    bool      // its end was reported
+	body     bool      // a header was read: a small piece that follows is not kept waiting
 	dir      event.Dir // of the bytes moved last, 0 before the first
 	told     event.Dir // of the last event
 	since    uint64    // bytes moved since the direction turned
@@ -283,7 +284,7 @@ func (k *Kernel) moved(at event.Time, c *conn, task Task, dir event.Dir, first e
 		c.toSwitch = true
 	}
 	if c.dir != dir {
-		c.dir, c.since = dir, 0
+		c.dir, c.since, c.body = dir, 0, false
 	}
 	before := c.since
 	c.since += uint64(n)
@@ -325,7 +326,15 @@ func (k *Kernel) gather(at event.Time, c *conn, task Task, first event.Time, n i
 	c.bufLen += n
 	c.run.add(task, first, at, n)
 	c.runDir = c.dir
-	if c.bufLen == runBytes || bytes.HasSuffix(c.buf[:c.bufLen], []byte("\r\n\r\n")) {
+	head := bytes.HasSuffix(c.buf[:c.bufLen], []byte("\r\n\r\n"))
+	switch {
+	case c.body:
+		c.body = false
+		k.flush(at, c)
+	case c.bufLen == runBytes:
+		k.flush(at, c)
+	case head:
+		c.body = c.dir == event.In
 		k.flush(at, c)
 	}
 }
