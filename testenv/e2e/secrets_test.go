@@ -92,8 +92,10 @@ func TestSecretsGoNowhere(t *testing.T) {
 		switch {
 		case err != nil || !d.Type().IsRegular():
 			return err
-		case strings.HasPrefix(p, l.agent.ObserversDir()), filepath.Base(p) == "meta.json":
-			return nil // hold the endpoint as it was given, for their owner alone
+		case strings.HasPrefix(p, l.agent.ObserversDir()), filepath.Base(p) == "queue.json":
+			info, err := d.Info() // it holds the endpoint as it was given, for its owner alone
+			qt.Check(t, qt.IsTrue(err == nil && info.Mode().Perm() == 0o600), qt.Commentf("%s", p))
+			return err
 		}
 		places[p], err = os.ReadFile(p)
 		if err == nil && strings.HasSuffix(p, ".zst") {
