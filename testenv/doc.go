@@ -11,6 +11,9 @@
 // ordered: it can be restarted or killed, forget sessions and events, be in
 // emergency mode, and answer late or nonsense.
 //
+// StartPool starts two of them, a coordinator and a member, each in a network
+// namespace of its own: they call each other as hosts of a pool do, over stunnel.
+//
 // It needs Linux with overlayfs, root (CAP_SYS_ADMIN: unshare, mount) and, to be
 // built, a C compiler: threads are made by pthread_create on the thread that the
 // real program would make them on. The agent never imports it.

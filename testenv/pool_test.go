@@ -181,6 +181,66 @@ func TestPoolCommandLine(t *testing.T) {
 	}
 }
 
+// TestPoolSurvivesRestarts restarts the toolstack of either host: connections
+// between them are broken, and made again.
+func TestPoolSurvivesRestarts(t *testing.T) {
+	p := startPool(t, testenv.PoolOptions{Options: testenv.Options{VMs: 6}})
+	ctx := timeout(t, 60*time.Second)
+	for i, restart := range []func() error{
+		func() error { return nil },
+		func() error { return p.Member.Restart(config.Toolstack, testenv.Outage{}) },
+		func() error { return p.Coordinator.Restart(config.Xapi, testenv.Outage{}) },
+	} {
+		qt.Assert(t, qt.IsNil(restart()))
+		c := client.Unix(p.Coordinator.XapiSocket(), client.Options{})
+		session, err := c.Login(ctx)
+		qt.Assert(t, qt.IsNil(err), qt.Commentf("%d", i))
+		call(t, ctx, c, false, "VM.start", session, p.VMs()[2*i+1].Ref, false, false)
+		m := client.Unix(p.Member.XapiSocket(), client.Options{})
+		if session, err = m.Login(ctx); err == nil {
+			_, err = m.Call(ctx, "VM.get_all", session)
+		}
+		qt.Assert(t, qt.IsNil(err), qt.Commentf("%d", i))
+	}
+}
+
+// TestPoolLeavesNothing looks for a process in the hosts' network namespaces after
+// the pool is closed: they are nobody's then, and gone.
+func TestPoolLeavesNothing(t *testing.T) {
+	p := startPool(t, testenv.PoolOptions{})
+	space := func(pid string) string {
+		s, _ := os.Readlink(filepath.Join("/proc", pid, "ns/net")) // it may have ended
+		return s
+	}
+	own := map[string]string{}
+	for _, d := range p.Hosts() {
+		s := space(fmt.Sprint(d.PID("xapi")))
+		qt.Assert(t, qt.Not(qt.Equals(s, "")))
+		qt.Assert(t, qt.Not(qt.Equals(s, space("self"))))
+		own[s] = d.HostName()
+	}
+	qt.Assert(t, qt.HasLen(own, 2))
+	in := func() []string {
+		var out []string
+		tasks, _ := filepath.Glob("/proc/[0-9]*/task/*/ns/net")
+		for _, name := range tasks {
+			if s, err := os.Readlink(name); err == nil && own[s] != "" {
+				out = append(out, own[s]+" "+name)
+			}
+		}
+		return out
+	}
+	qt.Assert(t, qt.Not(qt.HasLen(in(), 0)))
+	qt.Assert(t, qt.IsNil(p.Close()))
+	for range 100 { // stunnel ends by itself, when it has nobody left
+		if len(in()) == 0 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("left: %v", in())
+}
+
 // exchange is what one process does on the first connection on which it writes
 // what matches, from there to the end of the answer: what it wrote, and the sizes
 // that it asked for while reading.

@@ -41,6 +41,28 @@ func TestJoin(t *testing.T) {
 	qt.Assert(t, qt.HasLen(l.Find(truth.RPC, "M"), 1))
 }
 
+func TestReadOfSeveralHosts(t *testing.T) {
+	one, two := filepath.Join(t.TempDir(), "one"), filepath.Join(t.TempDir(), "two")
+	for _, dir := range []string{one, two} {
+		qt.Assert(t, qt.IsNil(os.Mkdir(dir, 0o755)))
+	}
+	a, err := truth.NewWriter(one, "xapi")
+	qt.Assert(t, qt.IsNil(err))
+	b, err := truth.NewWriter(two, "stunnel")
+	qt.Assert(t, qt.IsNil(err))
+	asked, served := a.ID(), b.ID()
+	a.Add(truth.Entry{ID: asked, Kind: truth.Client, Name: "M", Keys: []string{"tunnel:10.0.0.1 40000 3"}, Start: 1, End: 9})
+	b.Add(truth.Entry{ID: served, Kind: truth.API, Name: "M", ParentKey: "tunnel:10.0.0.1 40000 3", Start: 2, End: 8})
+	qt.Assert(t, qt.IsNil(a.Flush()))
+	qt.Assert(t, qt.IsNil(b.Flush()))
+	l, err := truth.Read(one, two)
+	qt.Assert(t, qt.IsNil(err))
+	path := l.Path(served)
+	qt.Assert(t, qt.HasLen(path, 2))
+	qt.Check(t, qt.Equals(path[0].Host, "one"))
+	qt.Check(t, qt.Equals(path[1].Host, "two"))
+}
+
 func TestReadRefusesHalfALine(t *testing.T) {
 	dir := t.TempDir()
 	qt.Assert(t, qt.IsNil(os.WriteFile(filepath.Join(dir, "x.truth"), []byte(`{"id":"x`), 0o644)))
