@@ -258,6 +258,53 @@ func compareForwarded(t *testing.T, call forwardedCall, log *truth.Log, traces [
 	qt.Check(t, qt.DeepEquals(hops, want))
 }
 
+// TestPoolObservers changes an Observer through the member: both hosts' agents
+// follow, each for its own host, also when all sessions have been lost meanwhile.
+func TestPoolObservers(t *testing.T) {
+	l := newPoolLab(t, testenv.Options{})
+	ctx := context.Background()
+	o, err := client.Unix(l.pool.Member.XapiSocket(), client.Options{Shape: client.Node}).Observers(ctx)
+	qt.Assert(t, qt.IsNil(err))
+	// follow waits until exactly the agents of those hosts watch the toolstack.
+	follow := func(what string, on map[*testenv.Dom0]bool) {
+		t.Helper()
+		began := time.Now()
+		for i, h := range l.pool.Hosts() {
+			err := l.agents[i].Wait(ctx, 10*time.Second, what, func(s *control.Status) bool {
+				return on[h] == (len(s.Components) > 0 && len(s.Targets) > 0) && on[h] == (len(s.Probes) > 0)
+			})
+			qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", h.HostName()))
+		}
+		t.Logf("%s: after %v", what, time.Since(began).Round(time.Millisecond))
+	}
+	both := map[*testenv.Dom0]bool{l.pool.Coordinator: true, l.pool.Member: true}
+	follow("nobody observes", nil)
+	ref, err := o.Create(ctx, client.Observer{Name: "both", Endpoints: []string{"bugtool"}, Enabled: true})
+	qt.Assert(t, qt.IsNil(err))
+	follow("both hosts are observed", both)
+	qt.Assert(t, qt.IsNil(o.SetHosts(ctx, ref, l.pool.Member.HostRef())))
+	follow("the member is observed", map[*testenv.Dom0]bool{l.pool.Member: true})
+	qt.Assert(t, qt.IsNil(o.SetHosts(ctx, ref, l.pool.Coordinator.HostRef())))
+	follow("the coordinator is observed", map[*testenv.Dom0]bool{l.pool.Coordinator: true})
+
+	qt.Assert(t, qt.IsNil(l.pool.Coordinator.ExpireSessions()))
+	_, err = o.All(ctx)
+	qt.Assert(t, qt.ErrorMatches(err, ".*SESSION_INVALID.*"))
+	if o, err = client.Unix(l.pool.Member.XapiSocket(), client.Options{Shape: client.Node}).Observers(ctx); err != nil {
+		t.Fatal(err)
+	}
+	qt.Assert(t, qt.IsNil(o.SetHosts(ctx, ref)))
+	follow("both hosts are observed again", both)
+	qt.Assert(t, qt.IsNil(o.SetEnabled(ctx, ref, false)))
+	follow("nobody observes any more", nil)
+	for i, h := range l.pool.Hosts() {
+		s, err := l.agents[i].Status(ctx)
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.HasLen(s.Observers, 1), qt.Commentf("%s", h.HostName()))
+		qt.Check(t, qt.Equals(s.Observers[0].NameLabel, "both"))
+	}
+}
+
 // noLosses asserts that an agent has lost no event.
 func noLosses(t testing.TB, name string, a *daemon.Daemon) {
 	t.Helper()
