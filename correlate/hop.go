@@ -113,20 +113,23 @@ func (e *Engine) received(c *conn, h *wire.Head) hop {
 }
 
 // joinHop hangs the call under the CLIENT span that its caller's host made for
-// it. The span that the traceparent names stays on it as an attribute: it is
-// XAPI's own or, when a member of the pool passed a client's request on, that of
-// the client, under which the member's call hangs. Who does not find the CLIENT
-// span, because nobody observes that host, finds the call's place by it.
+// it. The span under which it would hang without stays on it as an attribute: that
+// of the traceparent, which is XAPI's own or, when a member of the pool passed a
+// client's request on, that of the client; or that of its task on this host. Who
+// does not find the CLIENT span, because nobody observes that host, finds the
+// call's place by it.
 func (e *Engine) joinHop(p *hop, a *activity, method []byte) {
 	if !p.known {
 		return
 	}
 	p.known = false
 	id := e.hopSpan(&e.hopsIn, p, method)
+	if a.parentID.IsValid() {
+		a.attrs = append(a.attrs, e.spanID("dt.remote.span_id", a.parentID))
+	}
 	a.parentID, a.link = id, LinkTask
 	if p.context.IsValid() {
 		a.link = LinkTraceparent
-		a.attrs = append(a.attrs, e.spanID("dt.remote.span_id", p.context.SpanID))
 	}
 }
 

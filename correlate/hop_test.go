@@ -275,6 +275,24 @@ func TestPoolThereAndBack(t *testing.T) {
 	qt.Assert(t, qt.HasLen(spans, 5))
 	qt.Check(t, qt.Equals(oneTree(t, spans).Name, "VM.start"))
 	qt.Check(t, qt.Equals(s.span("VM.get_record").ParentID, p.member.span("VM.get_record").SpanID))
+	qt.Check(t, qt.Equals(attr(s.span("VM.get_record"), "dt.remote.span_id"), "")) // the task is not known here by another span
+}
+
+// A call whose task this host knows tells the task's span, too.
+func TestPoolTaskKnown(t *testing.T) {
+	p := newPool(t)
+	s := p.coordinator
+	s.accept("c", 18)
+	s.request("c", 110, "VM.start", "traceparent: "+caller)
+	s.log(xapi, 110, "VM.start "+taskID, "audit", "VM.start")
+	p.call(p.member, s, 110, request{method: "VM.get_record", headers: []string{"task-id: " + taskRef}})
+	s.reply("c", 110, success, "")
+	p.all()
+	sp := s.span("VM.get_record")
+	qt.Check(t, qt.Equals(sp.ParentID, p.member.span("VM.get_record").SpanID))
+	qt.Check(t, qt.Equals(sp.TraceID.String(), callerID))
+	qt.Check(t, qt.Equals(attr(sp, "dt.remote.span_id"), s.span("VM.start").SpanID.String()))
+	qt.Check(t, qt.Equals(sp.Tree, s.span("VM.start").Tree))
 }
 
 // A client's request that a member passes on as it is.
