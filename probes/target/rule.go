@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/probes/event"
@@ -103,14 +104,22 @@ func programOf(comm, exe, arg0 string) string {
 	return ""
 }
 
-// SMDirs are the places of SM scripts unless configured otherwise.
-var SMDirs = []string{"/opt/xensource/sm"}
+// SMDirs are the places of SM scripts unless configured otherwise, and smSuffix is
+// what their names end in: the paths that the table has as children of smapi.
+var SMDirs, smSuffix = func() (dirs []string, suffix []byte) {
+	for _, p := range event.SMAPI.Describe().Children {
+		dir, name := path.Split(p)
+		dirs = append(dirs, path.Clean(dir))
+		suffix = []byte(strings.TrimPrefix(name, "*"))
+	}
+	return dirs, suffix
+}()
 
 // IsSM tells whether the file at p is an SM script: a file of one of dirs with
-// a name that ends in SR. It does not allocate.
+// a name that ends as those of scripts do. It does not allocate.
 func IsSM(p []byte, dirs []string) bool {
 	i := bytes.LastIndexByte(p, '/')
-	if i < 0 || !bytes.HasSuffix(p[i+1:], []byte("SR")) {
+	if i < 0 || !bytes.HasSuffix(p[i+1:], smSuffix) {
 		return false
 	}
 	for _, d := range dirs {

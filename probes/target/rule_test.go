@@ -33,6 +33,12 @@ func TestRulesFollowTheTable(t *testing.T) {
 	qt.Check(t, qt.Equals(watchOf(event.WatchProcesses), bpf.WatchProcess))
 }
 
+func TestScriptsFollowTheTable(t *testing.T) {
+	qt.Check(t, qt.DeepEquals(SMDirs, []string{"/opt/xensource/sm"}))
+	qt.Check(t, qt.IsTrue(IsSM([]byte("/opt/xensource/sm/LVMSR"), SMDirs)))
+	qt.Check(t, qt.IsFalse(IsSM([]byte("/opt/xensource/sm/LVM"), SMDirs)))
+}
+
 func TestRunning(t *testing.T) {
 	f := fakeProc{t, t.TempDir()}
 	f.process(100, 1, 5000, "xapi", "/opt/xensource/bin/xapi", "")
