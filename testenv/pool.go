@@ -68,12 +68,15 @@ func (p *Pool) start(ctx context.Context, o Options) (err error) {
 	if p.net, err = newNetwork(addresses); err != nil {
 		return err
 	}
-	shared := newPool(o.WithDefaults().VMs)
+	shared, keys, err := newPool(o.WithDefaults().VMs)
+	if err != nil {
+		return err
+	}
 	p.secret = shared.Secret
 	o.Port, o.TLSPort = config.HTTPPort, config.HTTPSPort
 	for i, d := range []**Dom0{&p.Coordinator, &p.Member} {
 		own := shared
-		own.Self = i
+		own.Self, own.Key = i, keys[i]
 		h := o
 		h.Pool = &own
 		h.Dir = filepath.Join(p.dir, own.Hosts[i].Name)
@@ -90,16 +93,23 @@ func (p *Pool) start(ctx context.Context, o Options) (err error) {
 	return nil
 }
 
-// newPool makes up what the pool's database has of hosts and VMs.
-func newPool(vms int) config.Pool {
-	c := config.Pool{UUID: newUUID(), Ref: newRef(), Secret: newUUID() + "/" + newUUID() + "/" + newUUID()}
+// newPool makes up what the pool's database has of hosts and VMs, and the keys of
+// the hosts' certificates.
+func newPool(vms int) (c config.Pool, keys []string, err error) {
+	c = config.Pool{UUID: newUUID(), Ref: newRef(), Secret: newUUID() + "/" + newUUID() + "/" + newUUID()}
 	for i, name := range []string{"coordinator", "member"} {
-		c.Hosts = append(c.Hosts, config.Host{Ref: newRef(), UUID: newUUID(), Name: name, Address: addresses[i].Addr().String()})
+		h := config.Host{Ref: newRef(), UUID: newUUID(), Name: name, Address: addresses[i].Addr().String()}
+		cert, key, err := poolCertificate(h.UUID)
+		if err != nil {
+			return c, nil, err
+		}
+		h.Certificate = cert
+		c.Hosts, keys = append(c.Hosts, h), append(keys, key)
 	}
 	for i := range vms {
 		c.VMs = append(c.VMs, config.VM{Ref: newRef(), UUID: newUUID(), Name: fmt.Sprintf("vm-%d", i+1), Affinity: c.Hosts[i%2].Ref})
 	}
-	return c
+	return c, keys, nil
 }
 
 func newUUID() string {

@@ -241,6 +241,34 @@ func TestPoolLeavesNothing(t *testing.T) {
 	t.Errorf("left: %v", in())
 }
 
+// TestPoolChecksCertificates takes the member's certificate out of those that the
+// coordinator knows: the member is not talked to.
+func TestPoolChecksCertificates(t *testing.T) {
+	p := startPool(t, testenv.PoolOptions{Options: testenv.Options{VMs: 2}})
+	known := p.Coordinator.Path(config.PoolCertificates)
+	b, err := os.ReadFile(known)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.Equals(bytes.Count(b, []byte("BEGIN CERTIFICATE")), 2))
+	own, _, _ := bytes.Cut(b, []byte("-----END CERTIFICATE-----\n"))
+	qt.Assert(t, qt.IsNil(os.WriteFile(known, append(own, "-----END CERTIFICATE-----\n"...), 0o400)))
+
+	ctx := timeout(t, 60*time.Second)
+	c := client.Unix(p.Coordinator.XapiSocket(), client.Options{})
+	session, err := c.Login(ctx)
+	qt.Assert(t, qt.IsNil(err))
+	hasty, cancel := context.WithTimeout(ctx, 2*time.Second) // xapi tries for longer
+	defer cancel()
+	_, err = client.Unix(p.Coordinator.XapiSocket(), client.Options{}).Call(hasty, "VM.start", session, p.VMs()[1].Ref, false, false)
+	qt.Assert(t, qt.IsNotNil(err))
+	logs, err := filepath.Glob(filepath.Join(p.Coordinator.Dir(), "stunnel-*.log"))
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.HasLen(logs, 1))
+	said, err := os.ReadFile(logs[0])
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.StringContains(string(said), "certificate verify failed"))
+	call(t, ctx, c, false, "VM.start", session, p.VMs()[0].Ref, false, false) // the coordinator's own
+}
+
 // exchange is what one process does on the first connection on which it writes
 // what matches, from there to the end of the answer: what it wrote, and the sizes
 // that it asked for while reading.

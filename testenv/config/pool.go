@@ -5,6 +5,7 @@ type Pool struct {
 	UUID   string `json:"uuid"`
 	Ref    string `json:"ref"`
 	Secret string `json:"secret"` // that hosts know each other by
+	Key    string `json:"key"`    // of this host's certificate
 	Hosts  []Host `json:"hosts"`  // the coordinator is the first
 	Self   int    `json:"self"`   // which of Hosts this one is
 	VMs    []VM   `json:"vms"`
@@ -16,7 +17,16 @@ type Host struct {
 	UUID    string `json:"uuid"`
 	Name    string `json:"name"`
 	Address string `json:"address"`
+
+	Certificate string `json:"certificate"` // in the pool
 }
+
+// Where a host keeps its certificate for the pool, with its key, and those of all
+// hosts (certificates_sync.ml, stunnel.ml).
+const (
+	PoolCertificate  = "/etc/xensource/xapi-pool-tls.pem"
+	PoolCertificates = "/etc/stunnel/xapi-pool-ca-bundle.pem"
+)
 
 // Coordinator tells whether this host has the pool's database; a dom0 that is in no pool
 // has its own.

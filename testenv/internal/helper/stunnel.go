@@ -16,8 +16,13 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/xenserver/dtagent/testenv/config"
 	"github.com/xenserver/dtagent/testenv/internal/node"
 )
+
+// poolName is the name by which hosts of a pool ask each other for the certificate
+// that they have in the pool (stunnel.ml).
+const poolName = "pool"
 
 // Stunnel takes TLS connections and passes them on to xapi in plain, each led by a
 // PROXY line.
@@ -30,7 +35,16 @@ func Stunnel(p *node.Proc) error {
 	if p.Setup.Options.Pool != nil { // it has a network of its own
 		host = ""
 	}
-	l, err := tls.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(p.Setup.Options.TLSPort))), &tls.Config{Certificates: []tls.Certificate{cert}})
+	l, err := tls.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(p.Setup.Options.TLSPort))), &tls.Config{
+		Certificates: []tls.Certificate{cert},
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if hello.ServerName != poolName || p.Setup.Options.Pool == nil {
+				return nil, nil // that above
+			}
+			pool, err := tls.LoadX509KeyPair(config.PoolCertificate, config.PoolCertificate)
+			return &pool, err
+		},
+	})
 	if err != nil {
 		return err
 	}

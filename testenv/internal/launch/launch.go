@@ -60,6 +60,9 @@ func Run(options string) (failed error) {
 	if err := mount(binary, o.Dir, s.Host); err != nil {
 		return say(nil, err)
 	}
+	if err := certificates(o.Pool); err != nil {
+		return say(nil, err)
+	}
 	if err := showMachine(s.Root); err != nil {
 		return say(nil, err)
 	}

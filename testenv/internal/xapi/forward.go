@@ -261,7 +261,7 @@ func (c *call) passed(a answered) string {
 // stunnel is for this alone.
 func (c *conn) forwardCLI(lines []string, session string) error {
 	t, p := c.t, c.x.pool
-	tn, err := openTunnel(t, p.Hosts[0].Address, p.tunnels.number())
+	tn, err := openTunnel(t, p.Hosts[0].Address, p.tunnels.number(), "")
 	if err != nil {
 		return err
 	}

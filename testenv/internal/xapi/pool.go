@@ -83,7 +83,7 @@ func (x *xapi) place(method string, v *vm, params []any) (config.Host, *failure)
 // connect opens a member's connection to the coordinator's database. It is not one
 // of the cache: it stays with the database, under whose lock it is used.
 func (p *pool) connect(t *node.Thread) error {
-	tn, err := openTunnel(t, p.Hosts[0].Address, p.tunnels.number())
+	tn, err := openTunnel(t, p.Hosts[0].Address, p.tunnels.number(), poolConfig)
 	if err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func (c *tunnels) withTunnel(t *node.Thread, host string, f func(tn *tunnel) err
 	}
 	t.Log(node.Debug, "stunnel", "get_reusable_stunnel: stunnel cache is empty; creating a fresh connection to %s:%d", host, config.HTTPSPort)
 	for n := 1; n <= attempts; n++ {
-		tn, err := openTunnel(t, host, c.number())
+		tn, err := openTunnel(t, host, c.number(), poolConfig)
 		if err == nil {
 			if tn.alive(t) {
 				return c.use(t, tn, f)
@@ -130,9 +130,14 @@ func (c *tunnels) use(t *node.Thread, tn *tunnel, f func(tn *tunnel) error) erro
 	return err
 }
 
+// poolConfig has stunnel check that the host has the certificate that it has in the
+// pool; without it nothing is checked.
+const poolConfig = "\n# use SNI to request a specific cert. CAfile contains\n# public certs of all hosts in the pool and must contain\n# the cert of the server we connect to\n" +
+	"sni = pool\nCAfile=" + config.PoolCertificates + "\n\nverifyPeer=yes\n"
+
 // openTunnel starts a stunnel whose standard streams are one end of a socket pair, and
-// tells it where to connect.
-func openTunnel(t *node.Thread, host string, number int) (*tunnel, error) {
+// tells it where to connect and what to check.
+func openTunnel(t *node.Thread, host string, number int, check string) (*tunnel, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socketpair: %w", err)
@@ -144,8 +149,11 @@ func openTunnel(t *node.Thread, host string, number int) (*tunnel, error) {
 		return nil, fmt.Errorf("pipe: %w", err)
 	}
 	defer unix.Close(conf[1])
-	const bundle = "/etc/stunnel/xapi-pool-ca-bundle.pem"
-	t.Log(node.Debug, "stunnel", "client cert verification %s:%d: SNI=pool path=%s", host, config.HTTPSPort, bundle)
+	checks := "None"
+	if check != "" {
+		checks = "SNI=pool path=" + config.PoolCertificates
+	}
+	t.Log(node.Debug, "stunnel", "client cert verification %s:%d: %s", host, config.HTTPSPort, checks)
 	log := filepath.Join(t.P.Setup.Root, fmt.Sprintf("stunnel-%d.log", number))
 	logFD, err := unix.Open(log, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -163,9 +171,8 @@ func openTunnel(t *node.Thread, host string, number int) (*tunnel, error) {
 	}
 	tn := &tunnel{p: t.P, fd: pair[1], child: child, host: host, log: log}
 	text := fmt.Sprintf("client=yes\nforeground=yes\nsocket = r:TCP_NODELAY=1\nsocket = r:SO_KEEPALIVE=1\nsocket = a:SO_KEEPALIVE=1\n\nfips=no\ndebug=authpriv.5\nconnect=%s:%d\n"+
-		"sslVersion = TLSv1.2\nciphers = ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256\ncurve = secp384r1\n\n"+
-		"# use SNI to request a specific cert. CAfile contains\n# public certs of all hosts in the pool and must contain\n# the cert of the server we connect to\nsni = pool\nCAfile=%s\n\nverifyPeer=yes\n",
-		host, config.HTTPSPort, bundle)
+		"sslVersion = TLSv1.2\nciphers = ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256\ncurve = secp384r1\n",
+		host, config.HTTPSPort) + check
 	if err := sys.Write(conf[1], []byte(text)); err != nil {
 		tn.disconnect()
 		return nil, fmt.Errorf("stunnel: %w", err)
