@@ -65,7 +65,7 @@ func (e *Exporter) hold(content []byte, spans int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err != nil {
-		f.content = slices.Clip(content)
+		f.content = slices.Clone(content) // without the room that it came with
 		cause := memoryCause(err)
 		e.drop(cause, func() bool { return e.q.memory+len(content) > e.o.MemoryBytes }, inMemory)
 		if e.closed || e.q.memory+len(content) > e.o.MemoryBytes {
