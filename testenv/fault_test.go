@@ -155,6 +155,7 @@ func TestRestart(t *testing.T) {
 			qt.Assert(t, qt.IsNil(err))
 			qt.Assert(t, qt.HasLen(since.Events, 1))
 			qt.Check(t, qt.Equals(since.Events[0].Ref, ref))
+			qt.Check(t, qt.Equals(since.Events[0].Operation, "mod"))
 			qt.Check(t, qt.Equals(since.Events[0].Snapshot["name_label"], any(name)))
 			events = since
 

@@ -112,6 +112,13 @@ func (j *journal) forget() {
 	j.changed = make(chan struct{})
 }
 
+// stat is that of a row.
+func (j *journal) stat(table, ref string) stat {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.rows[table][ref]
+}
+
 func (j *journal) at() int64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
