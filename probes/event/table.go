@@ -107,6 +107,7 @@ var components = [numComponents]Description{
 	RRDD: {
 		Name: "xcp-rrdd", Is: "the metrics daemon",
 		Programs: daemon(RRDD, "xcp-rrdd"),
+		Cost:     "its plugins and xapi ask it every few seconds, and each of these calls is a trace of its own",
 		Spans:    "RPCs on its own unix socket (SERVER) and by the switch (CONSUMER)",
 		Lacks:    "who is at the other end of its socket, for the calls name no task and so have no parent; its plugins' shared memory",
 	},
@@ -130,6 +131,7 @@ var components = [numComponents]Description{
 		Name: "forkexecd", Is: "the starter of helper programs: vfork_helper, before XAPI 25.14 a daemon",
 		Programs: append(starters(Xapi, Xenopsd), daemons[Forkexecd]...),
 		Children: []string{"vfork_helper"},
+		Cost:     "each helper that a daemon starts for nobody's call is a trace of its own",
 		Spans:    "one a program that it starts, but for those of xenguest and qemu",
 		Lacks:    "the daemon's own protocol, which says whose child is whose: what the daemon starts has no parent",
 	},
