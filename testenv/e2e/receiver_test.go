@@ -21,16 +21,21 @@ import (
 	"github.com/xenserver/dtagent/testenv/client"
 )
 
-// startReceiver builds and starts the OpenTelemetry Collector's zipkin receiver
-// and returns the URL that takes spans and the one that gives them back.
-func startReceiver(t *testing.T) (take, give string) {
+// collector is a running receiver of the OpenTelemetry Collector.
+type collector struct {
+	zipkin, otlp string // addresses
+	back         string // URL of what it decoded
+}
+
+// startCollector builds and starts the OpenTelemetry Collector's receivers.
+func startCollector(t *testing.T, args ...string) *collector {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "zipkinreceiver")
+	bin := filepath.Join(t.TempDir(), "otelreceiver")
 	build := exec.Command("go", "build", "-o", bin, ".")
-	build.Dir = filepath.Join("..", "zipkinreceiver")
+	build.Dir = filepath.Join("..", "otelreceiver")
 	out, err := build.CombinedOutput()
 	qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", out))
-	cmd := exec.Command(bin)
+	cmd := exec.Command(bin, args...)
 	stdin, err := cmd.StdinPipe()
 	qt.Assert(t, qt.IsNil(err))
 	stdout, err := cmd.StdoutPipe()
@@ -44,8 +49,19 @@ func startReceiver(t *testing.T) (take, give string) {
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	qt.Assert(t, qt.IsNil(err))
 	f := strings.Fields(line)
-	qt.Assert(t, qt.HasLen(f, 2))
-	return "http://" + f[0] + "/api/v2/spans", "http://" + f[1]
+	qt.Assert(t, qt.HasLen(f, 3))
+	return &collector{zipkin: f[0], otlp: f[1], back: "http://" + f[2]}
+}
+
+// decoded reads into v what the receivers have decoded: "traces", "metrics",
+// "logs", or the "encodings" of their requests.
+func (c *collector) decoded(t *testing.T, what string, v any) {
+	t.Helper()
+	res, err := http.Get(c.back + "/" + what)
+	qt.Assert(t, qt.IsNil(err))
+	defer res.Body.Close()
+	qt.Assert(t, qt.Equals(res.StatusCode, http.StatusOK))
+	qt.Assert(t, qt.IsNil(json.NewDecoder(res.Body).Decode(v)))
 }
 
 // otlp is what is read of OTLP's JSON form.
@@ -104,7 +120,7 @@ func TestFilesReadBack(t *testing.T) {
 	l.traces()
 	qt.Assert(t, qt.IsNil(l.agent.Stop()))
 
-	take, give := startReceiver(t)
+	receiver := startCollector(t)
 	files, err := filepath.Glob(filepath.Join(l.agent.SpansDir(), "*"))
 	qt.Assert(t, qt.IsNil(err))
 	lines, compressed := 0, 0
@@ -121,7 +137,7 @@ func TestFilesReadBack(t *testing.T) {
 		}
 		for line := range bytes.Lines(b) {
 			qt.Assert(t, qt.IsTrue(bytes.HasSuffix(line, []byte("\n"))), qt.Commentf("%s ends in half a line", f))
-			res, err := http.Post(take, "application/json", bytes.NewReader(line))
+			res, err := http.Post("http://"+receiver.zipkin+"/api/v2/spans", "application/json", bytes.NewReader(line))
 			qt.Assert(t, qt.IsNil(err))
 			said, _ := io.ReadAll(res.Body)
 			res.Body.Close()
@@ -137,11 +153,8 @@ func TestFilesReadBack(t *testing.T) {
 		want[s.ID] = flat{s.TraceID, s.ParentID, s.Name, s.Service(), s.Kind, s.Timestamp, s.End(), s.Error() != ""}
 		tags[s.ID] = s.Tags
 	}
-	res, err := http.Get(give)
-	qt.Assert(t, qt.IsNil(err))
-	defer res.Body.Close()
 	var decoded otlp
-	qt.Assert(t, qt.IsNil(json.NewDecoder(res.Body).Decode(&decoded)))
+	receiver.decoded(t, "traces", &decoded)
 	got := map[string]flat{}
 	for _, r := range decoded.ResourceSpans {
 		service := ""
