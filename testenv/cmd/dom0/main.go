@@ -3,7 +3,7 @@
 // Command dom0 is every program of a simulated dom0, by the name under which it is
 // run, and starts one:
 //
-//	dom0 up [flags]            start a dom0 and wait for a signal
+//	dom0 up [flags]            start a dom0, or a pool, and wait for a signal
 //	dom0 exec PID command…     run a command in the dom0 whose launcher has that pid
 //	dom0 load [flags] ADDRESS  call xapi many times
 package main
@@ -14,6 +14,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -212,6 +213,7 @@ func up(args []string) error {
 	native := f.String("native", "off", "the toolstack's own tracing: off, on, bare, observer (as the pool's Observers say)")
 	f.BoolVar(&o.EndpointHTTP, "endpoint-http", true, "Observers may have URLs as endpoints")
 	f.BoolVar(&o.Knobs.LogTrace, "log-trace", true, "with native tracing, traceparents in log lines")
+	pool := f.Bool("pool", false, "start a pool, of a coordinator and a member, each in a network namespace of its own")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -233,16 +235,31 @@ func up(args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if *pool {
+		p, err := testenv.StartPool(context.Background(), testenv.PoolOptions{Options: o})
+		if err != nil {
+			return err
+		}
+		return show(ctx, map[string]any{"coordinator": describe(p.Coordinator), "member": describe(p.Member)}, p)
+	}
 	d, err := testenv.Start(context.Background(), o)
 	if err != nil {
 		return err
 	}
-	info := map[string]any{"dir": d.Dir(), "socket": d.XapiSocket(), "addr": d.Addr().String(), "tls": d.TLSAddr().String(), "processes": d.Processes(), "vms": d.VMs(), "host": d.HostUUID()}
+	return show(ctx, describe(d), d)
+}
+
+func describe(d *testenv.Dom0) map[string]any {
+	return map[string]any{"dir": d.Dir(), "socket": d.XapiSocket(), "addr": d.Addr().String(), "tls": d.TLSAddr().String(), "processes": d.Processes(), "vms": d.VMs(), "host": d.HostUUID()}
+}
+
+// show prints what has been started, and closes it when ctx ends.
+func show(ctx context.Context, info map[string]any, c io.Closer) error {
 	if err := json.NewEncoder(os.Stdout).Encode(info); err != nil {
-		return errors.Join(err, d.Close())
+		return errors.Join(err, c.Close())
 	}
 	<-ctx.Done()
-	return d.Close()
+	return c.Close()
 }
 
 func load(args []string) error {
