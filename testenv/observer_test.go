@@ -92,6 +92,15 @@ func TestObserverShapes(t *testing.T) {
 	gone := call("9", "event.from", `["Observer", "pool"]`, `"`+anyText.FindString(mod)+`"`, "30.0")
 	qt.Check(t, qt.Equals(masked(gone), `{"jsonrpc":"2.0","result":{"events":[{"id":"<n>","timestamp":"0.0","class":"observer","operation":"del","ref":"<ref>"}],"valid_ref_counts":{"observer":0,…},"token":"<token>"},"id":9}`))
 
+	// All classes at once: every object that there is, and of sessions nothing.
+	var everything struct{ Result client.Events }
+	qt.Assert(t, qt.IsNil(json.Unmarshal([]byte(call("10", "event.from", `["*"]`, `""`, "0.0")), &everything)))
+	classes := map[string]int{}
+	for _, e := range everything.Result.Events {
+		classes[e.Class+" "+e.Operation]++
+	}
+	qt.Check(t, qt.DeepEquals(classes, map[string]int{"vm add": 1, "host add": 1, "pool add": 1}))
+
 	// Errors of JSON-RPC 2.0 have the code as message and the parameters as data; those
 	// of 1.0 have both in a list.
 	qt.Check(t, qt.Equals(post(t, ctx, d, "/jsonrpc", `{"jsonrpc":"2.0","id":1,"method":"Observer.get_all","params":["OpaqueRef:x"]}`),
