@@ -57,6 +57,10 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	c.rpc = isCall(h)
 	c.inside = c.component != event.Xapi || isSocket(h.Path)
 	c.agent = fromAgent(h)
+	if c.component == event.Xapi && bytes.HasPrefix(h.Path, databasePath) {
+		a.tree.find().out = true
+		e.stats.DatabaseCalls++
+	}
 	c.hop = e.received(c, h)
 	if id := c.hop.subtaskOf; c.hop.known && h.Task.IsZero() {
 		a.tree.find().isOf(id)

@@ -13,10 +13,15 @@ import (
 // Before xapi uses a cached connection to another host again it asks that host
 // whether it is there (system.isAlive): neither end of that is reported.
 //
+// The members of a pool have their database at the coordinator and ask it there
+// all the time; XAPI does not trace that either.
+//
 // What the agent itself asks XAPI is left out of the traces, on its own host
 // and, where a member of the pool passes it on, at the coordinator. It is known
 // by the user agent and the method, and has neither a traceparent nor a task.
 var (
+	databasePath = []byte("/remote_db_access") // and /remote_db_access_v2
+
 	ownAgent   = []byte("dtagent")
 	ownMethods = [...]string{
 		"session.login_with_password", "session.logout",

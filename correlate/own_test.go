@@ -77,3 +77,16 @@ func TestNotOwnCalls(t *testing.T) {
 		qt.Check(t, qt.Equals(s.e.Stats().OwnCalls, 0))
 	}
 }
+
+// What other hosts ask of the pool's database is nobody's call.
+func TestDatabaseCalls(t *testing.T) {
+	p := newPool(t)
+	s := p.coordinator
+	s.accept("c", 17)
+	for _, path := range []string{"/remote_db_access", "/remote_db_access_v2"} {
+		s.in(xapi, "c", 110, "POST "+path+" HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello")
+		s.out(xapi, "c", 110, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+	}
+	qt.Check(t, qt.HasLen(p.all(), 0))
+	qt.Check(t, qt.Equals(s.e.Stats().DatabaseCalls, 2))
+}

@@ -9,11 +9,12 @@ type Stats struct {
 	Logs          uint64 `json:"logs"`
 	UnreadLogs    uint64 `json:"unread_logs"` // those that were wanted and are in no form that is known
 
-	Spans      uint64          `json:"spans"`
-	OwnCalls   uint64          `json:"own_calls"`  // of the agent to XAPI, left out
-	Probes     uint64          `json:"probes"`     // of cached connections between hosts, left out
-	Incomplete uint64          `json:"incomplete"` // of Spans
-	Links      map[Link]uint64 `json:"links"`      // Spans by link method
+	Spans         uint64          `json:"spans"`
+	OwnCalls      uint64          `json:"own_calls"`      // of the agent to XAPI, left out
+	Probes        uint64          `json:"probes"`         // of cached connections between hosts, left out
+	DatabaseCalls uint64          `json:"database_calls"` // of other hosts to the pool's database, left out
+	Incomplete    uint64          `json:"incomplete"`     // of Spans
+	Links         map[Link]uint64 `json:"links"`          // Spans by link method
 
 	BadHeads     uint64 `json:"bad_heads"`     // messages on a server's socket that are not HTTP, too long or cut
 	BadMessages  uint64 `json:"bad_messages"`  // message-switch bodies that could not be read to their end

@@ -7,6 +7,10 @@ import "github.com/xenserver/dtagent/cmd/dtagent/zipkin"
 // who reads the spans of both: the receiving host may not have known the
 // trace, and its clock may be off.
 
+// remoteSpan is the tag with the parent that a call from another host has when
+// that host's CLIENT span is in no file: see package correlate.
+const remoteSpan = "dt.remote.span_id"
+
 // passed finds the CLIENT spans below which calls of other traces hang.
 type passed map[string]*Node // by span id; nil: more than one has it
 

@@ -62,3 +62,17 @@ func TestPassedOnForged(t *testing.T) {
 	}
 	qt.Check(t, qt.Equals(total, 4))
 }
+
+// TestPassedOnUnseen: nobody watched the host that passed the call on, but its
+// toolstack traced it.
+func TestPassedOnUnseen(t *testing.T) {
+	spans := forwarded(false)
+	native := spans[1]
+	native.ID = "00000000000000ff"
+	spans[1] = native
+	spans[2].Tags[remoteSpan] = native.ID
+	traces := Build(spans)
+	qt.Assert(t, qt.HasLen(traces, 1))
+	qt.Assert(t, qt.HasLen(traces[0].Roots, 1))
+	qt.Check(t, qt.Equals(traces[0].Roots[0].Children[0].Children[0].ID, spans[2].ID))
+}

@@ -71,7 +71,10 @@ func Build(spans []zipkin.Span) []*Trace {
 		if p := nodes[key{n.TraceID, n.ParentID}]; p != nil {
 			return p
 		}
-		return calls.parent(n)
+		if p := calls.parent(n); p != nil {
+			return p
+		}
+		return nodes[key{n.TraceID, n.Tags[remoteSpan]}]
 	}
 	for _, n := range all {
 		parent := parentOf(n)
