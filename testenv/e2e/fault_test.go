@@ -36,6 +36,7 @@ type receiver struct {
 	mu   sync.Mutex
 	mode string
 	ids  map[string]int // span id → how often
+	of   map[string]int // Observer and span name → spans
 
 	posts atomic.Int64
 }
@@ -52,7 +53,7 @@ const (
 )
 
 func newReceiver(t testing.TB) *receiver {
-	r := &receiver{ids: map[string]int{}}
+	r := &receiver{ids: map[string]int{}, of: map[string]int{}}
 	r.listen(t, "127.0.0.1:0")
 	t.Cleanup(func() { r.set(modeTake); r.srv.Close() })
 	return r
@@ -84,6 +85,13 @@ func (r *receiver) received() map[string]int {
 		ids[id] = n
 	}
 	return ids
+}
+
+// spansOf is how many spans of that name an Observer has sent.
+func (r *receiver) spansOf(observer, name string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.of[observer+" "+name]
 }
 
 func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -132,6 +140,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	for _, s := range spans {
 		r.ids[s.ID]++
+		r.of[s.Tags["xs.observer.name"]+" "+s.Name]++
 	}
 	r.mu.Unlock()
 	w.WriteHeader(http.StatusAccepted)

@@ -1,16 +1,12 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -20,78 +16,6 @@ import (
 	"github.com/xenserver/dtagent/testenv"
 	"github.com/xenserver/dtagent/testenv/client"
 )
-
-// collector is a running receiver of the OpenTelemetry Collector.
-type collector struct {
-	zipkin, otlp string // addresses
-	back         string // URL of what it decoded
-}
-
-// startCollector builds and starts the OpenTelemetry Collector's receivers.
-func startCollector(t *testing.T, args ...string) *collector {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "otelreceiver")
-	build := exec.Command("go", "build", "-o", bin, ".")
-	build.Dir = filepath.Join("..", "otelreceiver")
-	out, err := build.CombinedOutput()
-	qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", out))
-	cmd := exec.Command(bin, args...)
-	stdin, err := cmd.StdinPipe()
-	qt.Assert(t, qt.IsNil(err))
-	stdout, err := cmd.StdoutPipe()
-	qt.Assert(t, qt.IsNil(err))
-	cmd.Stderr = os.Stderr
-	qt.Assert(t, qt.IsNil(cmd.Start()))
-	t.Cleanup(func() {
-		stdin.Close() // it ends with its standard input
-		qt.Check(t, qt.IsNil(cmd.Wait()))
-	})
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	qt.Assert(t, qt.IsNil(err))
-	f := strings.Fields(line)
-	qt.Assert(t, qt.HasLen(f, 3))
-	return &collector{zipkin: f[0], otlp: f[1], back: "http://" + f[2]}
-}
-
-// decoded reads into v what the receivers have decoded: "traces", "metrics",
-// "logs", or the "encodings" of their requests.
-func (c *collector) decoded(t *testing.T, what string, v any) {
-	t.Helper()
-	res, err := http.Get(c.back + "/" + what)
-	qt.Assert(t, qt.IsNil(err))
-	defer res.Body.Close()
-	qt.Assert(t, qt.Equals(res.StatusCode, http.StatusOK))
-	qt.Assert(t, qt.IsNil(json.NewDecoder(res.Body).Decode(v)))
-}
-
-// otlp is what is read of OTLP's JSON form.
-type otlp struct {
-	ResourceSpans []struct {
-		Resource   struct{ Attributes []otlpAttribute }
-		ScopeSpans []struct {
-			Spans []struct {
-				TraceID           string `json:"traceId"`
-				SpanID            string `json:"spanId"`
-				ParentSpanID      string `json:"parentSpanId"`
-				TraceState        string `json:"traceState"`
-				Name              string
-				Kind              int
-				StartTimeUnixNano string
-				EndTimeUnixNano   string
-				Attributes        []otlpAttribute
-				Status            struct{ Code int }
-			}
-		}
-	}
-}
-
-type otlpAttribute struct {
-	Key   string
-	Value struct {
-		StringValue *string `json:"stringValue"`
-		IntValue    *string `json:"intValue"`
-	}
-}
 
 // flat is a span in a form in which both readings can be compared.
 type flat struct {
@@ -153,34 +77,19 @@ func TestFilesReadBack(t *testing.T) {
 		want[s.ID] = flat{s.TraceID, s.ParentID, s.Name, s.Service(), s.Kind, s.Timestamp, s.End(), s.Error() != ""}
 		tags[s.ID] = s.Tags
 	}
-	var decoded otlp
+	var decoded otlpTraces
 	receiver.decoded(t, "traces", &decoded)
 	got := map[string]flat{}
 	for _, r := range decoded.ResourceSpans {
-		service := ""
-		for _, a := range r.Resource.Attributes {
-			if a.Key == "service.name" && a.Value.StringValue != nil {
-				service = *a.Value.StringValue
-			}
-		}
+		resource := texts(t, r.Resource.Attributes)
 		for _, scope := range r.ScopeSpans {
 			for _, s := range scope.Spans {
-				got[s.SpanID] = flat{s.TraceID, s.ParentSpanID, s.Name, service, kindName(s.Kind), micros(t, s.StartTimeUnixNano), micros(t, s.EndTimeUnixNano), s.Status.Code == 2}
-				seen := map[string]string{}
-				for _, a := range s.Attributes {
-					switch {
-					case a.Value.StringValue != nil:
-						seen[a.Key] = *a.Value.StringValue
-					case a.Value.IntValue != nil:
-						seen[a.Key] = *a.Value.IntValue
-					}
-				}
+				got[s.SpanID] = flat{s.TraceID, s.ParentSpanID, s.Name, resource["service.name"], kindName(s.Kind), s.Start / 1000, s.End / 1000, s.Status.Code == otlpFailed}
+				seen := texts(t, s.Attributes)
 				for _, k := range []string{"dt.link.method", "quote", "xs.host.uuid", "xs.observer.name"} {
 					v, ok := seen[k]
-					for _, a := range r.Resource.Attributes {
-						if a.Key == k && a.Value.StringValue != nil {
-							v, ok = *a.Value.StringValue, true
-						}
+					if r, has := resource[k]; has {
+						v, ok = r, true
 					}
 					qt.Check(t, qt.IsTrue(ok && v == tags[s.SpanID][k]), qt.Commentf("%s: %s is %q, not %q", s.Name, k, v, tags[s.SpanID][k]))
 				}
@@ -192,16 +101,4 @@ func TestFilesReadBack(t *testing.T) {
 		qt.Check(t, qt.Equals(got[id], w))
 	}
 	t.Logf("%d spans in %d lines of %d files (%d compressed) were read back", len(got), lines, len(files), compressed)
-}
-
-// kindName is zipkin's word for OTLP's number.
-func kindName(k int) string {
-	return map[int]string{2: "SERVER", 3: "CLIENT", 4: "PRODUCER", 5: "CONSUMER"}[k]
-}
-
-func micros(t *testing.T, ns string) int64 {
-	t.Helper()
-	n, err := strconv.ParseInt(ns, 10, 64)
-	qt.Assert(t, qt.IsNil(err))
-	return n / 1000
 }
