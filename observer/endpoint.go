@@ -32,13 +32,31 @@ const (
 // queue and a worker. XAPI has no such bound.
 const maxEndpoints = 32
 
+// sameReceiver tells the endpoints of one Observer that have one queue on disk:
+// those that are the same but for the password.
+func sameReceiver(a, b string) bool {
+	return a == b || strings.Contains(a, "@") && remote.DirFor("", "", a) == remote.DirFor("", "", b)
+}
+
+// sink names where the spans of a pipe end up. Of several pipes of one sink the
+// newest is used: those before it had another password or other labels.
+func (k pipeKey) sink() string {
+	switch kind, _, _ := strings.Cut(k.endpoint, to); kind {
+	case metricsEndpoint:
+		return k.uuid + " " + kind // a scrape shows one of them
+	case Bugtool, logsEndpoint:
+		return k.uuid + " " + k.endpoint
+	}
+	return remote.DirFor("", k.uuid, k.endpoint)
+}
+
 // endpoints returns the endpoints that are used: those of the Observer and of
 // its settings without repetitions, the first maxEndpoints of them, and what the
 // settings turn on.
 func (o Observer) endpoints(st Steering) []string {
 	var out, receivers []string
 	for _, e := range slices.Concat(o.Endpoints, st.Endpoints) {
-		if len(out) < maxEndpoints && !slices.Contains(out, e) {
+		if len(out) < maxEndpoints && !slices.ContainsFunc(out, func(o string) bool { return sameReceiver(o, e) }) {
 			out = append(out, e)
 			if otlphttp.IsEndpoint(e) {
 				receivers = append(receivers, e)
@@ -79,29 +97,38 @@ func (s *Set) labels(o Observer, endpoint string) string {
 	return ""
 }
 
-// newExporter makes the exporter of one of o's endpoints.
-func (s *Set) newExporter(o Observer, endpoint string, l *export.Ledger) (export.Exporter, error) {
+// maker returns what makes the exporter of one of o's endpoints, which needs no
+// lock any more.
+func (s *Set) maker(o Observer, endpoint string, l *export.Ledger) func() (export.Exporter, error) {
+	if s.o.NewExporter != nil {
+		return func() (export.Exporter, error) { return s.o.NewExporter(o, endpoint, l) }
+	}
+	host, trust := s.host, s.trust(o)
+	return func() (export.Exporter, error) { return s.newExporter(o, endpoint, l, host, trust) }
+}
+
+func (s *Set) newExporter(o Observer, endpoint string, l *export.Ledger, host Host, trust *remote.Trust) (export.Exporter, error) {
 	kind, receivers, _ := strings.Cut(endpoint, to)
 	switch kind {
 	case Bugtool:
-		bo := bugtool.Options{Dir: s.o.BugtoolDir, HostUUID: s.host.UUID, Log: s.o.Log}
+		bo := bugtool.Options{Dir: s.o.BugtoolDir, HostUUID: host.UUID, Log: s.o.Log}
 		if s.trim != nil {
 			bo.Rotated = s.trim.rotated
 		}
 		return bugtool.New(bo), nil
 	case metricsEndpoint:
 		return s.o.Metrics.Exporter(metrics.Observer{UUID: o.UUID, Name: o.NameLabel,
-			HostUUID: s.host.UUID, HostName: s.host.Name, PoolUUID: s.host.PoolUUID},
-			metrics.OTLP{Endpoints: strings.Fields(receivers), Trust: s.trust(o)})
+			HostUUID: host.UUID, HostName: host.Name, PoolUUID: host.PoolUUID},
+			metrics.OTLP{Endpoints: strings.Fields(receivers), Trust: trust})
 	case logsEndpoint:
-		ob := spanlog.Observer{UUID: o.UUID, Name: o.NameLabel, HostUUID: s.host.UUID, HostName: s.host.Name, PoolUUID: s.host.PoolUUID}
+		ob := spanlog.Observer{UUID: o.UUID, Name: o.NameLabel, HostUUID: host.UUID, HostName: host.Name, PoolUUID: host.PoolUUID}
 		if receivers == "" {
 			return s.spanLog.Exporter(ob), nil
 		}
-		return spanlog.NewOTLP(ob, spanlog.OTLP{Endpoint: receivers, Trust: s.trust(o)})
+		return spanlog.NewOTLP(ob, spanlog.OTLP{Endpoint: receivers, Trust: trust})
 	}
 	ro := remote.Options{Endpoint: endpoint, Encoder: encoder(endpoint), Ledger: l, ObserverUUID: o.UUID, ObserverName: o.NameLabel,
-		Spool: s.spool, Trust: s.trust(o), Log: s.o.Log.With("observer", o.NameLabel, "uuid", o.UUID, "endpoint", show(endpoint))}
+		Spool: s.spool, Trust: trust, Log: s.o.Log.With("observer", o.NameLabel, "uuid", o.UUID, "endpoint", show(endpoint))}
 	if s.o.QueueDir != "" {
 		ro.Dir = remote.DirFor(s.o.QueueDir, o.UUID, endpoint)
 	}

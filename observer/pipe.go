@@ -2,6 +2,7 @@ package observer
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/remote"
 )
 
 // pipe is the way of one Observer's spans to one endpoint: a bounded queue and
@@ -17,9 +19,11 @@ import (
 type pipe struct {
 	key      pipeKey
 	endpoint string // as to be shown
-	exp      export.Exporter
-	holder   export.Holder // exp, if it is one
+	sink     string // where the spans end up: two pipes of one sink are not used at once
 	ledger   *export.Ledger
+	open     func() (export.Exporter, error) // makes exp, if there was none at the start
+	after    []*pipe                         // those that must have ended before open is called
+	claimed  uint64                          // of what it found on disk: taken off the retired counters; under Set.apply
 	l        Limits
 	budget   *atomic.Int64 // bytes queued by all pipes of the Set
 	log      *slog.Logger
@@ -29,11 +33,16 @@ type pipe struct {
 	done chan struct{} // closed when the goroutine has ended
 
 	mu       sync.Mutex
+	exp      export.Exporter // set once, by newPipe or by the goroutine
+	holder   export.Holder   // exp, if it is one
+	interval time.Duration   // as configured
+	spans    int
 	q        queue
 	inflight int // records with the exporter; they are not in q
 	inBytes  int
 	since    time.Time // when the first record of q came
 	state    pipeState
+	yields   bool               // draining: what a Holder holds is left to a pipe that comes after
 	expired  bool               // draining, and its time is over
 	until    time.Time          // draining: when it will be expired; zero: not by time
 	drains   int                // how often drain was called
@@ -49,16 +58,105 @@ const (
 	closed
 )
 
-// newPipe makes a pipe and starts it. The ledger is the one that exp was made
-// with.
-func newPipe(k pipeKey, exp export.Exporter, ledger *export.Ledger, l Limits, budget *atomic.Int64, log *slog.Logger) *pipe {
-	p := &pipe{
-		key: k, endpoint: show(k.endpoint), exp: exp, ledger: ledger, l: l, budget: budget, log: log,
+// newPipe makes a pipe. The ledger is the one that exp is made with. start sets
+// it to work.
+func newPipe(k pipeKey, ledger *export.Ledger, l Limits, budget *atomic.Int64, log *slog.Logger) *pipe {
+	return &pipe{
+		key: k, endpoint: show(k.endpoint), sink: k.sink(), ledger: ledger, l: l, budget: budget, log: log,
 		wake: make(chan struct{}, 1), ctl: make(chan struct{}, 1), done: make(chan struct{}),
 	}
-	p.holder, _ = exp.(export.Holder)
+}
+
+// start sets the pipe to work with exp or, if that is nil, with what open makes
+// as soon as it can.
+func (p *pipe) start(exp export.Exporter) {
+	if exp != nil {
+		p.use(exp)
+	}
 	go p.run()
-	return p
+}
+
+func (p *pipe) use(exp export.Exporter) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.exp = exp
+	p.holder, _ = exp.(export.Holder)
+	p.tell()
+}
+
+// configure says how often and how many spans a receiver is sent; 0: the
+// defaults.
+func (p *pipe) configure(interval time.Duration, spans int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.interval != interval || p.spans != spans {
+		p.interval, p.spans = interval, spans
+		p.tell()
+	}
+}
+
+func (p *pipe) tell() {
+	if x, ok := p.exp.(*remote.Exporter); ok {
+		x.Configure(p.interval, p.spans)
+	}
+}
+
+// reopen is how long a pipe waits for a queue on disk that is in use.
+const reopen = time.Second
+
+// ready makes the exporter if there is none yet. It is false when the time of the
+// pipe was over before.
+func (p *pipe) ready() bool {
+	if p.exp != nil {
+		return true
+	}
+	for _, b := range p.after {
+		for !b.isDone() {
+			select {
+			case <-b.done:
+			case <-p.ctl:
+				if p.overBefore() {
+					return false
+				}
+			}
+		}
+	}
+	p.after = nil
+	for {
+		exp, err := p.open()
+		if !errors.Is(err, remote.ErrInUse) {
+			if err != nil {
+				p.log.Warn("endpoint not usable", "endpoint", p.endpoint, "err", err)
+				exp = broken{err}
+			}
+			p.use(exp)
+			return true
+		}
+		if p.ledger.Failed(err) {
+			p.log.Warn("endpoint not usable yet", "endpoint", p.endpoint, "err", err)
+		}
+		select {
+		case <-time.After(reopen):
+		case <-p.ctl:
+			if p.overBefore() {
+				return false
+			}
+		}
+	}
+}
+
+// overBefore ends a pipe without an exporter if its time is over.
+func (p *pipe) overBefore() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.expired {
+		return false
+	}
+	p.ledger.Dropped(export.Unsent, p.q.n)
+	p.forget()
+	p.state = closed
+	p.stopCut()
+	return true
 }
 
 func signal(c chan struct{}) {
@@ -101,7 +199,41 @@ func (p *pipe) push(r export.Record, size int) {
 // holds has no such limit here, only its age. For one that drains already d can
 // only shorten the time.
 func (p *pipe) drain(d time.Duration) {
-	p.drainBy(d, p.holder == nil)
+	p.drainBy(d, !p.isHolder())
+}
+
+// isHolder tells whether the exporter is a Holder; not before there is one.
+func (p *pipe) isHolder() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.holder != nil
+}
+
+// isOpen tells whether there is an exporter.
+func (p *pipe) isOpen() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.exp != nil
+}
+
+// yield makes the pipe hand what it has queued to its Holder and end: another
+// pipe goes on with what is held.
+func (p *pipe) yield() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == closed || p.yields {
+		return
+	}
+	p.state, p.yields = draining, true
+	p.endFlush()
+	signal(p.ctl)
+}
+
+// endFlush ends a Flush that runs.
+func (p *pipe) endFlush() {
+	if p.inflight == 0 && p.cancel != nil {
+		p.cancel()
+	}
 }
 
 // drainBy is drain with a limit that a Holder has, too, if limited.
@@ -118,6 +250,7 @@ func (p *pipe) drainBy(d time.Duration, limited bool) {
 	if id := p.drains; limited {
 		p.until = until
 		p.cut = time.AfterFunc(d, func() { p.end(id) })
+		p.endFlush() // one that does not know of the limit; another begins
 	}
 	signal(p.ctl)
 }
@@ -156,10 +289,8 @@ func (p *pipe) resume() bool {
 	}
 	if p.state == draining {
 		p.stopCut()
-		p.state = running
-		if p.inflight == 0 && p.cancel != nil {
-			p.cancel() // a Flush, which is not wanted any more
-		}
+		p.state, p.yields = running, false
+		p.endFlush() // not wanted any more
 	}
 	return true
 }
@@ -185,6 +316,9 @@ const (
 
 func (p *pipe) run() {
 	defer close(p.done)
+	if !p.ready() {
+		return
+	}
 	batch := make([]entry, 0, p.l.BatchSpans)
 	recs := make([]*export.Record, 0, p.l.BatchSpans)
 	pause := time.Duration(0) // last backoff
@@ -214,12 +348,11 @@ func (p *pipe) run() {
 			sleep(d)
 			continue
 		case flush:
-			ctx, cancel := context.WithCancel(context.Background())
-			if p.began(cancel) {
+			if ctx, cancel := p.beginFlush(); ctx != nil {
 				p.holder.Flush(ctx)
+				p.endedFlush()
+				cancel()
 			}
-			cancel()
-			p.began(nil)
 			continue
 		}
 
@@ -250,12 +383,27 @@ func (p *pipe) run() {
 	}
 }
 
-// began notes how to end what has begun. It is false when it shall not begin.
-func (p *pipe) began(cancel context.CancelFunc) bool {
+// beginFlush returns the context of a Flush, with the limit that the pipe has;
+// nil when none shall begin.
+func (p *pipe) beginFlush() (ctx context.Context, cancel context.CancelFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.state != draining || p.expired || p.yields {
+		return nil, nil
+	}
+	if p.until.IsZero() {
+		ctx, cancel = context.WithCancel(context.Background())
+	} else {
+		ctx, cancel = context.WithDeadline(context.Background(), p.until)
+	}
 	p.cancel = cancel
-	return p.state == draining && !p.expired
+	return ctx, cancel
+}
+
+func (p *pipe) endedFlush() {
+	p.mu.Lock()
+	p.cancel = nil
+	p.mu.Unlock()
 }
 
 // backoffMax is shorter while there is only a short time left.
@@ -280,7 +428,7 @@ func (p *pipe) next() (step, time.Duration) {
 		switch {
 		case p.q.n > 0:
 			return deliver, 0
-		case p.holder != nil && !p.expired && p.holder.Holding() > 0:
+		case p.holder != nil && !p.yields && !p.expired && p.left() && p.holder.Holding() > 0:
 			return flush, 0
 		}
 		p.state = closed
@@ -300,6 +448,9 @@ func (p *pipe) next() (step, time.Duration) {
 	return deliver, 0
 }
 
+// left tells whether there is time left.
+func (p *pipe) left() bool { return p.until.IsZero() || time.Now().Before(p.until) }
+
 // forget empties the queue.
 func (p *pipe) forget() {
 	p.budget.Add(-int64(p.q.bytes))
@@ -310,7 +461,9 @@ func (p *pipe) forget() {
 func (p *pipe) take(batch []entry, cancel context.CancelFunc) []entry {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.cancel = cancel
+	if p.cancel = cancel; p.expired {
+		cancel() // since next looked
+	}
 	for p.q.n > 0 && len(batch) < p.l.BatchSpans {
 		e := p.q.pop()
 		p.inBytes += e.size

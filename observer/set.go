@@ -125,12 +125,13 @@ type Set struct {
 	host    Host
 	active  []Observer
 	warned  map[string][]string // by uuid of the Observer
+	again   map[string]bool     // uuids that came more than once, which was logged
 	wanted  event.Components
 	pipes   map[pipeKey]*pipe        // in use
 	leaving []*pipe                  // given up, oldest first: linger, then drain, then end
 	retired Counters                 // of the pipes that are gone
 	trusts  map[string]*remote.Trust // by uuid of the Observer
-	left    map[pipeKey]uint64       // spans of retired that are still on disk
+	left    map[string]uint64        // by sink: spans of retired that are still on disk
 	ticker  *time.Timer              // for the next tick, while there are subs or leaving
 	closed  bool
 }
@@ -154,7 +155,7 @@ func NewSet(o Options) *Set {
 		o.OnWanted = func(event.Components) {}
 	}
 	o.Limits = o.Limits.withDefaults()
-	s := &Set{o: o, host: o.Host, pipes: map[pipeKey]*pipe{}, left: map[pipeKey]uint64{}, trusts: map[string]*remote.Trust{}}
+	s := &Set{o: o, host: o.Host, pipes: map[pipeKey]*pipe{}, left: map[string]uint64{}, trusts: map[string]*remote.Trust{}}
 	if !o.NoTrim {
 		s.trim = newTrimmer(trimRoot(o.BugtoolDir), o.Log)
 	}
@@ -162,11 +163,8 @@ func NewSet(o Options) *Set {
 	if s.o.Metrics == nil {
 		s.o.Metrics = metrics.New(metrics.Options{Log: o.Log})
 	}
-	if s.o.NewExporter == nil {
-		s.o.NewExporter = s.newExporter
-		if o.QueueDir != "" {
-			s.goOn()
-		}
+	if o.NewExporter == nil && o.QueueDir != "" {
+		s.goOn()
 	}
 	return s
 }
@@ -219,10 +217,13 @@ func (s *Set) converge(obs []Observer) {
 	active := make([]Observer, 0, len(obs))
 	var wanted event.Components
 	taken := map[*pipe]bool{}
-	inForce := map[string]bool{}
+	inForce, again := map[string]bool{}, map[string]bool{}
 	for _, o := range obs {
-		if slices.ContainsFunc(active, func(a Observer) bool { return a.UUID == o.UUID }) {
-			s.o.Log.Warn("second Observer with the same uuid ignored", "uuid", o.UUID, "name_label", o.NameLabel)
+		if slices.ContainsFunc(active, func(a Observer) bool { return strings.EqualFold(a.UUID, o.UUID) }) {
+			again[o.UUID] = true
+			if !s.again[o.UUID] {
+				s.o.Log.Warn("second Observer with the same uuid ignored", "uuid", o.UUID, "name_label", o.NameLabel)
+			}
 			continue
 		}
 		o = o.Clone()
@@ -238,18 +239,17 @@ func (s *Set) converge(obs []Observer) {
 		var pipes []*pipe
 		for _, e := range o.endpoints(steering) {
 			p := s.pipe(s.key(o, e), o)
-			if x, ok := p.exp.(*remote.Exporter); ok {
-				x.Configure(steering.BatchInterval, steering.BatchSpans)
-			}
+			p.configure(steering.BatchInterval, steering.BatchSpans)
 			taken[p] = true
 			pipes = append(pipes, p)
 		}
 		s.subscribe(o, steering, want, pipes, now)
 	}
 	s.warn(active)
-	s.active = active
-	for uuid := range s.trusts { // as long as the Observer, also if its endpoints drain a little longer
-		if !slices.ContainsFunc(active, func(o Observer) bool { return o.UUID == uuid }) {
+	s.active, s.again = active, again
+	for uuid := range s.trusts { // as long as the Observer and its endpoints, which may come into use again
+		if !slices.ContainsFunc(active, func(o Observer) bool { return o.UUID == uuid }) &&
+			!slices.ContainsFunc(s.all(), func(p *pipe) bool { return p.key.uuid == uuid }) {
 			delete(s.trusts, uuid)
 		}
 	}
@@ -303,7 +303,7 @@ func (s *Set) subscribe(o Observer, st Steering, want event.Components, pipes []
 	i := slices.IndexFunc(s.subs, func(sub *subscription) bool { return sub.uuid == o.UUID })
 	var sub *subscription
 	if i < 0 {
-		sub = newSubscription(o.UUID)
+		sub = newSubscription(o.UUID, st.Processor)
 	} else {
 		sub = s.subs[i]
 	}
@@ -357,51 +357,74 @@ func (s *Set) pipe(k pipeKey, o Observer) *pipe {
 	if p := s.pipes[k]; p != nil {
 		return p
 	}
-	for i, p := range s.leaving {
-		if p.key != k {
-			continue
-		}
-		if p.resume() {
-			s.leaving = slices.Delete(s.leaving, i, i+1)
-			s.pipes[k] = p
-			return p
-		}
-		if p.holder != nil { // its queue on disk can be opened once only
-			select {
-			case <-p.done:
-			case <-time.After(closeGrace):
-			}
+	s.sweep()
+	var before []*pipe // of the same sink
+	for _, p := range s.all() {
+		if p.sink == k.sink() {
+			before = append(before, p)
 		}
 	}
-	s.sweep()
+	if len(before) == 1 && before[0].key == k && before[0].resume() {
+		p := before[0]
+		s.leaving = slices.DeleteFunc(s.leaving, func(l *pipe) bool { return l == p })
+		s.pipes[k] = p
+		return p
+	}
+	// A queue on disk can be opened once only.
+	before = slices.DeleteFunc(before, func(p *pipe) bool { return p.isOpen() && !p.isHolder() })
 	log := s.o.Log.With("observer", o.NameLabel, "uuid", o.UUID)
 	ledger := &export.Ledger{}
-	exp, err := s.o.NewExporter(o, k.endpoint, ledger)
-	if err != nil {
-		log.Warn("endpoint not usable", "endpoint", show(k.endpoint), "err", err)
-		exp = broken{err}
+	p := newPipe(k, ledger, s.o.Limits, &s.budget, log)
+	p.open, p.after = s.maker(o, k.endpoint, ledger), before
+	var exp export.Exporter
+	if len(before) == 0 {
+		var err error
+		switch exp, err = p.open(); {
+		case errors.Is(err, remote.ErrInUse):
+			exp = nil // tried again
+		case err != nil:
+			log.Warn("endpoint not usable", "endpoint", show(k.endpoint), "err", err)
+			exp = broken{err}
+		}
 	}
-	s.retired.Produced -= s.left[k]
-	s.retired.Queued -= s.left[k]
-	delete(s.left, k)
-	p := newPipe(k, exp, ledger, s.o.Limits, &s.budget, log)
+	p.start(exp)
 	s.pipes[k] = p
 	return p
 }
+
+// all returns the pipes that are given up and those in use.
+func (s *Set) all() []*pipe { return slices.AppendSeq(slices.Clone(s.leaving), maps.Values(s.pipes)) }
 
 // sweep adds the pipes that have ended to the retired counters.
 func (s *Set) sweep() {
 	s.leaving = slices.DeleteFunc(s.leaving, func(p *pipe) bool {
 		done := p.isDone()
 		if done {
+			s.claim(p)
 			c := p.ledger.Counters()
 			s.retired.Add(c)
 			if c.Queued > 0 {
-				s.left[p.key] += c.Queued
+				s.left[p.sink] += c.Queued
 			}
 		}
 		return done
 	})
+}
+
+// claim takes off the retired counters what p has found on disk of what a pipe
+// before it has left there: it is p's now.
+func (s *Set) claim(p *pipe) {
+	n := min(p.ledger.Counters().Recovered-p.claimed, s.left[p.sink])
+	if n == 0 {
+		return
+	}
+	p.claimed += n
+	s.retired.Produced -= n
+	s.retired.Queued -= n
+	s.retired.Recovered -= n // may be below 0 until p is added
+	if s.left[p.sink] -= n; s.left[p.sink] == 0 {
+		delete(s.left, p.sink)
+	}
 }
 
 // Export gives the span to every Observer in force that asks for its
@@ -479,11 +502,12 @@ func (s *Set) Totals() Counters {
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	s.sweep()
-	sum := s.retired
-	for _, p := range s.pipes {
-		sum.Add(p.ledger.Counters())
+	all := s.all()
+	for _, p := range all {
+		s.claim(p)
 	}
-	for _, p := range s.leaving {
+	sum := s.retired
+	for _, p := range all {
 		sum.Add(p.ledger.Counters())
 	}
 	return sum
@@ -495,10 +519,12 @@ func (s *Set) Totals() Counters {
 // counted as dropped: Totals then has nothing else queued, unless an exporter
 // hangs. The error names the endpoints that lost spans by that. A second Close does
 // nothing.
+//
+// While it waits the Set still answers.
 func (s *Set) Close(ctx context.Context) error {
 	s.apply.Lock()
-	defer s.apply.Unlock()
 	if s.closed {
+		s.apply.Unlock()
 		return nil
 	}
 	s.closed = true
@@ -512,10 +538,6 @@ func (s *Set) Close(ctx context.Context) error {
 	for _, sub := range subs {
 		sub.pipeline.ForceFlush()
 	}
-	if s.trim != nil {
-		s.trim.close()
-	}
-
 	left := s.o.Limits.DrainTimeout
 	if t, ok := ctx.Deadline(); ok {
 		left = max(time.Until(t), 0)
@@ -528,6 +550,8 @@ func (s *Set) Close(ctx context.Context) error {
 	for _, p := range pipes {
 		p.drainBy(left, true)
 	}
+	s.apply.Unlock()
+	// Nothing changes any more.
 	stop := context.AfterFunc(ctx, func() {
 		for _, p := range pipes {
 			p.expire()
@@ -537,6 +561,9 @@ func (s *Set) Close(ctx context.Context) error {
 	over, cancel := context.WithTimeout(context.Background(), left+closeGrace)
 	defer cancel()
 	var errs []error
+	if s.trim != nil {
+		s.trim.close(over.Done())
+	}
 	for _, p := range pipes {
 		select {
 		case <-p.done:
@@ -548,7 +575,9 @@ func (s *Set) Close(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("observer %s: endpoint %s: %d spans not delivered: %s", p.key.uuid, p.endpoint, st.Dropped[export.Unsent], st.LastError))
 		}
 	}
+	s.apply.Lock()
 	s.sweep()
+	s.apply.Unlock()
 	errs = append(errs, s.spanLog.Close())
 	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package observer
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -42,9 +43,9 @@ type outlet struct {
 	before time.Time // as in claim
 }
 
-func newSubscription(uuid string) *subscription {
+func newSubscription(uuid string, c processor.Config) *subscription {
 	s := &subscription{uuid: uuid}
-	s.pipeline = processor.New(processor.Config{}, s.pass)
+	s.pipeline = processor.New(c, s.pass)
 	return s
 }
 
@@ -72,16 +73,6 @@ func (s *subscription) pass(sp *correlate.Span) {
 
 func ended(sp *correlate.Span, by time.Time) bool { return by.IsZero() || sp.End <= by.UnixNano() }
 
-// current returns the components that the Observer wants now.
-func (s *subscription) current() event.Components {
-	for _, c := range s.claims {
-		if c.before.IsZero() {
-			return c.components
-		}
-	}
-	return 0
-}
-
 // claimed returns the claims after a change to want at now.
 func (s *subscription) claimed(want event.Components, now time.Time) (out []claim) {
 	if want != 0 {
@@ -98,13 +89,14 @@ func (s *subscription) claimed(want event.Components, now time.Time) (out []clai
 	return out
 }
 
-// connected returns the outlets after a change to pipes at now.
+// connected returns the outlets after a change to pipes at now. Nothing more goes
+// to a pipe whose place another takes: that would be twice to one sink.
 func (s *subscription) connected(pipes []*pipe, now time.Time) (out []outlet) {
 	for _, p := range pipes {
 		out = append(out, outlet{pipe: p})
 	}
 	for _, o := range s.outlets {
-		if slices.Contains(pipes, o.pipe) {
+		if slices.ContainsFunc(pipes, func(p *pipe) bool { return p.sink == o.pipe.sink }) {
 			continue
 		}
 		if o.before.IsZero() {
@@ -128,6 +120,11 @@ func (s *Set) endLate(now time.Time) {
 			s.mu.RLock()
 			sub.pipeline.Shutdown() // while it still has its endpoints
 			s.mu.RUnlock()
+		}
+	}
+	for _, p := range s.leaving {
+		if (p.isHolder() || !p.isOpen()) && slices.ContainsFunc(slices.Collect(maps.Values(s.pipes)), func(q *pipe) bool { return q.sink == p.sink }) {
+			p.yield()
 		}
 	}
 	surplus := s.leaving[:max(len(s.leaving)-maxLeaving, 0)]

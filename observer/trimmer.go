@@ -54,11 +54,15 @@ func (t *trimmer) set(on bool) {
 	}
 }
 
-// close stops it and waits for it.
-func (t *trimmer) close() {
+// close stops it and waits for it, but no longer than until over.
+func (t *trimmer) close(over <-chan struct{}) {
 	t.set(false)
-	if t.done != nil {
-		<-t.done
+	if t.done == nil {
+		return
+	}
+	select {
+	case <-t.done:
+	case <-over:
 	}
 }
 
