@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -68,6 +69,26 @@ func TestPoolComesUp(t *testing.T) {
 			_, err = c.Call(ctx, "VM.get_all", session)
 			qt.Check(t, qt.ErrorMatches(err, ".*SESSION_INVALID.*"))
 		}
+	}
+}
+
+// TestPoolMemberFromOutside calls the member as those do who take it for the
+// coordinator.
+func TestPoolMemberFromOutside(t *testing.T) {
+	p := startPool(t, testenv.PoolOptions{})
+	ctx := timeout(t, 20*time.Second)
+	outside := func(d *testenv.Dom0, shape client.Shape) *client.Client {
+		return client.Dial(func(ctx context.Context) (net.Conn, error) { return d.Dial(ctx, "tcp", d.Addr().String()) }, client.Options{Shape: shape})
+	}
+	for _, shape := range []client.Shape{client.Python, client.Node, client.JSON1} {
+		_, err := outside(p.Member, shape).Login(ctx)
+		qt.Check(t, qt.ErrorMatches(err, ".*HOST_IS_SLAVE 10.197.0.1"))
+		session, err := outside(p.Coordinator, shape).Login(ctx)
+		qt.Assert(t, qt.IsNil(err))
+		_, err = outside(p.Member, shape).Call(ctx, "VM.get_all", session)
+		qt.Check(t, qt.ErrorMatches(err, ".*HOST_IS_SLAVE 10.197.0.1"))
+		_, err = outside(p.Member, shape).Call(ctx, "VM.get_all", "OpaqueRef:none")
+		qt.Check(t, qt.ErrorMatches(err, ".*SESSION_INVALID OpaqueRef:none"))
 	}
 }
 

@@ -83,6 +83,11 @@ func TLS(addr string, o Options) *Client {
 	}}
 }
 
+// Dial returns a client of what dial connects to.
+func Dial(dial func(ctx context.Context) (net.Conn, error), o Options) *Client {
+	return &Client{dial: dial, o: o}
+}
+
 // With returns a client of the same xapi with other options.
 func (c *Client) With(o Options) *Client { return &Client{dial: c.dial, o: o} }
 

@@ -142,6 +142,9 @@ func (c *conn) login(s *node.Span, r *request, originator string) (any, *failure
 	t.Tag = "session.login_with_password " + newRef("D")
 	s.Tag = node.LastWord(t.Tag)
 	own := t.NewSpan(c.in)
+	if c.l.tcp && !x.pool.coordinates() {
+		return nil, fail("HOST_IS_SLAVE", x.pool.Hosts[0].Address)
+	}
 	session, f := x.newSession(t)
 	if f != nil {
 		return nil, f
