@@ -31,7 +31,6 @@ type server struct {
 	dead     map[string]*row
 	sessions map[string]bool
 	logins   int
-	tries    int // of logins
 	logouts  int
 	calls    []string // methods
 	heads    []string // header bytes of the first requests

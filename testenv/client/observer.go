@@ -49,7 +49,7 @@ func (s *Observers) Create(ctx context.Context, o Observer) (string, error) {
 	}
 	ref, ok := v.(string)
 	if !ok {
-		return "", fmt.Errorf("Observer.create: reference is %T", v)
+		return "", fmt.Errorf("reference of Observer.create is %T", v)
 	}
 	return ref, nil
 }
@@ -103,13 +103,13 @@ func (s *Observers) All(ctx context.Context) (map[string]Observer, error) {
 	}
 	records, ok := v.(map[string]any)
 	if !ok {
-		return nil, fmt.Errorf("Observer.get_all_records: %T", v)
+		return nil, fmt.Errorf("answer to Observer.get_all_records is %T", v)
 	}
 	out := make(map[string]Observer, len(records))
 	for ref, r := range records {
 		fields, ok := r.(map[string]any)
 		if !ok {
-			return nil, fmt.Errorf("Observer.get_all_records: record is %T", r)
+			return nil, fmt.Errorf("record of Observer.get_all_records is %T", r)
 		}
 		out[ref] = observer(fields)
 	}

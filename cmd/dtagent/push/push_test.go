@@ -319,7 +319,7 @@ func TestGivesUp(t *testing.T) {
 		{"500", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "on fire", 500) }, 3, "answered 500 Internal Server Error: \"on fire\""},
 		{"404", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }, 1, "Is the path right?"},
 		{"401", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, 1, "http://USER:PASSWORD@HOST"},
-		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) }, 1, "name the URL that takes the spans"},
+		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) }, 1, "name the URL that takes the spans"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSink(t, false)
