@@ -17,7 +17,7 @@ import (
 
 // PoolOptions are those of both hosts. Dir gets a directory for each host;
 // ports are those of a real host, 80 and 443, in the host's own network
-// namespace. Of the VMs, vm-2, vm-4, … are at home (affinity) on the member,
+// namespace, where Dom0.Dial reaches them. Of the VMs, vm-2, vm-4, … are at home (affinity) on the member,
 // the others on the coordinator.
 type PoolOptions struct {
 	Options

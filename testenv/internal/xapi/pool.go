@@ -5,6 +5,7 @@ package xapi
 import (
 	"encoding/json"
 	"errors"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -215,7 +216,7 @@ func (x *xapi) serveDatabase(body []byte) (name string, value any, err error) {
 		}
 		x.pool.mu.Lock()
 		defer x.pool.mu.Unlock()
-		return name, boolean(x.pool.sessions[ref]), nil
+		return name, strconv.FormatBool(x.pool.sessions[ref]), nil
 	case "Read_field task":
 		ref := text(args[2])
 		row, ok := x.db.task(ref)
@@ -248,13 +249,6 @@ func (x *xapi) serveDatabase(body []byte) (name string, value any, err error) {
 		return name, nil, nil
 	}
 	return "", nil, errDatabase
-}
-
-func boolean(b bool) string {
-	if b {
-		return "true"
-	}
-	return "false"
 }
 
 // checkSession tells whether a session is good for a call on this host. Members ask
