@@ -451,3 +451,66 @@ func TestOddObservers(t *testing.T) {
 	s.SetHost(Host{})
 	s.tick()
 }
+
+// TestSetStops: with receivers that hang the end takes as long as it may, and
+// what they did not take is on disk; only log records for a receiver, which
+// have no queue there, are lost, and counted.
+func TestSetStops(t *testing.T) {
+	t.Parallel()
+	gone := make(chan struct{})
+	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done():
+		case <-gone:
+		}
+	}))
+	defer hangs.Close()
+	defer close(gone)
+	o := Options{Host: thisHost, QueueDir: t.TempDir(), BugtoolDir: t.TempDir(), SpanLog: filepath.Join(t.TempDir(), "log")}
+	s := NewSet(o)
+	a, b := enabled(uuidA, hangs.URL, "otlp+"+hangs.URL, "bugtool"), enabled(uuidB, "http://u:p@"+strings.TrimPrefix(hangs.URL, "http://"))
+	a.Attributes = map[string]string{"dtagent.metrics": "true", "dtagent.logs": "true", "dtagent.batch.spans": "5"}
+	b.Attributes = map[string]string{"dtagent.keep.slow": "1ns", "dtagent.hold": "5m"}
+	s.Apply([]Observer{a, b})
+	const n = 100
+	for i := range n {
+		s.Export(span(event.Xapi, fmt.Sprint(i)))
+	}
+	s.Apply([]Observer{a}) // b lingers, then flushes, and is cut short
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+	defer cancel()
+	begin := time.Now()
+	err := s.Close(ctx)
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("it took %s", d)
+	}
+	qt.Check(t, qt.ErrorMatches(err, `(?s)observer aaaaaaaa.*endpoint logs to .* 100 spans not delivered.*`))
+	c := s.Totals()
+	exact(t, c)
+	qt.Check(t, qt.Equals(c.Lost(), n))
+	qt.Check(t, qt.Equals(c.Sent, 3*n)) // bugtool, metrics, log
+	qt.Check(t, qt.Equals(c.Queued, 3*n))
+	left, err := remote.Leftovers(o.QueueDir)
+	qt.Assert(t, qt.IsNil(err))
+	spans := 0
+	for _, l := range left {
+		spans += l.Spans
+	}
+	qt.Check(t, qt.Equals(spans, 3*n))
+}
+
+// TestExpireEarly: an Export that is about to begin when the time is over ends at
+// once.
+func TestExpireEarly(t *testing.T) {
+	var budget atomic.Int64
+	p := newPipe(pipeKey{uuidA, "e", ""}, &ledger{}, fast.withDefaults(), &budget, nil)
+	p.push(export.Record{Span: span(event.Xapi, "x")}, 1)
+	p.drain(time.Hour)
+	next, _ := p.next()
+	qt.Assert(t, qt.Equals(next, deliver))
+	p.expire()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	qt.Check(t, qt.HasLen(p.take(nil, cancel), 1))
+	qt.Check(t, qt.IsNotNil(ctx.Err()))
+}
