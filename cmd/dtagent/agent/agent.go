@@ -53,6 +53,7 @@ const (
 	tick         = 20 * time.Millisecond  // how often the engine comes for events, and its clock moves on
 	sortWindow   = 100 * time.Millisecond // longest time by which the records of two CPUs can mix
 	sortEvents   = 8192
+	startUp      = 3 * time.Second // after which what only starting took is let go of
 	flushTimeout = 5 * time.Second // for the exporters, when the agent stops
 )
 
@@ -162,6 +163,12 @@ func (a *agent) run(ctx context.Context, ln, page net.Listener) error {
 		serving.Go(func() { fail(a.metrics.Serve(ctx, page)) })
 	}
 
+	started := time.AfterFunc(startUp, func() {
+		if err := forgetProgram(); err != nil {
+			log.Debug("program file stays in memory", "err", err)
+		}
+	})
+	defer started.Stop()
 	if err := notify("READY=1"); err != nil {
 		log.Warn("not told systemd", "err", err)
 	}
