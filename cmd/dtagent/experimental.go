@@ -68,6 +68,10 @@ func readExperimental(conf, dir string) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		if info, err := f.Stat(); err == nil && info.IsDir() {
+			f.Close()
+			continue
+		}
 		sc := bufio.NewScanner(io.LimitReader(f, 1<<20))
 		for sc.Scan() {
 			line, _, _ := strings.Cut(sc.Text(), "#")

@@ -31,6 +31,7 @@ func TestReadExperimental(t *testing.T) {
 	qt.Check(t, qt.Equals(read(), "xapi-clusterd, smapi"))
 	put(filepath.Join(more, "20-b.conf"), "observer-experimental-components=\n")
 	put(filepath.Join(more, "10-a.conf"), "observer-experimental-components=xenopsd\n")
+	qt.Assert(t, qt.IsNil(os.Mkdir(filepath.Join(more, "30-directory"), 0o755)))
 	qt.Check(t, qt.Equals(read(), "")) // the last file counts; empty is none
 }
 

@@ -48,9 +48,7 @@ No components or host-uuids means all; no endpoints means nowhere.`,
 			if o.UUID, err = s.Create(o); err != nil {
 				return err
 			}
-			for _, note := range o.Warnings() {
-				fmt.Fprintln(cmd.ErrOrStderr(), "dtagent observer create: note:", note)
-			}
+			printNotes(cmd, o)
 			return printUUID(cmd, o.UUID, true)
 		})
 	list := add("list [NAME=VALUE…]", "Show the Observers, or those with the given values", cobra.ArbitraryArgs, listObservers)
@@ -84,6 +82,9 @@ No components or host-uuids means all; no endpoints means nowhere.`,
 			if err := s.ParamSet(id, rest...); err != nil {
 				return err
 			}
+			if o, err := s.Get(id); err == nil {
+				printNotes(cmd, o)
+			}
 			return printUUID(cmd, id, false)
 		})
 	add("param-add uuid=UUID param-name=NAME KEY=VALUE… | param-key=VALUE", "Put items into a map, or a value into a set", cobra.ArbitraryArgs,
@@ -104,6 +105,9 @@ No components or host-uuids means all; no endpoints means nowhere.`,
 			}
 			if err := s.ParamAdd(id, name, rest...); err != nil {
 				return err
+			}
+			if o, err := s.Get(id); err == nil {
+				printNotes(cmd, o)
 			}
 			return printUUID(cmd, id, false)
 		})
@@ -192,6 +196,13 @@ func printUUID(cmd *cobra.Command, id string, always bool) error {
 	}
 	_, err := fmt.Fprintln(cmd.OutOrStdout(), id)
 	return err
+}
+
+// printNotes tells what is allowed but probably not meant.
+func printNotes(cmd *cobra.Command, o observer.Observer) {
+	for _, note := range o.Warnings() {
+		fmt.Fprintf(cmd.ErrOrStderr(), "dtagent observer %s: note: %s\n", cmd.Name(), note)
+	}
 }
 
 func listObservers(cmd *cobra.Command, s *observer.Store, w words) error {
