@@ -247,12 +247,7 @@ func (s *Set) converge(obs []Observer) {
 	}
 	s.warn(active)
 	s.active, s.again = active, again
-	for uuid := range s.trusts { // as long as the Observer and its endpoints, which may come into use again
-		if !slices.ContainsFunc(active, func(o Observer) bool { return o.UUID == uuid }) &&
-			!slices.ContainsFunc(s.all(), func(p *pipe) bool { return p.key.uuid == uuid }) {
-			delete(s.trusts, uuid)
-		}
-	}
+	s.forgetTrusts()
 	s.mu.Lock()
 	for _, sub := range s.subs {
 		if !inForce[sub.uuid] {
@@ -275,6 +270,19 @@ func (s *Set) converge(obs []Observer) {
 		s.wanted = wanted
 		s.o.OnWanted(wanted)
 	}
+}
+
+// forgetTrusts keeps a Trust as long as there is the Observer or an endpoint of
+// it, which may come into use again.
+func (s *Set) forgetTrusts() {
+	keep := map[string]bool{}
+	for _, o := range s.active {
+		keep[o.UUID] = true
+	}
+	for _, p := range s.all() {
+		keep[p.key.uuid] = true
+	}
+	maps.DeleteFunc(s.trusts, func(uuid string, _ *remote.Trust) bool { return !keep[uuid] })
 }
 
 // warn logs the warnings about Observers that are new.
@@ -358,12 +366,8 @@ func (s *Set) pipe(k pipeKey, o Observer) *pipe {
 		return p
 	}
 	s.sweep()
-	var before []*pipe // of the same sink
-	for _, p := range s.all() {
-		if p.sink == k.sink() {
-			before = append(before, p)
-		}
-	}
+	sink := k.sink()
+	before := slices.DeleteFunc(s.all(), func(p *pipe) bool { return p.sink != sink })
 	if len(before) == 1 && before[0].key == k && before[0].resume() {
 		p := before[0]
 		s.leaving = slices.DeleteFunc(s.leaving, func(l *pipe) bool { return l == p })

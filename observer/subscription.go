@@ -1,7 +1,6 @@
 package observer
 
 import (
-	"maps"
 	"slices"
 	"time"
 
@@ -122,11 +121,7 @@ func (s *Set) endLate(now time.Time) {
 			s.mu.RUnlock()
 		}
 	}
-	for _, p := range s.leaving {
-		if (p.isHolder() || !p.isOpen()) && slices.ContainsFunc(slices.Collect(maps.Values(s.pipes)), func(q *pipe) bool { return q.sink == p.sink }) {
-			p.yield()
-		}
-	}
+	s.yield()
 	surplus := s.leaving[:max(len(s.leaving)-maxLeaving, 0)]
 	s.mu.Lock()
 	for _, sub := range s.subs {
@@ -147,6 +142,22 @@ func (s *Set) endLate(now time.Time) {
 		p.expire()
 	}
 	s.sweep()
+}
+
+// yield ends the pipes given up that have the queue on disk of one in use.
+func (s *Set) yield() {
+	if len(s.leaving) == 0 {
+		return
+	}
+	used := map[string]bool{}
+	for _, p := range s.pipes {
+		used[p.sink] = true
+	}
+	for _, p := range s.leaving {
+		if used[p.sink] && (p.isHolder() || !p.isOpen()) {
+			p.yield()
+		}
+	}
 }
 
 func (s *subscription) leadsTo(p *pipe) bool {
