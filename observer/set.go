@@ -572,6 +572,8 @@ func (s *Set) Close(ctx context.Context) error {
 		select {
 		case <-p.done:
 		case <-over.Done():
+		}
+		if !p.isDone() {
 			errs = append(errs, fmt.Errorf("observer %s: endpoint %s hangs", p.key.uuid, p.endpoint))
 			continue
 		}
