@@ -168,7 +168,7 @@ func TestObserverChanges(t *testing.T) {
 	}()
 	time.Sleep(time.Second)
 	z := newZipkinServer(t)
-	run("param-set", "uuid="+id, "attributes=phase:two", "endpoints=bugtool,"+z.URL+"/api/v2/spans")
+	run("param-set", "uuid="+id, "attributes=phase:two,dtagent.batch.interval:200ms", "endpoints=bugtool,"+z.URL+"/api/v2/spans")
 	within(t, "new endpoint", func() bool {
 		s := l.status()
 		return len(s.Observers) == 1 && len(s.Observers[0].Endpoints) == 2
