@@ -143,7 +143,8 @@ func encoder(endpoint string) remote.Encoder {
 	return new(zipkin.Encoder)
 }
 
-// trust returns what https receivers of o are checked against.
+// trust returns what https receivers of o are checked against. When that has
+// changed those that failed are tried again.
 func (s *Set) trust(o Observer) *remote.Trust {
 	t := s.trusts[o.UUID]
 	if t == nil {
@@ -151,7 +152,13 @@ func (s *Set) trust(o Observer) *remote.Trust {
 		s.trusts[o.UUID] = t
 	}
 	st, _ := o.Steering()
-	t.Use(st.CAFile)
+	if t.Use(st.CAFile) {
+		for k, p := range s.pipes {
+			if k.uuid == o.UUID {
+				p.retry()
+			}
+		}
+	}
 	return t
 }
 

@@ -84,6 +84,16 @@ func (p *pipe) use(exp export.Exporter) {
 	p.tell()
 }
 
+// retry asks for a try without the pause that a failure before has set.
+func (p *pipe) retry() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if x, ok := p.exp.(*remote.Exporter); ok {
+		x.Retry()
+	}
+	signal(p.ctl)
+}
+
 // configure says how often and how many spans a receiver is sent; 0: the
 // defaults.
 func (p *pipe) configure(interval time.Duration, spans int) {

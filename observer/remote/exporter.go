@@ -170,6 +170,15 @@ func (e *Exporter) Configure(interval time.Duration, spans int) {
 	e.signal()
 }
 
+// Retry asks for a try without the pause that a failure before has set: what
+// made it fail may have changed.
+func (e *Exporter) Retry() {
+	e.mu.Lock()
+	e.kicked = e.kicked || len(e.q.frames) > 0
+	e.mu.Unlock()
+	e.signal()
+}
+
 func (e *Exporter) signal() {
 	select {
 	case e.wake <- struct{}{}:

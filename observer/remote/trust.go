@@ -37,13 +37,16 @@ func NewTrust(file string, bundles ...string) *Trust {
 	return &Trust{file: file, bundles: bundles}
 }
 
-// Use changes the file of NewTrust, from the next connection on.
-func (t *Trust) Use(file string) {
+// Use changes the file of NewTrust, from the next connection on. It tells
+// whether it was another one.
+func (t *Trust) Use(file string) (changed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.file != file {
-		t.file, t.parsed = file, false
+	if t.file == file {
+		return false
 	}
+	t.file, t.parsed = file, false
+	return true
 }
 
 // Roots returns the certificates as they are now.

@@ -137,7 +137,9 @@ func TestOTLPAnswers(t *testing.T) {
 		{name: "partial", handle: partial(3), want: export.Failure{Cause: export.Rejected, Lost: 2}},
 		{name: "all refused", handle: partial(99), want: export.Failure{Cause: export.Rejected, Lost: 3}},
 		{name: "400", handle: status(400), want: export.Failure{Cause: export.Rejected, Lost: 3}},
-		{name: "http.StatusTemporaryRedirect", handle: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/v1/logs", http.StatusTemporaryRedirect) }, want: export.Failure{Cause: export.Redirected, Lost: 3}},
+		{name: "http.StatusTemporaryRedirect", handle: func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/v1/logs", http.StatusTemporaryRedirect)
+		}, want: export.Failure{Cause: export.Redirected, Lost: 3}},
 		{name: "429", handle: status(429), want: export.Failure{Retry: true, After: 7 * time.Second}},
 		{name: "500", handle: status(500), want: export.Failure{Retry: true, After: 7 * time.Second}},
 		{name: "503", handle: status(503), want: export.Failure{Retry: true, After: 7 * time.Second}},

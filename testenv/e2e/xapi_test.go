@@ -339,5 +339,5 @@ func TestObserverStorm(t *testing.T) {
 		changes, rate, took.Round(time.Millisecond), after.XAPI.Events, after.XAPI.Applied)
 	t.Logf("%d calls, %d spans for all Observers, 0 lost; %.1f MiB resident before, %.1f after; %d goroutines before, %d after; %.1f s CPU", calls, c.Produced,
 		float64(before.Process.RSSBytes)/(1<<20), float64(after.Process.RSSBytes)/(1<<20), before.Process.Goroutines, after.Process.Goroutines, after.Process.CPUSeconds-before.Process.CPUSeconds)
-	qt.Check(t, qt.IsTrue(after.Process.RSSBytes < before.Process.RSSBytes+64<<20))
+	qt.Check(t, qt.IsTrue(after.Process.RSSBytes < before.Process.RSSBytes+96<<20)) // 64 MiB of it can be spans in queues
 }
