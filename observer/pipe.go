@@ -16,6 +16,7 @@ import (
 // bound on their memory, so that a dead endpoint holds up no other.
 type pipe struct {
 	key      pipeKey
+	number   uint64 // of those that were made
 	endpoint string // as to be shown
 	sink     string // where the spans end up: two pipes of one sink are not used at once
 	ledger   *export.Ledger

@@ -1,6 +1,7 @@
 package observer
 
 import (
+	"cmp"
 	"errors"
 	"maps"
 	"slices"
@@ -34,6 +35,8 @@ func (s *Set) pipe(k pipeKey, o Observer) *pipe {
 	log := s.o.Log.With("observer", o.NameLabel, "uuid", o.UUID)
 	ledger := &export.Ledger{}
 	p := newPipe(k, ledger, s.o.Limits, &s.budget, log)
+	s.made++
+	p.number = s.made
 	p.open, p.after = s.maker(o, k.endpoint, ledger), before
 	var exp export.Exporter
 	if len(before) == 0 {
@@ -54,20 +57,24 @@ func (s *Set) pipe(k pipeKey, o Observer) *pipe {
 // all returns the pipes that are given up and those in use.
 func (s *Set) all() []*pipe { return slices.AppendSeq(slices.Clone(s.leaving), maps.Values(s.pipes)) }
 
-// sweep adds the pipes that have ended to the retired counters.
+// sweep adds the pipes that have ended to the retired counters. Of pipes with
+// one sink each begins when the one before has ended, so they are asked from the
+// newest on: those that have ended then are all there are before them, too, and
+// what one has left and the next has found is known together.
 func (s *Set) sweep() {
-	s.leaving = slices.DeleteFunc(s.leaving, func(p *pipe) bool {
-		done := p.isDone()
-		if done {
-			s.claim(p)
-			c := p.ledger.Counters()
-			s.retired.Add(c)
-			if c.Queued > 0 {
-				s.left[p.sink] += c.Queued
-			}
+	newest := slices.SortedFunc(slices.Values(s.leaving), func(a, b *pipe) int { return cmp.Compare(b.number, a.number) })
+	ended := slices.DeleteFunc(newest, func(p *pipe) bool { return !p.isDone() })
+	for _, p := range ended {
+		c := p.ledger.Counters()
+		s.retired.Add(c)
+		if c.Queued > 0 {
+			s.left[p.sink] += c.Queued
 		}
-		return done
-	})
+	}
+	for _, p := range ended {
+		s.claim(p)
+	}
+	s.leaving = slices.DeleteFunc(s.leaving, func(p *pipe) bool { return slices.Contains(ended, p) })
 }
 
 // claim takes off the retired counters what p has found on disk of what a pipe

@@ -69,6 +69,7 @@ type Set struct {
 	again   map[string]bool     // uuids that came more than once, which was logged
 	wanted  event.Components
 	pipes   map[pipeKey]*pipe        // in use
+	made    uint64                   // pipes
 	leaving []*pipe                  // given up, oldest first: linger, then drain, then end
 	retired Counters                 // of the pipes that are gone
 	trusts  map[string]*remote.Trust // by uuid of the Observer
