@@ -34,7 +34,7 @@ type Client struct {
 	user *url.Userinfo
 	enc  Encoder
 	o    ClientOptions
-	own  *transport // nil: handed in
+	own  *otlphttp.Transport // nil: handed in
 	gzip atomic.Int32
 }
 
@@ -82,9 +82,9 @@ func NewClient(endpoint string, enc Encoder, o ClientOptions) (*Client, error) {
 	c := &Client{url: u, user: u.User, enc: enc}
 	u.User = nil
 	if o.Transport == nil {
-		c.own = &transport{timeout: o.Timeout}
+		c.own = &otlphttp.Transport{Timeout: o.Timeout}
 		if u.Scheme == "https" {
-			c.own.trust = o.Trust
+			c.own.Trust = o.Trust
 		}
 		o.Transport = c.own
 	}
@@ -110,7 +110,7 @@ func parseEndpoint(endpoint string) (*url.URL, error) {
 // Close ends the connection that is kept open.
 func (c *Client) Close() {
 	if c.own != nil {
-		c.own.close()
+		c.own.CloseIdleConnections()
 	}
 }
 

@@ -1,4 +1,4 @@
-package remote
+package otlphttp
 
 import (
 	"crypto/tls"
@@ -9,18 +9,20 @@ import (
 	"time"
 )
 
-// transport is the connection of one Client. It is made anew when the CA
-// certificates have changed.
-type transport struct {
-	timeout time.Duration
-	trust   *Trust // nil: not https
+// Transport is the connection to one receiver. It is made anew when the CA
+// certificates have changed. It has no limit for a whole request: that is the
+// http.Client's.
+type Transport struct {
+	Timeout time.Duration // of a whole request; half of it for connecting, and for the TLS handshake
+	Trust   Trust         // nil: the system's CA certificates, or not https
 
 	mu    sync.Mutex
 	roots *x509.CertPool // that base was made with
 	base  *http.Transport
 }
 
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+// RoundTrip implements http.RoundTripper.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	base, err := t.current()
 	if err != nil {
 		if req.Body != nil {
@@ -31,13 +33,13 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return base.RoundTrip(req)
 }
 
-func (t *transport) current() (*http.Transport, error) {
+func (t *Transport) current() (*http.Transport, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var roots *x509.CertPool
-	if t.trust != nil {
+	if t.Trust != nil {
 		var err error
-		if roots, err = t.trust.Roots(); err != nil {
+		if roots, err = t.Trust.Roots(); err != nil {
 			return nil, err
 		}
 	}
@@ -50,9 +52,9 @@ func (t *transport) current() (*http.Transport, error) {
 	t.roots = roots
 	t.base = &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: t.timeout / 2}).DialContext,
+		DialContext:         (&net.Dialer{Timeout: t.Timeout / 2}).DialContext,
 		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout: t.timeout / 2,
+		TLSHandshakeTimeout: t.Timeout / 2,
 		MaxIdleConns:        1,
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
@@ -62,8 +64,8 @@ func (t *transport) current() (*http.Transport, error) {
 	return t.base, nil
 }
 
-// close ends the connection that is kept open.
-func (t *transport) close() {
+// CloseIdleConnections is what http.Client's method of that name calls.
+func (t *Transport) CloseIdleConnections() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.base != nil {
