@@ -24,6 +24,7 @@ const (
 	KindExec  Kind = 6 // a successful execve: Program, Operation
 	KindExit  Kind = 7 // end of a thread, of the process with FlagLeader: Code, CPUTime
 	KindLost  Kind = 8 // records of CPU that never arrived: Count; made in user space
+	KindTime  Kind = 9 // how thread TID spent the stretch from First to Last: Spent, and for a long wait Wait, Runnable, Syscall, Detail
 )
 
 // Flags qualify an Event. The bits are those of DT_F_* in
@@ -108,4 +109,13 @@ type Event struct {
 	CPUTime int64 // KindExit: ns on a CPU, of the thread, or of the process with FlagLeader
 
 	Count uint64 // KindLost
+
+	// KindTime. The stretches of a thread do not overlap and come in order; one ends
+	// before each other event that the thread makes. A wait of at least the probe's
+	// threshold is a stretch of its own, told when it has ended.
+	Spent    Times  // what of it was spent how; less than the stretch where something was not seen
+	Wait     Spent  // the long wait that the stretch is, OnCPU if it is none
+	Runnable Time   // Wait: when it could run again; Last is when it did
+	Syscall  int32  // Wait: number of the system call it was in, -1 if in none or not known
+	Detail   uint64 // Wait: Hypercall: number, and domctl's command << 32; else 0
 }
