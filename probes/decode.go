@@ -191,6 +191,3 @@ func (d *Decoder) open(e *event.Event, raw []byte) error {
 // listenFD returns the listener's fd of a KindOpen record that Decode
 // accepted, -1 if it has none.
 func listenFD(raw []byte) int32 { return int32(binary.LittleEndian.Uint32(raw[52:])) }
-
-// timeOf returns when a record was made.
-func timeOf(raw []byte) event.Time { return event.Time(binary.LittleEndian.Uint64(raw)) }

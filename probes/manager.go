@@ -49,7 +49,6 @@ type Manager struct {
 	log     *slog.Logger
 
 	reader reader // of the goroutine in Run
-	merge  *merge // of the legacy tier
 	count  counters
 
 	mu      sync.Mutex // guards what follows, and the order of changes in the kernel
@@ -93,9 +92,6 @@ func Open(k *bpf.Kernel, o Options) (*Manager, error) {
 	m := &Manager{
 		session: s, watcher: w, clock: c, smDirs: o.SMDirs, sw: cmp.Or(o.Switch, target.SwitchPath), log: o.Log,
 		targets: map[uint32]*daemon{},
-	}
-	if k.Tier() == bpf.Legacy {
-		m.merge = newMerge()
 	}
 	m.listeners.proc = w.Proc()
 	m.reader.redactor = redact.New(o.Conns)

@@ -155,6 +155,7 @@ func (a *agent) run(ctx context.Context, ln, page net.Listener) error {
 		a.queue.close()
 	})
 	watching.Go(func() { a.attach(ctx) })
+	watching.Go(func() { boundMemory(ctx) })
 	watching.Go(func() { fail(a.dir.Run(ctx, a.sources.applyLocal)) })
 	if a.xapi != nil {
 		watching.Go(func() { fail(a.xapi.Run(ctx, a.sources.applyXAPI)) })
