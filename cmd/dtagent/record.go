@@ -67,6 +67,7 @@ been recorded by then is good, and so it is after a crash.`,
 	socket := flags.String("control", defaultControl, "socket of the agent")
 	length := flags.Duration("for", 0, "how long to record, such as 30s (0: until Ctrl-C)")
 	flags.Var(&size, "max-size", "end before the file is larger than that")
+	note := flags.String("note", "", "a remark that is kept in the recording and shown with it")
 	cmd.RunE = work(func(cmd *cobra.Command, args []string) error {
 		if size < leastRecording {
 			return &verbError{verb: "record", code: exitUsage, err: fmt.Errorf("--max-size %s: at least 1 MiB is needed", &size)}
@@ -74,7 +75,7 @@ been recorded by then is good, and so it is after a crash.`,
 		if *length < 0 {
 			return &verbError{verb: "record", code: exitUsage, err: fmt.Errorf("--for %s is less than nothing", *length)}
 		}
-		r := recorder{path: args[0], limit: int64(size), length: *length, errs: cmd.ErrOrStderr()}
+		r := recorder{path: args[0], limit: int64(size), length: *length, note: *note, errs: cmd.ErrOrStderr()}
 		sum, err := r.run(cmd.Context(), control.NewClient(*socket), !asJSON(cmd))
 		if sum.ID == "" { // it never began
 			return err
@@ -106,6 +107,7 @@ type recorder struct {
 	path   string
 	limit  int64
 	length time.Duration
+	note   string
 	errs   io.Writer
 
 	file  *os.File
@@ -175,6 +177,7 @@ func (r *recorder) begin(h *recording.Header, talk bool) error {
 	if err != nil {
 		return err
 	}
+	h.Note = r.note
 	if r.out, err = recording.NewWriter(f, h, true); err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", r.path, err), f.Close())
 	}
