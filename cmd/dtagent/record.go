@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,12 +128,15 @@ func (r *recorder) run(ctx context.Context, c *control.Client, talk bool) (recor
 	}
 	r.bar = talk && onTerminal(r.errs)
 	reason := "interrupted"
-	timed, cancel := ctx, context.CancelFunc(func() {})
-	if r.length > 0 {
-		timed, cancel = context.WithTimeout(ctx, r.length)
+	timed, over := context.WithCancel(ctx)
+	defer over()
+	begin := func(h *recording.Header) error {
+		if r.length > 0 { // from now on, however long the agent took to answer
+			time.AfterFunc(r.length, over)
+		}
+		return r.begin(h, talk)
 	}
-	defer cancel()
-	ended, err := c.Record(timed, func(h *recording.Header) error { return r.begin(h, talk) }, func(b *recording.Block) error {
+	ended, err := c.Record(timed, begin, func(b *recording.Block) error {
 		// What is compressed is hardly ever larger than it was; the end needs room, too.
 		if r.out.Bytes()+int64(b.Len())+leastRecording/64 > r.limit {
 			reason = "--max-size"
@@ -158,7 +162,7 @@ func (r *recorder) run(ctx context.Context, c *control.Client, talk bool) (recor
 		fmt.Fprint(r.errs, "\r\x1b[K")
 	}
 	if r.file == nil {
-		return recordSummary{}, err
+		return recordSummary{}, cmp.Or(err, errors.New("interrupted before it began"))
 	}
 	err = errors.Join(err, r.end(reason))
 	t := r.out.Totals()

@@ -146,8 +146,10 @@ func (l *Live) Turn(events []event.Event, now event.Time, o clock.Offsets, known
 // start begins the recordings that are new.
 func (l *Live) start(o clock.Offsets, known func(func(*event.Event))) {
 	var first []*Block // made once, if at all
+	others := false
 	for _, t := range l.taps {
 		if t.started {
+			others = true
 			continue
 		}
 		if first == nil {
@@ -168,8 +170,8 @@ func (l *Live) start(o clock.Offsets, known func(func(*event.Event))) {
 			t.put(b)
 		}
 	}
-	if first != nil {
-		l.offsets = o
+	if first != nil && !others {
+		l.offsets = o // all have been told
 	}
 }
 
