@@ -148,7 +148,7 @@ func (s *Set) subscribe(o Observer, st Steering, want event.Components, pipes []
 	} else {
 		sub = s.subs[i]
 	}
-	tags := o.tags(s.host)
+	tags := o.Tags(s.host)
 	size := 0
 	for _, t := range tags {
 		size += len(t.Key) + len(t.Value.AsString())

@@ -101,6 +101,9 @@ func Open(k *bpf.Kernel, o Options) (*Manager, error) {
 // Wall returns t in nanoseconds since 1970.
 func (m *Manager) Wall(t event.Time) int64 { return m.clock.Wall(t) }
 
+// Offsets returns what Wall goes by now. It is shared and must not be changed.
+func (m *Manager) Offsets() clock.Offsets { return m.clock.Offsets() }
+
 // Now returns the present time on the clock of events.
 func (m *Manager) Now() (event.Time, error) { return m.clock.Now() }
 

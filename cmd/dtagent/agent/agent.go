@@ -25,6 +25,7 @@ import (
 	"github.com/xenserver/dtagent/observer/xapi"
 	"github.com/xenserver/dtagent/probes"
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/recording"
 	"github.com/xenserver/dtagent/probes/target"
 )
 
@@ -50,11 +51,9 @@ type Config struct {
 }
 
 const (
-	tick         = 20 * time.Millisecond  // how often the engine comes for events, and its clock moves on
-	sortWindow   = 100 * time.Millisecond // longest time by which the records of two CPUs can mix
-	sortEvents   = 8192
-	startUp      = 3 * time.Second // after which what only starting took is let go of
-	flushTimeout = 5 * time.Second // for the exporters, when the agent stops
+	tick         = 20 * time.Millisecond // how often the engine comes for events, and its clock moves on
+	startUp      = 3 * time.Second       // after which what only starting took is let go of
+	flushTimeout = 5 * time.Second       // for the exporters, when the agent stops
 )
 
 // Run is the daemon. It returns when ctx ends, with all spans flushed and all
@@ -96,8 +95,8 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err := a.observers(); err != nil {
 		return err
 	}
-	a.server = control.NewServer(a.status, c.Log.With("component", "control"))
 	a.tier = k.Tier().String()
+	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record}, c.Log.With("component", "control"))
 	return a.run(ctx, ln, page)
 }
 
@@ -120,6 +119,7 @@ type agent struct {
 	xapi    *xapi.Source // nil: the Observers of the pool are not followed
 	metrics *metrics.Registry
 	server  *control.Server
+	live    recording.Live // to those who record
 	queue   *handover
 	wanted  chan event.Components // the newest wish of the Observers; holds one
 	stats   chan chan counts      // questions to the engine's goroutine
@@ -204,14 +204,11 @@ type counts struct {
 // correlate runs the engine until there are no more events.
 func (a *agent) correlate() {
 	defer close(a.ended)
-	engine := correlate.New(correlate.Config{
-		Wall: a.manager.Wall,
-		Emit: func(s *correlate.Span) {
-			a.set.Export(s)
-			a.server.Publish(s)
-		},
-	})
-	sorter := correlate.NewSorter(sortWindow, sortEvents, engine.Handle)
+	defer a.live.Close()
+	e := newEngine(&a.live, correlate.Config{Emit: func(s *correlate.Span) {
+		a.set.Export(s)
+		a.server.Publish(s)
+	}})
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	var b batch
@@ -220,23 +217,20 @@ func (a *agent) correlate() {
 		case <-ticker.C:
 		case <-a.queue.half:
 		case answer := <-a.stats:
-			answer <- counts{engine.Stats(), sorter.Stats()}
+			var c counts
+			c.engine, c.sorter = e.pipeline.Stats()
+			answer <- c
 			continue
 		}
 		now, err := a.manager.Now() // before the events that the reader puts meanwhile
-		b, more = a.queue.take(b)
-		for i := range b.events {
-			sorter.Add(&b.events[i])
-		}
-		if err != nil { // the next events bring the time
+		if err != nil {             // the next events bring the time
 			a.c.Log.Error("clock", "err", err)
-			continue
+			now = 0
 		}
-		sorter.Advance(now)
-		engine.Advance(now - event.Time(sortWindow))
+		b, more = a.queue.take(b)
+		e.turn(b.events, now, a.manager.Offsets())
 	}
-	sorter.Drain()
-	engine.Drain()
+	e.pipeline.Drain()
 }
 
 // want notes what the Observers ask for; attach does it. Only the newest wish
