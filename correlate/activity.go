@@ -22,6 +22,7 @@ const (
 	atomActivity                          // a step of an operation
 	processActivity
 	relayActivity // a call through message-switch, at the switch
+	waitActivity  // a long wait of a thread
 )
 
 // activity is a span in the making.
@@ -63,6 +64,14 @@ type activity struct {
 	program string               // process
 	also    event.Component      // process: that of its program, or of the one that starts programs for others
 	execed  bool                 // process: it has called exec itself
+	tid     uint32               // send, client: of the thread that waits for the answer
+	cpu     int64                // process: ns that all its threads were on a CPU, -1 if not known
+	wait    event.Spent          // wait: its class
+
+	clock     uint64      // number of the threadTime that before is of
+	before    event.Times // what its thread had spent when a began
+	waits     uint16      // spans of waits below it
+	moreWaits uint32      // waits that have none
 
 	prev, next *activity // all, oldest first; next is the free list, too
 	doneNext   *activity // tree.done
@@ -159,6 +168,7 @@ func (e *Engine) finish(a *activity, end event.Time, cause string) {
 	if a.incomplete == "" {
 		a.incomplete = cause
 	}
+	e.timed(a)
 	if a.thread != nil {
 		a.thread.remove(a)
 	}
@@ -178,6 +188,38 @@ func (e *Engine) finish(a *activity, end event.Time, cause string) {
 	e.finished(a, t, true)
 	if a.live() {
 		e.maybeFix(a.tree.find())
+	}
+}
+
+// timed says how the time of a, which has ended, was spent, and which long waits
+// were part of it.
+func (e *Engine) timed(a *activity) {
+	tid := a.tgid
+	switch {
+	case a.kind == sendActivity || a.kind == clientActivity:
+		e.callEnded(a)
+		return
+	case a.kind == processActivity:
+	case a.thread != nil:
+		tid = a.thread.tid
+	default:
+		return
+	}
+	tt := e.timeOf(a.tgid, tid)
+	if tt != nil {
+		e.takeWaits(tt, a)
+	}
+	if a.moreWaits > 0 {
+		a.attrs = append(a.attrs, attribute.Int64("dt.wait.more", int64(a.moreWaits)))
+	}
+	split := tt != nil && a.timeSplit(tt)
+	if a.kind == processActivity && a.cpu >= 0 {
+		// the split is that of the first thread
+		key := attribute.Key("dt.process.cpu_us")
+		if !split {
+			key = timeKeys[event.OnCPU]
+		}
+		a.attrs = append(a.attrs, attribute.KeyValue{Key: key, Value: attribute.Int64Value(a.cpu / 1000)})
 	}
 }
 
@@ -209,7 +251,7 @@ func (e *Engine) emit(a *activity, last bool) {
 		Tree: t.number, Last: last,
 		Component: a.component, Also: a.also, Service: a.service, Name: a.name, Kind: a.spanKind,
 		Start: e.cfg.Wall(a.start), End: e.cfg.Wall(a.end),
-		Error: a.err, Link: a.link, Incomplete: a.incomplete,
+		Error: a.err, Link: a.link, Incomplete: a.incomplete, Wait: a.wait,
 	}
 	s.End = max(s.End, s.Start)
 	s.Attributes = e.arena.attributes(len(a.attrs) + len(t.baggage))
@@ -225,6 +267,9 @@ func (e *Engine) emit(a *activity, last bool) {
 
 func (e *Engine) forget(a *activity) {
 	e.release(&a.popped)
+	if a.kind == waitActivity {
+		e.waits--
+	}
 	e.activities.live.del(a)
 	e.releaseTree(a.tree)
 	clear(a.attrs)

@@ -51,7 +51,7 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 			e.tasks.put(h.Task, e.now).place = e.placeOf(a)
 		}
 	}
-	th.push(a)
+	e.enter(th, a)
 	c.call = a.ref()
 	c.tunnel = false
 	c.rpc = isCall(h)

@@ -30,7 +30,7 @@ type Config struct {
 type Limits struct {
 	Activities int           // spans in the making; default 8,192. The oldest goes first
 	Conns      int           // connections; default 4,096. The least recently used goes first
-	Threads    int           // threads that have work; default 4,096. The least recently used goes first
+	Threads    int           // threads that have work, and threads whose time is known; default 4,096 each. The least recently used goes first
 	Keys       int           // of each sort: messages, xenopsd tasks, XAPI tasks, calls between hosts; default 16,384. The oldest goes first
 	BodyBytes  int           // kept of one body; default 17,408, the most that an event holds
 	Buffers    int           // bodies kept at once; default 256. The oldest incomplete one is given up
@@ -72,6 +72,8 @@ type Engine struct {
 	trees      treePool
 	conns      connTable
 	threads    threadTable
+	times      timeTable
+	waits      int // activities that are waits
 	processes  processTable
 
 	messages table[messageID, message]     // message-switch
@@ -108,6 +110,7 @@ func New(c Config) *Engine {
 	e.hold, e.age = event.Time(c.Hold), event.Time(e.limits.Age)
 	e.conns.init()
 	e.threads.init()
+	e.times.init()
 	e.processes.init()
 	e.messages.init(e.limits.Keys, &e.stats.MessagesEvicted, e.dropMessage)
 	e.jobs.init(e.limits.Keys, &e.stats.JobsEvicted, e.dropJob)
@@ -140,6 +143,8 @@ func (e *Engine) Handle(ev *event.Event) {
 		e.handleExit(ev)
 	case event.KindLost:
 		e.handleLost(ev)
+	case event.KindTime:
+		e.handleTime(ev)
 	default:
 		e.stats.UnknownEvents++
 	}
@@ -169,6 +174,9 @@ func (e *Engine) Advance(now event.Time) {
 func (e *Engine) Drain() {
 	for a := e.activities.live.head; a != nil; a = e.activities.live.head {
 		e.evict(a, "still open")
+	}
+	for tt := e.times.lru.head; tt != nil; tt = e.times.lru.head {
+		e.dropTime(tt.tid)
 	}
 }
 

@@ -138,6 +138,7 @@ func (e *Engine) startSend(c *conn, ev *event.Event) {
 	e.messaging(a, "send", x.queue, &call)
 	a.at(ev.TGID, x.tid)
 	a.tree.find().isOf(a.task)
+	a.tid = x.tid
 	x.send = a.ref()
 	th.sending = a.ref()
 	switch {

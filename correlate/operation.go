@@ -229,7 +229,7 @@ func (e *Engine) startOperation(ev *event.Event, l *logline.Line, n *logline.Anc
 		}
 		a.tree.root = a.ref()
 	}
-	th.push(a)
+	e.enter(th, a)
 	switch rpc := th.popped.rpc.get(); {
 	case j.answered:
 		e.joinJob(j, a)
@@ -339,7 +339,7 @@ func (e *Engine) startAtom(ev *event.Event, n *logline.Anchor) {
 	}
 	a.at(ev.TGID, ev.TID)
 	a.task = op.task
-	th.push(a)
+	e.enter(th, a)
 }
 
 // endAtoms ends the steps above the operation at depth. A step that did not

@@ -102,6 +102,7 @@ func (e *Engine) peekOutgoing(c *conn, b *body, whole bool) bool {
 			e.address("network.peer.address", c.peer.Addr()), attribute.Int("network.peer.port", int(c.peer.Port())))
 	}
 	a.at(c.id.TGID, x.tid)
+	a.tid = x.tid
 	c.call = a.ref()
 	th.sending = a.ref()
 	return true

@@ -45,6 +45,8 @@ type Span struct {
 	Start     int64 // ns since 1970
 	End       int64 // ns since 1970, not before Start
 
+	Wait event.Spent // the class of the wait that the span is, OnCPU if it is none
+
 	Error      string // XAPI failure code or another short reason; "" when it did not fail
 	Link       Link
 	Incomplete string // cause, "" when every event of it was seen

@@ -179,6 +179,7 @@ func (e *Engine) dropDeliveries(th *thread) {
 
 func (e *Engine) handleFork(ev *event.Event) {
 	e.dropThread(ev.ChildTID, ev.Time, endUnseen)
+	e.dropTime(ev.ChildTID)
 	if ev.Flags&event.FlagThread == 0 {
 		e.processForked(ev)
 		return
@@ -189,7 +190,7 @@ func (e *Engine) handleFork(ev *event.Event) {
 	}
 	if r, ok := th.nextDelivery(); ok {
 		if a := r.get(); a != nil && a.open && a.thread == nil {
-			e.useThread(ev.TGID, ev.ChildTID).push(a)
+			e.enter(e.useThread(ev.TGID, ev.ChildTID), a)
 			a.set(threadID(ev.ChildTID))
 		}
 		return
@@ -199,7 +200,7 @@ func (e *Engine) handleFork(ev *event.Event) {
 		t := e.begin(taskActivity, a.component, ev.TGID, ev.Time, a, LinkClone)
 		t.name, t.method, t.prefix, t.spanKind = a.method, a.method, a.prefix, trace.SpanKindInternal
 		t.at(ev.TGID, ev.ChildTID)
-		e.useThread(ev.TGID, ev.ChildTID).push(t)
+		e.enter(e.useThread(ev.TGID, ev.ChildTID), t)
 	}
 }
 
@@ -209,5 +210,9 @@ func (e *Engine) handleExit(ev *event.Event) {
 	}
 	if ev.Flags&event.FlagLeader != 0 {
 		e.processExited(ev)
+		e.dropTimes(ev.TGID)
+	}
+	if tt := e.timeOf(ev.TGID, ev.TID); tt != nil {
+		e.dropTime(ev.TID)
 	}
 }
