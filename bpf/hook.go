@@ -64,4 +64,13 @@ var hooks = map[Probe][]hook{
 		{"syscalls", "sys_enter_vfork", "dt_e_fork", false},
 		{"sched", "sched_process_fork", "dt_fork", false},
 	},
+	Wait: {
+		{"sched", "sched_process_exit", "dt_w_exit", false},
+		{"syscalls", "sys_exit_ioctl", "dt_w_called", false},
+		{"syscalls", "sys_exit_open", "dt_w_opened", false},
+		{"syscalls", "sys_exit_openat", "dt_w_opened", false},
+		{"sched", "sched_wakeup", "dt_w_wakeup", false},
+		{"sched", "sched_switch", "dt_w_switch", false},
+		{"raw_syscalls", "sys_enter", "dt_w_enter", false},
+	},
 }

@@ -25,9 +25,13 @@ func watermark(size int) int { return max(size/8, 1) }
 
 // specs returns the objects of a tier.
 func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
-	loaders := map[Probe]func() (*ebpf.CollectionSpec, error){Stream: loadLegacyStream, Process: loadLegacyProcess}
+	loaders := map[Probe]func() (*ebpf.CollectionSpec, error){
+		Stream: loadLegacyStream, Process: loadLegacyProcess, Wait: loadLegacyWait,
+	}
 	if t == Modern {
-		loaders = map[Probe]func() (*ebpf.CollectionSpec, error){Stream: loadModernStream, Process: loadModernProcess}
+		loaders = map[Probe]func() (*ebpf.CollectionSpec, error){
+			Stream: loadModernStream, Process: loadModernProcess, Wait: loadModernWait,
+		}
 	}
 	out := map[Probe]*ebpf.CollectionSpec{}
 	for p, load := range loaders {
@@ -64,6 +68,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 	for _, p := range allProbes {
 		for name, n := range map[string]int{
 			"dt_conns": k.opt.Conns, "dt_gathers": k.opt.Gathers, "dt_targets": k.opt.TargetsMax, "dt_inflight": k.opt.InflightMax,
+			"dt_threads": k.opt.InflightMax,
 		} {
 			if m := spec[p].Maps[name]; m != nil {
 				m.MaxEntries = uint32(n)
@@ -100,6 +105,10 @@ func (k *Kernel) Load() (_ *Session, err error) {
 	conf.Wake = uint32(watermark(k.opt.RingBytes))
 	if err := s.maps["dt_config"].Put(uint32(0), conf); err != nil {
 		return nil, fmt.Errorf("map dt_config: %w", err)
+	}
+	s.conf = conf
+	if err := s.describeCalls(); err != nil {
+		return nil, err
 	}
 	if k.tier == Modern {
 		r, err := ringbuf.NewReader(s.maps["dt_events"])

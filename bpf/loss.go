@@ -18,6 +18,9 @@ const (
 	lossClones
 	lossExecs
 	lossForgot
+	lossThreads
+	lossFDs
+	lossSwitch
 	kernelCauses // DT_LOSS_CAUSES
 
 	lossRecord lossCause = iota - 1
@@ -40,6 +43,9 @@ var lossNames = [numCauses]string{
 	lossClones:   "table of clone calls full",
 	lossExecs:    "table of exec calls full",
 	lossForgot:   "close_range",
+	lossThreads:  "table of threads full",
+	lossFDs:      "table of devices full",
+	lossSwitch:   "switch of a thread not seen",
 	lossRecord:   "record malformed",
 	lossEnded:    "socket ended with its process",
 }
@@ -66,9 +72,10 @@ type Probe uint8
 const (
 	Stream  Probe = 1 // sockets and log lines of targets
 	Process Probe = 2 // fork, exec and exit of targets and their children
+	Wait    Probe = 3 // how the threads of targets and their children spend their time
 )
 
-const numProbes = 2
+const numProbes = 3
 
 // String returns the name that losses and attachments are shown with.
 func (p Probe) String() string {
@@ -77,14 +84,19 @@ func (p Probe) String() string {
 		return "stream"
 	case Process:
 		return "process"
+	case Wait:
+		return "wait"
 	}
 	return "unknown"
 }
 
 // probeOf returns the probe that makes records of a kind.
 func probeOf(k Kind) Probe {
-	if k >= KindFork {
+	switch k {
+	case KindFork, KindExec, KindExit:
 		return Process
+	case KindTime:
+		return Wait
 	}
 	return Stream
 }

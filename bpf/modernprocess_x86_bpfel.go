@@ -18,7 +18,10 @@ type modernProcessDtConfig struct {
 	ForkChild    uint32
 	ExecFilename uint32
 	Wake         uint32
-	Pad          uint32
+	SwitchState  uint32
+	SwitchNext   uint32
+	WakeupPid    uint32
+	WaitNs       uint64
 	Records      [0]struct {
 		_   structs.HostLayout
 		Hdr struct {
@@ -68,6 +71,45 @@ type modernProcessDtTarget struct {
 	Pad       uint8
 }
 
+type modernProcessDtThread struct {
+	_ structs.HostLayout
+	R struct {
+		_ structs.HostLayout
+		H struct {
+			_         structs.HostLayout
+			Ktime     uint64
+			Tgid      uint32
+			Tid       uint32
+			Size      uint32
+			Seq       uint32
+			Kind      uint16
+			Flags     uint16
+			Cpu       uint16
+			Component uint8
+			Version   uint8
+		}
+		First    uint64
+		Last     uint64
+		Spent    [16]uint64
+		Runnable uint64
+		Detail   uint64
+		Nr       int32
+		Wait     uint8
+		Pad      [3]uint8
+	}
+	Mark    uint64
+	Woken   uint64
+	Hyper   uint64
+	Queued  uint64
+	Held    uint64
+	Arg     [2]uint64
+	Call    int32
+	Off     uint8
+	State   uint8
+	Opening uint8
+	Pad     uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -80,6 +122,8 @@ const (
 	modernProcessMapDtLoss        = "dt_loss"
 	modernProcessMapDtSeq         = "dt_seq"
 	modernProcessMapDtTargets     = "dt_targets"
+	modernProcessMapDtThreadZero  = "dt_thread_zero"
+	modernProcessMapDtThreads     = "dt_threads"
 	modernProcessProgDtE_clone    = "dt_e_clone"
 	modernProcessProgDtE_clone3   = "dt_e_clone3"
 	modernProcessProgDtE_execve   = "dt_e_execve"
@@ -150,14 +194,16 @@ type modernProcessProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type modernProcessMapSpecs struct {
-	DtClones   *ebpf.MapSpec `ebpf:"dt_clones"`
-	DtConfig   *ebpf.MapSpec `ebpf:"dt_config"`
-	DtEvents   *ebpf.MapSpec `ebpf:"dt_events"`
-	DtExecZero *ebpf.MapSpec `ebpf:"dt_exec_zero"`
-	DtExecs    *ebpf.MapSpec `ebpf:"dt_execs"`
-	DtLoss     *ebpf.MapSpec `ebpf:"dt_loss"`
-	DtSeq      *ebpf.MapSpec `ebpf:"dt_seq"`
-	DtTargets  *ebpf.MapSpec `ebpf:"dt_targets"`
+	DtClones     *ebpf.MapSpec `ebpf:"dt_clones"`
+	DtConfig     *ebpf.MapSpec `ebpf:"dt_config"`
+	DtEvents     *ebpf.MapSpec `ebpf:"dt_events"`
+	DtExecZero   *ebpf.MapSpec `ebpf:"dt_exec_zero"`
+	DtExecs      *ebpf.MapSpec `ebpf:"dt_execs"`
+	DtLoss       *ebpf.MapSpec `ebpf:"dt_loss"`
+	DtSeq        *ebpf.MapSpec `ebpf:"dt_seq"`
+	DtTargets    *ebpf.MapSpec `ebpf:"dt_targets"`
+	DtThreadZero *ebpf.MapSpec `ebpf:"dt_thread_zero"`
+	DtThreads    *ebpf.MapSpec `ebpf:"dt_threads"`
 }
 
 // modernProcessVariableSpecs contains global variables before they are loaded into the kernel.
@@ -186,14 +232,16 @@ func (o *modernProcessObjects) Close() error {
 //
 // It can be passed to loadModernProcessObjects or ebpf.CollectionSpec.LoadAndAssign.
 type modernProcessMaps struct {
-	DtClones   *ebpf.Map `ebpf:"dt_clones"`
-	DtConfig   *ebpf.Map `ebpf:"dt_config"`
-	DtEvents   *ebpf.Map `ebpf:"dt_events"`
-	DtExecZero *ebpf.Map `ebpf:"dt_exec_zero"`
-	DtExecs    *ebpf.Map `ebpf:"dt_execs"`
-	DtLoss     *ebpf.Map `ebpf:"dt_loss"`
-	DtSeq      *ebpf.Map `ebpf:"dt_seq"`
-	DtTargets  *ebpf.Map `ebpf:"dt_targets"`
+	DtClones     *ebpf.Map `ebpf:"dt_clones"`
+	DtConfig     *ebpf.Map `ebpf:"dt_config"`
+	DtEvents     *ebpf.Map `ebpf:"dt_events"`
+	DtExecZero   *ebpf.Map `ebpf:"dt_exec_zero"`
+	DtExecs      *ebpf.Map `ebpf:"dt_execs"`
+	DtLoss       *ebpf.Map `ebpf:"dt_loss"`
+	DtSeq        *ebpf.Map `ebpf:"dt_seq"`
+	DtTargets    *ebpf.Map `ebpf:"dt_targets"`
+	DtThreadZero *ebpf.Map `ebpf:"dt_thread_zero"`
+	DtThreads    *ebpf.Map `ebpf:"dt_threads"`
 }
 
 func (m *modernProcessMaps) Close() error {
@@ -206,6 +254,8 @@ func (m *modernProcessMaps) Close() error {
 		m.DtLoss,
 		m.DtSeq,
 		m.DtTargets,
+		m.DtThreadZero,
+		m.DtThreads,
 	)
 }
 

@@ -18,7 +18,10 @@ type modernStreamDtConfig struct {
 	ForkChild    uint32
 	ExecFilename uint32
 	Wake         uint32
-	Pad          uint32
+	SwitchState  uint32
+	SwitchNext   uint32
+	WakeupPid    uint32
+	WaitNs       uint64
 	Records      [0]struct {
 		_   structs.HostLayout
 		Hdr struct {
@@ -173,6 +176,45 @@ type modernStreamDtTarget struct {
 	Pad       uint8
 }
 
+type modernStreamDtThread struct {
+	_ structs.HostLayout
+	R struct {
+		_ structs.HostLayout
+		H struct {
+			_         structs.HostLayout
+			Ktime     uint64
+			Tgid      uint32
+			Tid       uint32
+			Size      uint32
+			Seq       uint32
+			Kind      uint16
+			Flags     uint16
+			Cpu       uint16
+			Component uint8
+			Version   uint8
+		}
+		First    uint64
+		Last     uint64
+		Spent    [16]uint64
+		Runnable uint64
+		Detail   uint64
+		Nr       int32
+		Wait     uint8
+		Pad      [3]uint8
+	}
+	Mark    uint64
+	Woken   uint64
+	Hyper   uint64
+	Queued  uint64
+	Held    uint64
+	Arg     [2]uint64
+	Call    int32
+	Off     uint8
+	State   uint8
+	Opening uint8
+	Pad     uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -187,6 +229,8 @@ const (
 	modernStreamMapDtScratch       = "dt_scratch"
 	modernStreamMapDtSeq           = "dt_seq"
 	modernStreamMapDtTargets       = "dt_targets"
+	modernStreamMapDtThreadZero    = "dt_thread_zero"
+	modernStreamMapDtThreads       = "dt_threads"
 	modernStreamProgDtE_accept     = "dt_e_accept"
 	modernStreamProgDtE_close      = "dt_e_close"
 	modernStreamProgDtE_closerange = "dt_e_closerange"
@@ -289,6 +333,8 @@ type modernStreamMapSpecs struct {
 	DtScratch    *ebpf.MapSpec `ebpf:"dt_scratch"`
 	DtSeq        *ebpf.MapSpec `ebpf:"dt_seq"`
 	DtTargets    *ebpf.MapSpec `ebpf:"dt_targets"`
+	DtThreadZero *ebpf.MapSpec `ebpf:"dt_thread_zero"`
+	DtThreads    *ebpf.MapSpec `ebpf:"dt_threads"`
 }
 
 // modernStreamVariableSpecs contains global variables before they are loaded into the kernel.
@@ -327,6 +373,8 @@ type modernStreamMaps struct {
 	DtScratch    *ebpf.Map `ebpf:"dt_scratch"`
 	DtSeq        *ebpf.Map `ebpf:"dt_seq"`
 	DtTargets    *ebpf.Map `ebpf:"dt_targets"`
+	DtThreadZero *ebpf.Map `ebpf:"dt_thread_zero"`
+	DtThreads    *ebpf.Map `ebpf:"dt_threads"`
 }
 
 func (m *modernStreamMaps) Close() error {
@@ -341,6 +389,8 @@ func (m *modernStreamMaps) Close() error {
 		m.DtScratch,
 		m.DtSeq,
 		m.DtTargets,
+		m.DtThreadZero,
+		m.DtThreads,
 	)
 }
 

@@ -131,12 +131,20 @@ int dt_fork(void *ctx)
 		r.child_tgid = tid;
 		child.since = bpf_ktime_get_ns();
 		child.component = t->component;
-		child.watch = DT_WATCH_PROCESS;
+		child.watch = DT_WATCH_PROCESS | (t->watch & DT_WATCH_WAIT);
 		if (bpf_map_update_elem(&dt_targets, &tid, &child, BPF_ANY))
 			dt_lost(DT_LOSS_TARGETS);
 	}
 	bpf_map_delete_elem(&dt_clones, &id);
 	dt_send(ctx, &r.h, sizeof(r));
+	if (flags && t->watch & DT_WATCH_WAIT) {
+		struct dt_thread *th = dt_thread_new(r.child_tgid, tid, t->component);
+
+		if (th) { /* it queues for its first CPU */
+			th->off = 1;
+			th->woken = th->mark;
+		}
+	}
 	return 0;
 }
 

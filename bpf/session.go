@@ -17,7 +17,7 @@ import (
 )
 
 // allProbes in the order in which they are loaded.
-var allProbes = []Probe{Stream, Process}
+var allProbes = []Probe{Stream, Process, Wait}
 
 // Target is how a process is watched.
 type Target struct {
@@ -65,13 +65,16 @@ type Session struct {
 
 	mu     sync.Mutex // of the fields below and of the maps' entries, never held for long
 	links  map[Probe][]attached
+	conf   config // what dt_config holds
+	longNs uint64 // the threshold of long waits, which dt_config has while Wait is attached
 	closed bool
 }
 
 var errClosed = fmt.Errorf("session: %w", os.ErrClosed)
 
 // Attach attaches the programs of a probe. Attaching an attached probe does
-// nothing. Attach(Stream) begins with no known socket: seed afterwards.
+// nothing. Attach(Stream) begins with no known socket, Attach(Wait) with no known
+// device: seed afterwards.
 func (s *Session) Attach(p Probe) error {
 	s.attach.Lock()
 	defer s.attach.Unlock()
@@ -87,6 +90,11 @@ func (s *Session) Attach(p Probe) error {
 			if err := clearMap(s.maps[name]); err != nil {
 				return fmt.Errorf("probe %s: map %s: %w", p, name, err)
 			}
+		}
+	}
+	if p == Wait {
+		if err := s.beginWaits(); err != nil {
+			return err
 		}
 	}
 	for _, h := range s.kernel.hooks[p] {
@@ -146,6 +154,9 @@ func (s *Session) detach(p Probe) error {
 	wg.Wait()
 	s.mu.Lock()
 	s.links[p] = nil
+	if p == Wait {
+		errs = append(errs, s.endWaits())
+	}
 	s.mu.Unlock()
 	return errors.Join(errs...)
 }
@@ -194,7 +205,7 @@ func (s *Session) DeleteTarget(tgid uint32) error {
 	if err := s.maps["dt_targets"].Delete(tgid); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("target %d: %w", tgid, err)
 	}
-	return s.sweepConns()
+	return errors.Join(s.sweepConns(), s.sweepThreads())
 }
 
 // Targets returns the processes watched now, with the children that the kernel

@@ -111,6 +111,7 @@ type got struct {
 	Fork  ForkRec
 	Exec  ExecRec
 	Exit  ExitRec
+	Time  TimeRec
 	Head  string
 	Tail  string
 }
@@ -169,6 +170,8 @@ func decodeRecord(raw []byte) (g got, err error) {
 		_, err = rest(&g.Exec)
 	case KindExit:
 		_, err = rest(&g.Exit)
+	case KindTime:
+		_, err = rest(&g.Time)
 	default:
 		err = fmt.Errorf("kind %d", g.Kind)
 	}

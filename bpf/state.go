@@ -24,7 +24,10 @@ type config struct {
 	ForkChild    uint32
 	ExecFilename uint32
 	Wake         uint32
-	_            uint32
+	SwitchState  uint32
+	SwitchNext   uint32
+	WakeupPid    uint32
+	WaitNs       uint64
 }
 
 type connKey struct {
@@ -85,6 +88,25 @@ type inflight struct {
 	_         [5]uint8
 }
 
+// thread mirrors struct dt_thread.
+type thread struct {
+	TimeRec // in the making
+	Mark    uint64
+	Woken   uint64
+	Hyper   uint64
+	Queued  uint64
+	Held    uint64
+	Arg     [2]uint64
+	Call    int32
+	Off     uint8
+	State   uint8
+	Opening uint8
+	_       uint8
+}
+
+// call mirrors struct dt_call.
+type call struct{ Wait, Enter uint8 }
+
 // Watch says what is recorded of a target.
 type Watch uint8
 
@@ -92,5 +114,6 @@ type Watch uint8
 const (
 	WatchStream  Watch = 1 << iota // its known stream sockets
 	WatchLog                       // its datagrams to the system log
-	WatchProcess                   // fork, exec and exit; inherited by children, without the other bits
+	WatchProcess                   // fork, exec and exit; inherited by children, without the bits above
+	WatchWait                      // how its threads spend their time; inherited by children that are watched
 )

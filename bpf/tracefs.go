@@ -123,12 +123,35 @@ func readConfig(tracefs string) (config, error) {
 		return c, fmt.Errorf("tracepoint sched:sched_process_exec: filename: %w", errFormat)
 	}
 	c.ForkChild, c.ExecFilename = child.offset, filename.offset
+	for _, w := range []struct {
+		name, field string
+		size        uint32
+		to          *uint32
+	}{
+		{"sched_switch", "prev_state", 8, &c.SwitchState},
+		{"sched_switch", "next_pid", 4, &c.SwitchNext},
+		{"sched_wakeup", "pid", 4, &c.WakeupPid},
+	} {
+		f, err := readFormat(tracefs, "sched", w.name)
+		if err != nil {
+			return c, err
+		}
+		fd, ok := f[w.field]
+		if !ok || fd.size != w.size {
+			return c, fmt.Errorf("tracepoint sched:%s: %s: %w", w.name, w.field, errFormat)
+		}
+		*w.to = fd.offset
+	}
 
 	enter, err := readFormat(tracefs, "syscalls", "sys_enter_read")
 	if err != nil {
 		return c, err
 	}
 	exit, err := readFormat(tracefs, "syscalls", "sys_exit_read")
+	if err != nil {
+		return c, err
+	}
+	raw, err := readFormat(tracefs, "raw_syscalls", "sys_enter")
 	if err != nil {
 		return c, err
 	}
@@ -139,9 +162,10 @@ func readConfig(tracefs string) (config, error) {
 	}{
 		{enter, "__syscall_nr", 8}, {enter, "fd", 16}, {enter, "buf", 24}, {enter, "count", 32},
 		{exit, "__syscall_nr", 8}, {exit, "ret", 16},
+		{raw, "id", 8}, {raw, "args", 16},
 	} {
 		if f, ok := w.f[w.name]; !ok || f.offset != w.offset {
-			return c, fmt.Errorf("tracepoints syscalls:*: %s is not at offset %d", w.name, w.offset)
+			return c, fmt.Errorf("tracepoints of system calls: %s is not at offset %d", w.name, w.offset)
 		}
 	}
 	return c, nil

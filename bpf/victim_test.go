@@ -330,6 +330,50 @@ func obeyOnce(o order) outcome {
 		}
 		r.Ret = cmd.Process.Pid
 		cmd.Wait()
+	case "sleep": // N milliseconds
+		t := unix.NsecToTimespec(int64(o.N) * 1e6)
+		_, _, e := unix.Syscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0)
+		set(0, e)
+	case "select-sleep":
+		t := unix.NsecToTimeval(int64(o.N) * 1e6)
+		_, _, e := unix.Syscall6(unix.SYS_SELECT, 0, 0, 0, 0, uintptr(unsafe.Pointer(&t)), 0)
+		set(0, e)
+	case "poll":
+		p := [1]unix.PollFd{{Fd: int32(o.FD), Events: unix.POLLIN}}
+		n, _, e := unix.Syscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, ^uintptr(0))
+		set(n, e)
+	case "futex": // waits N milliseconds for nobody
+		var word uint32
+		t := unix.NsecToTimespec(int64(o.N) * 1e6)
+		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&word)), 0, 0, uintptr(unsafe.Pointer(&t)), 0, 0)
+	case "flock":
+		_, _, e := unix.Syscall(unix.SYS_FLOCK, fd, unix.LOCK_EX, 0)
+		set(0, e)
+	case "fork": // a child that sleeps N milliseconds, and a wait for it
+		pid, e := forkAndSleep(int64(o.N) * 1e6)
+		set(pid, e)
+		unix.Syscall6(unix.SYS_WAIT4, pid, 0, 0, 0, 0, 0)
+	case "hypercall": // op FD with command N, as libxenctrl makes it
+		cmd := [2]uint32{uint32(o.N)}
+		h := [6]uint64{uint64(o.FD), uint64(uintptr(unsafe.Pointer(&cmd)))}
+		_, _, e := unix.Syscall(unix.SYS_IOCTL, 0, 0x305000, uintptr(unsafe.Pointer(&h)))
+		set(0, e)
+		runtime.KeepAlive(&cmd)
+	case "open":
+		n, _, e := openAt(o.Path, unix.O_RDWR)
+		set(n, e)
+	case "private": // this thread alone sees empty /dev and /run
+		errno(errOf(unix.Unshare(unix.CLONE_NEWNS)))
+		errno(errOf(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")))
+		errno(errOf(unix.Mount("tmpfs", "/dev", "tmpfs", 0, "")))
+		errno(errOf(unix.Mount("tmpfs", "/run", "tmpfs", 0, "")))
+	case "mkdir":
+		errno(errOf(unix.Mkdir(o.Path, 0o700)))
+	case "mkfifo":
+		errno(errOf(unix.Mkfifo(o.Path, 0o600)))
+	case "spin": // N milliseconds on a CPU
+		for end := time.Now().Add(time.Duration(o.N) * time.Millisecond); time.Now().Before(end); {
+		}
 	case "become":
 		errno(errOf(unix.Exec(o.Parts[0], o.Parts, nil)))
 	case "exit":
@@ -346,6 +390,29 @@ func errOf(err error) error {
 		return nil
 	}
 	return err.(syscall.Errno)
+}
+
+func openAt(path string, flags int) (uintptr, uintptr, syscall.Errno) {
+	p, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return 0, 0, unix.EINVAL
+	}
+	dir := unix.AT_FDCWD
+	return unix.Syscall6(unix.SYS_OPENAT, uintptr(dir), uintptr(unsafe.Pointer(p)), uintptr(flags), 0, 0, 0)
+}
+
+// forkAndSleep makes a process that sleeps ns and exits.
+//
+//go:norace
+//go:nosplit
+func forkAndSleep(ns int64) (uintptr, syscall.Errno) {
+	t := unix.Timespec{Sec: ns / 1e9, Nsec: ns % 1e9}
+	pid, _, e := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if pid == 0 && e == 0 {
+		unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0)
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+	return pid, e
 }
 
 // clone3AndExit makes a process as newer C libraries do; it exits with 9.

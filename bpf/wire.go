@@ -15,6 +15,7 @@ const (
 	KindFork  Kind = 5
 	KindExec  Kind = 6
 	KindExit  Kind = 7
+	KindTime  Kind = 9
 )
 
 // Bits of Hdr.Flags: DT_F_*.
@@ -138,4 +139,17 @@ type ExitRec struct {
 	CPUNs uint64
 	Code  int32
 	_     uint32
+}
+
+// TimeRec is struct dt_time. The ways to spend time are numbered as event.Spent.
+type TimeRec struct {
+	Hdr
+	First    uint64
+	Last     uint64
+	Spent    [16]uint64
+	Runnable uint64
+	Detail   uint64
+	NR       int32
+	Wait     uint8
+	_        [3]uint8
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf/btf"
 	"github.com/go-quicktest/qt"
+	"github.com/xenserver/dtagent/probes/event"
 )
 
 // layout is one field of a struct, nested structs taken apart: the header of a
@@ -87,8 +88,9 @@ func sameLayout(goType reflect.Type, goSide, cSide []layout, cSize uint32) error
 
 var mirrors = map[string]any{
 	"dt_hdr": Hdr{}, "dt_data": DataRec{}, "dt_log": LogRec{}, "dt_open": OpenRec{}, "dt_close": CloseRec{},
-	"dt_fork": ForkRec{}, "dt_exec": ExecRec{}, "dt_exit": ExitRec{},
+	"dt_fork": ForkRec{}, "dt_exec": ExecRec{}, "dt_exit": ExitRec{}, "dt_time": TimeRec{},
 	"dt_target": target{}, "dt_config": config{}, "dt_conn_key": connKey{}, "dt_conn": conn{}, "dt_inflight": inflight{},
+	"dt_thread": thread{}, "dt_call": call{},
 }
 
 func TestMirrorsMatchObjects(t *testing.T) {
@@ -158,7 +160,11 @@ func TestConstantsMatchHeaders(t *testing.T) {
 		"dt_event.h": {
 			"DT_WIRE_VERSION": WireVersion,
 			"DT_DATA":         uint64(KindData), "DT_LOG": uint64(KindLog), "DT_OPEN": uint64(KindOpen), "DT_CLOSE": uint64(KindClose),
-			"DT_FORK": uint64(KindFork), "DT_EXEC": uint64(KindExec), "DT_EXIT": uint64(KindExit),
+			"DT_FORK": uint64(KindFork), "DT_EXEC": uint64(KindExec), "DT_EXIT": uint64(KindExit), "DT_TIME": uint64(KindTime),
+			"DT_ON_CPU": uint64(event.OnCPU), "DT_RUNQ": uint64(event.RunQueue), "DT_HYPERCALL": uint64(event.Hypercall),
+			"DT_XENSTORE": spentXenstore, "DT_EVTCHN": spentEventChan, "DT_LOCK": spentLock, "DT_CHILD": spentChild, "DT_FSYNC": spentFsync,
+			"DT_FLOCK": spentFlock, "DT_FILE": spentFile, "DT_CONNECTING": spentConnecting, "DT_NETWORK": spentNetwork,
+			"DT_SLEEP": spentSleep, "DT_POLL": spentPoll, "DT_PIPE": spentPipe, "DT_OTHER": spentOther, "DT_SPENT": uint64(event.NumSpent),
 			"DT_IN": DirIn, "DT_OUT": DirOut,
 			"DT_SEEDED": HowSeeded, "DT_ACCEPTED": HowAccepted, "DT_CONNECTED": HowConnected, "DT_PAIRED": HowPaired, "DT_PASSED": HowPassed,
 			"DT_F_CUT": FlagCut, "DT_F_MORE": FlagMore, "DT_F_NOENTER": FlagNoEnter, "DT_F_EOF": FlagEOF, "DT_F_THREAD": FlagThread,
@@ -167,26 +173,38 @@ func TestConstantsMatchHeaders(t *testing.T) {
 		},
 		"dt_maps.h": {
 			"DT_WATCH_STREAM": uint64(WatchStream), "DT_WATCH_LOG": uint64(WatchLog), "DT_WATCH_PROCESS": uint64(WatchProcess),
-			"DT_T_CODE": targetCode, "DT_T_THREADS": targetThreads, "DT_T_GONE": targetGone, "DT_T_EXEC": targetExec,
+			"DT_WATCH_WAIT": uint64(WatchWait),
+			"DT_T_CODE":     targetCode, "DT_T_THREADS": targetThreads, "DT_T_GONE": targetGone, "DT_T_EXEC": targetExec,
 		},
 		"dt_loss.h": {
 			"DT_LOSS_OUTPUT": uint64(lossOutput), "DT_LOSS_CONNS": uint64(lossConns), "DT_LOSS_GATHERS": uint64(lossGathers),
 			"DT_LOSS_INFLIGHT": uint64(lossInflight), "DT_LOSS_ENTER": uint64(lossEnter), "DT_LOSS_FAULT": uint64(lossFault),
 			"DT_LOSS_IOVEC": uint64(lossIovec), "DT_LOSS_REUSED": uint64(lossReused), "DT_LOSS_STALE": uint64(lossStale),
 			"DT_LOSS_TARGETS": uint64(lossTargets), "DT_LOSS_CLONES": uint64(lossClones), "DT_LOSS_EXECS": uint64(lossExecs),
-			"DT_LOSS_FORGOT": uint64(lossForgot), "DT_LOSS_CAUSES": uint64(kernelCauses),
-			"DT_STREAM": uint64(Stream - 1), "DT_PROCESS": uint64(Process - 1), "DT_PROBES": numProbes,
+			"DT_LOSS_FORGOT": uint64(lossForgot), "DT_LOSS_THREADS": uint64(lossThreads), "DT_LOSS_FDS": uint64(lossFDs),
+			"DT_LOSS_SWITCH": uint64(lossSwitch), "DT_LOSS_CAUSES": uint64(kernelCauses),
+			"DT_STREAM": uint64(Stream - 1), "DT_PROCESS": uint64(Process - 1), "DT_WAIT": uint64(Wait - 1), "DT_PROBES": numProbes,
 		},
 	} {
 		// Both ways: nothing is missing in Go, nothing is missing in C.
 		qt.Check(t, qt.DeepEquals(constants(t, header), want), qt.Commentf(header))
 	}
-	got := constants(t, "dt_stream.h")
-	for name, want := range map[string]uint64{
-		"DT_C_SWITCH": connSwitch, "DT_C_NEW": connNew, "DT_C_PLAIN": connPlain, "DT_C_EOF": connEOF, "DT_C_BODY": connBody,
-		"DT_OP_NONE": uint64(opNone), "DT_OP_READ": uint64(opRead), "DT_OP_READV": uint64(opReadv), "DT_OP_ACCEPT": uint64(opAccept),
+	for header, want := range map[string]map[string]uint64{
+		"dt_conn.h": {
+			"DT_C_SWITCH": connSwitch, "DT_C_NEW": connNew, "DT_C_PLAIN": connPlain, "DT_C_EOF": connEOF, "DT_C_BODY": connBody,
+		},
+		"dt_stream.h": {
+			"DT_OP_NONE": uint64(opNone), "DT_OP_READ": uint64(opRead), "DT_OP_READV": uint64(opReadv), "DT_OP_ACCEPT": uint64(opAccept),
+		},
+		"../wait.bpf.c": {
+			"DT_BY_FD": byFD, "DT_SELECT": bySelect, "DT_POLLING": byPolling, "DT_CALL_IOCTL": enterIoctl, "DT_CALL_OPEN": enterOpen,
+			"DT_CALL_OPENAT": enterOpenat, "DT_CALL_CLOSE": enterClose, "DT_CALL_CONNECT": enterConnect,
+		},
 	} {
-		qt.Check(t, qt.Equals(got[name], want), qt.Commentf(name))
+		got := constants(t, header)
+		for name, n := range want {
+			qt.Check(t, qt.Equals(got[name], n), qt.Commentf(name))
+		}
 	}
 }
 

@@ -22,6 +22,7 @@ const (
 	sizeFork  = 40
 	sizeExec  = sizeHdr + commLen + (1+bpf.ExecArgs)*bpf.ExecArgLen
 	sizeExit  = 48
+	sizeTime  = 48 + 8*int(event.NumSpent) + 24
 
 	commLen = 16
 )
@@ -35,6 +36,7 @@ var sizeOf = [...]int{
 	event.KindFork:  sizeFork,
 	event.KindExec:  sizeExec,
 	event.KindExit:  sizeExit,
+	event.KindTime:  sizeTime,
 }
 
 const knownFlags = event.FlagCut | event.FlagMore | event.FlagNoEnter | event.FlagEOF |
@@ -102,6 +104,30 @@ func (d *Decoder) Decode(e *event.Event, raw []byte) error {
 		if e.CPUTime < 0 {
 			return fmt.Errorf("%w: CPU time %d", event.ErrRecord, e.CPUTime)
 		}
+	case event.KindTime:
+		return d.time(e, raw)
+	}
+	return nil
+}
+
+func (d *Decoder) time(e *event.Event, raw []byte) error {
+	le := binary.LittleEndian
+	const after = 48 + 8*int(event.NumSpent)
+	e.First, e.Last = event.Time(le.Uint64(raw[32:])), event.Time(le.Uint64(raw[40:]))
+	left := int64(e.Last - e.First)
+	for i := range e.Spent {
+		e.Spent[i] = int64(le.Uint64(raw[48+8*i:]))
+		if e.Spent[i] < 0 || e.Spent[i] > left {
+			return fmt.Errorf("%w: more time spent than the %d ns of the stretch", event.ErrRecord, e.Last-e.First)
+		}
+		left -= e.Spent[i]
+	}
+	e.Runnable = event.Time(le.Uint64(raw[after:]))
+	e.Detail = le.Uint64(raw[after+8:])
+	e.Syscall = int32(le.Uint32(raw[after+16:]))
+	e.Wait = event.Spent(raw[after+20])
+	if e.First < 0 || e.Wait >= event.NumSpent || e.Wait.Wait() && (e.Runnable < e.First || e.Runnable > e.Last) {
+		return fmt.Errorf("%w: wait %d from %d to %d, runnable at %d", event.ErrRecord, e.Wait, e.First, e.Last, e.Runnable)
 	}
 	return nil
 }

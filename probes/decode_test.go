@@ -70,6 +70,11 @@ func records(t testing.TB) map[string][]byte {
 		"exec observed": record(t, execRec("/usr/bin/python3", "-m", "observer", "/opt/xensource/sm/NFSSR", xml), ""),
 		"exec helper":   record(t, execRec("/usr/libexec/xapi/vfork_helper", "-e", "7", "--", "/opt/xensource/sm/LVMSR", xml), ""),
 		"exit":          record(t, bpf.ExitRec{Hdr: hdr(bpf.KindExit, bpf.FlagLeader), CPUNs: 12345, Code: 256}, ""),
+		"time":          record(t, bpf.TimeRec{Hdr: hdr(bpf.KindTime, 0), First: 100, Last: 200, Spent: [16]uint64{event.OnCPU: 60, event.RunQueue: 40}}, ""),
+		"long wait": record(t, bpf.TimeRec{
+			Hdr: hdr(bpf.KindTime, 0), First: 100, Last: 5_000_200, Spent: [16]uint64{event.RunQueue: 100, event.Hypercall: 5_000_000},
+			Runnable: 5_000_100, Detail: 36 | 1<<32, NR: 16, Wait: uint8(event.Hypercall),
+		}, ""),
 	}
 }
 
@@ -108,6 +113,7 @@ func TestWireContract(t *testing.T) {
 	}{
 		{bpf.Hdr{}, sizeHdr}, {bpf.DataRec{}, sizeData}, {bpf.LogRec{}, sizeLog}, {bpf.OpenRec{}, sizeOpen},
 		{bpf.CloseRec{}, sizeClose}, {bpf.ForkRec{}, sizeFork}, {bpf.ExecRec{}, sizeExec}, {bpf.ExitRec{}, sizeExit},
+		{bpf.TimeRec{}, sizeTime},
 	} {
 		qt.Check(t, qt.Equals(binary.Size(c.v), c.size), qt.Commentf("%T", c.v))
 	}

@@ -54,6 +54,7 @@ type Manager struct {
 
 	mu      sync.Mutex // guards what follows, and the order of changes in the kernel
 	wanted  event.Components
+	waits   bool
 	targets map[uint32]*daemon
 	stop    context.CancelFunc // of the watcher; nil while nothing is wanted
 	closed  bool
@@ -69,6 +70,7 @@ type daemon struct {
 	component event.Component
 	watch     bpf.Watch
 	seeded    bool // its sockets were told to the kernel since streams are watched
+	devices   bool // its devices were told to the kernel since its time is
 }
 
 // Open loads the programs of all probes; none is attached.
@@ -114,6 +116,11 @@ func (m *Manager) Now() (event.Time, error) { return m.clock.Now() }
 func (m *Manager) Want(c event.Components) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.want(c)
+}
+
+// want needs mu.
+func (m *Manager) want(c event.Components) error {
 	if m.closed {
 		return fmt.Errorf("probes: %w", os.ErrClosed)
 	}
@@ -128,6 +135,7 @@ func (m *Manager) Want(c event.Components) error {
 	if err := errors.Join(
 		m.probe(bpf.Process, need&bpf.WatchProcess != 0),
 		m.probe(bpf.Stream, need&(bpf.WatchStream|bpf.WatchLog) != 0),
+		m.probe(bpf.Wait, m.waits),
 	); err != nil {
 		return err
 	}
@@ -155,9 +163,12 @@ func (m *Manager) probe(p bpf.Probe, on bool) error {
 	if on {
 		return m.session.Attach(p)
 	}
-	if p == bpf.Stream {
-		for _, d := range m.targets {
+	for _, d := range m.targets {
+		switch p {
+		case bpf.Stream:
 			d.seeded = false
+		case bpf.Wait:
+			d.devices = false
 		}
 	}
 	return m.session.Detach(p)
@@ -170,7 +181,7 @@ func (m *Manager) detach() error {
 		m.stop()
 		m.stop = nil
 	}
-	errs := []error{m.probe(bpf.Stream, false), m.probe(bpf.Process, false)}
+	errs := []error{m.probe(bpf.Wait, false), m.probe(bpf.Stream, false), m.probe(bpf.Process, false)}
 	clear(m.targets)
 	m.daemons.reset()
 	m.listeners.reset()
@@ -210,6 +221,7 @@ func (m *Manager) follow(found []target.Process) error {
 		if watch == 0 {
 			continue
 		}
+		watch |= m.waitWatch()
 		here[p.TGID] = true
 		d := m.targets[p.TGID]
 		if d != nil && d.Start != p.Start { // the pid has another user
@@ -244,6 +256,9 @@ func (m *Manager) set(d *daemon, component event.Component, watch bpf.Watch) err
 			return m.forget(d)
 		}
 	}
+	if err := m.seedDevices(d); err != nil {
+		return err
+	}
 	if watch&bpf.WatchStream == 0 {
 		d.seeded = false
 		return nil
@@ -266,7 +281,7 @@ func (m *Manager) seed(d *daemon) error {
 		}
 		return err
 	}
-	clients, err := target.SwitchClients(m.sw)
+	clients, err := target.Clients(m.sw)
 	if err != nil {
 		// The kernel side finds out by what is written.
 		m.log.Debug("sockets of message-switch not told apart", "err", err)

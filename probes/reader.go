@@ -104,6 +104,9 @@ func (m *Manager) record(rec *bpf.Record, ev *event.Event, sink func(*event.Even
 	}
 	if rec.Lost > 0 && rec.Lost < late {
 		m.count.gaps.Add(rec.Lost)
+	}
+	// What is not known of a thread's time shows in the spans as the rest; no link depends on it.
+	if rec.Lost > 0 && rec.Lost < late && probeOf(ev.Kind) != bpf.Wait {
 		m.count.kinds[event.KindLost].Add(1)
 		if probeOf(ev.Kind) == bpf.Stream {
 			r.redactor.Reset() // what it thinks of connections may be wrong
@@ -157,7 +160,7 @@ func (m *Manager) script(tgid uint32) {
 	if m.wanted == 0 || m.targets[tgid] != nil || !m.watcher.Proc().Exists(tgid) {
 		return
 	}
-	if err := m.session.SetTarget(tgid, bpf.Target{Component: uint8(event.SMAPI), Watch: bpf.WatchProcess}); err != nil {
+	if err := m.session.SetTarget(tgid, bpf.Target{Component: uint8(event.SMAPI), Watch: bpf.WatchProcess | m.waitWatch()}); err != nil {
 		m.count.scripts.Add(1)
 		return
 	}
@@ -182,6 +185,8 @@ func probeOf(k event.Kind) bpf.Probe {
 	switch k {
 	case event.KindFork, event.KindExec, event.KindExit:
 		return bpf.Process
+	case event.KindTime:
+		return bpf.Wait
 	}
 	return bpf.Stream
 }

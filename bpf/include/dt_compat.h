@@ -35,6 +35,7 @@ union dt_record {
 	struct dt_fork fork;
 	struct dt_exec exec;
 	struct dt_exit exit;
+	struct dt_time time;
 };
 
 /* What the loader found out about this kernel. */
@@ -42,7 +43,10 @@ struct dt_config {
 	__u32 fork_child;    /* offset of child_pid in sched:sched_process_fork */
 	__u32 exec_filename; /* offset of filename in sched:sched_process_exec */
 	__u32 wake;          /* bytes in the ring buffer at which the reader is woken */
-	__u32 pad;
+	__u32 switch_state;  /* offset of prev_state in sched:sched_switch */
+	__u32 switch_next;   /* offset of next_pid in it */
+	__u32 wakeup_pid;    /* offset of pid in sched:sched_wakeup */
+	__u64 wait_ns;       /* a wait of so many ns is told by itself; 0: the wait probe is off */
 	union dt_record records[0];
 };
 
@@ -76,6 +80,17 @@ static __always_inline __u64 dt_socket_ino(__s32 fd)
 {
 	(void)fd;
 	return 0;
+}
+
+/*
+ * What a read or write of fd waits for. Of the fd nothing is known but the way
+ * in which the thread sleeps: files and block devices are waited for without
+ * being open to signals.
+ */
+static __always_inline __u8 dt_fd_wait(__s32 fd, __u64 state)
+{
+	(void)fd;
+	return state & TASK_UNINTERRUPTIBLE ? DT_FILE : DT_PIPE;
 }
 
 static __always_inline void dt_exit_facts(struct dt_exit *e, __s32 code, __u8 known)
@@ -121,23 +136,52 @@ static __always_inline long dt_output(void *ctx, void *rec, __u64 size, const st
 
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
+#define S_IFREG 0100000
+#define S_IFBLK 0060000
+#define S_IFDIR 0040000
+#define S_IFIFO 0010000
 
-/* The inode of a socket of the current process, 0 if fd is none. */
-static __always_inline __u64 dt_socket_ino(__s32 fd)
+/* The inode behind fd of the current process, 0 if there is none. */
+static __always_inline struct inode *dt_inode(__s32 fd)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
 	struct file **slot = BPF_CORE_READ(fdt, fd);
 	struct file *file = 0;
-	struct inode *inode;
 
 	if (fd < 0 || (__u32)fd >= BPF_CORE_READ(fdt, max_fds))
 		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), slot + fd);
-	inode = BPF_CORE_READ(file, f_inode);
+	return BPF_CORE_READ(file, f_inode);
+}
+
+/* The inode number of a socket of the current process, 0 if fd is none. */
+static __always_inline __u64 dt_socket_ino(__s32 fd)
+{
+	struct inode *inode = dt_inode(fd);
+
 	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return 0;
 	return BPF_CORE_READ(inode, i_ino);
+}
+
+/* What a read or write of fd waits for. */
+static __always_inline __u8 dt_fd_wait(__s32 fd, __u64 state)
+{
+	struct inode *inode = dt_inode(fd);
+
+	(void)state;
+	switch (BPF_CORE_READ(inode, i_mode) & S_IFMT) {
+	case S_IFREG:
+	case S_IFBLK:
+	case S_IFDIR:
+		return DT_FILE;
+	case S_IFSOCK:
+		return DT_NETWORK;
+	case S_IFIFO:
+		return DT_PIPE;
+	}
+	return DT_OTHER;
 }
 
 /*

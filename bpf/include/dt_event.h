@@ -19,6 +19,7 @@ enum dt_kind {
 	DT_FORK = 5,  /* a new thread or process */
 	DT_EXEC = 6,  /* a successful execve */
 	DT_EXIT = 7,  /* end of a thread */
+	DT_TIME = 9,  /* how a thread spent a stretch of time; 8 is made in user space */
 };
 
 /* Same numbers as event.Dir. */
@@ -34,6 +35,27 @@ enum dt_how {
 	DT_CONNECTED = 3, /* connect */
 	DT_PAIRED = 4,    /* socketpair */
 	DT_PASSED = 5,    /* received by SCM_RIGHTS */
+};
+
+/* How a thread spends its time, the same numbers as event.Spent. */
+enum dt_spent {
+	DT_ON_CPU = 0,
+	DT_RUNQ = 1, /* those after it are waits */
+	DT_HYPERCALL = 2,
+	DT_XENSTORE = 3,
+	DT_EVTCHN = 4,
+	DT_LOCK = 5,
+	DT_CHILD = 6,
+	DT_FSYNC = 7,
+	DT_FLOCK = 8,
+	DT_FILE = 9,
+	DT_CONNECTING = 10,
+	DT_NETWORK = 11,
+	DT_SLEEP = 12,
+	DT_POLL = 13,
+	DT_PIPE = 14,
+	DT_OTHER = 15,
+	DT_SPENT = 16, /* a power of two: the programs mask with it */
 };
 
 /* dt_hdr.flags, the same bits as event.Flags. */
@@ -131,6 +153,23 @@ struct dt_exit {
 	__u64 cpu_ns; /* of the thread; of the whole process if DT_F_LEADER */
 	__s32 code;   /* as wait(2) gives it: exit status << 8 | signal */
 	__u32 pad;
+};
+
+/*
+ * How thread h.tid spent the stretch from first to last. A stretch ends with
+ * each record that its thread makes, and around a long wait, which is a stretch
+ * of its own.
+ */
+struct dt_time {
+	struct dt_hdr h;
+	__u64 first;
+	__u64 last;
+	__u64 spent[DT_SPENT]; /* ns, by enum dt_spent */
+	__u64 runnable;        /* of a long wait: when the thread could run again, else 0 */
+	__u64 detail;          /* DT_HYPERCALL: its number, domctl's command << 32 */
+	__s32 nr;              /* of a long wait: of the system call, -1 if not known */
+	__u8 wait;             /* enum dt_spent of the long wait that it is, 0 if it is none */
+	__u8 pad[3];
 };
 
 #endif

@@ -17,14 +17,18 @@ enum dt_loss_cause {
 	DT_LOSS_CLONES = 10,  /* dt_clones was full: a fork is taken without its flags */
 	DT_LOSS_EXECS = 11,   /* dt_execs was full: an exec has no arguments */
 	DT_LOSS_FORGOT = 12,  /* sockets forgotten since close_range may have closed them */
-	DT_LOSS_CAUSES = 13,
+	DT_LOSS_THREADS = 13, /* dt_threads was full: a thread's time is not told */
+	DT_LOSS_FDS = 14,     /* dt_fds was full: waits on a device count as others */
+	DT_LOSS_SWITCH = 15,  /* a thread ran whose switch to the CPU, or from it, was not seen */
+	DT_LOSS_CAUSES = 16,
 };
 
 /* Counters of one probe lie side by side in dt_loss. */
 enum dt_probe {
 	DT_STREAM = 0,
 	DT_PROCESS = 1,
-	DT_PROBES = 2,
+	DT_WAIT = 2,
+	DT_PROBES = 3,
 };
 
 #endif

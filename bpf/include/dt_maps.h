@@ -13,6 +13,7 @@
 #define DT_WATCH_STREAM 1
 #define DT_WATCH_LOG 2
 #define DT_WATCH_PROCESS 4
+#define DT_WATCH_WAIT 8
 
 /* dt_target.state */
 #define DT_T_CODE 1    /* code is set */
@@ -58,13 +59,18 @@ struct {
 	__type(value, __u64);
 } dt_seq SEC(".maps");
 
-static __always_inline void dt_lost(__u32 cause)
+static __always_inline void dt_lost_by(__u32 probe, __u32 cause)
 {
-	__u32 k = DT_PROBE * DT_LOSS_CAUSES + cause;
+	__u32 k = probe * DT_LOSS_CAUSES + cause;
 	__u64 *n = bpf_map_lookup_elem(&dt_loss, &k);
 
 	if (n)
 		*n += 1; /* of this CPU, and programs are not preempted */
+}
+
+static __always_inline void dt_lost(__u32 cause)
+{
+	dt_lost_by(DT_PROBE, cause);
 }
 
 static __always_inline struct dt_config *dt_conf(void)
@@ -86,9 +92,8 @@ static __always_inline struct dt_target *dt_target(__u32 tgid, __u8 watch)
  * The caller has set kind, flags, component, tgid and tid. rec must have size
  * bytes behind it in the verifier's eyes.
  */
-static __always_inline void dt_send(void *ctx, struct dt_hdr *h, __u64 size)
+static __always_inline void dt_send_by(__u32 probe, void *ctx, struct dt_hdr *h, __u64 size, const struct dt_config *conf)
 {
-	__u32 probe = DT_PROBE;
 	__u64 *seq = bpf_map_lookup_elem(&dt_seq, &probe);
 	long err;
 
@@ -99,11 +104,23 @@ static __always_inline void dt_send(void *ctx, struct dt_hdr *h, __u64 size)
 	h->seq = *seq;
 	h->cpu = bpf_get_smp_processor_id();
 	h->version = DT_WIRE_VERSION;
-	err = dt_output(ctx, h, size, dt_conf());
+	err = dt_output(ctx, h, size, conf);
 	if (DT_SEQ_MOVES(err))
 		*seq += 1;
 	if (DT_OUTPUT_LOST(err))
-		dt_lost(DT_LOSS_OUTPUT);
+		dt_lost_by(probe, DT_LOSS_OUTPUT);
+}
+
+#include "dt_thread.h"
+
+/* The same, after the record that says how the thread has spent its time until now. */
+static __always_inline void dt_send(void *ctx, struct dt_hdr *h, __u64 size)
+{
+	struct dt_config *conf = dt_conf();
+
+	if (conf && conf->wait_ns)
+		dt_stretch(ctx);
+	dt_send_by(DT_PROBE, ctx, h, size, conf);
 }
 
 #endif

@@ -55,6 +55,17 @@ struct dt_sys_exit {
 	__s64 ret;
 };
 
+/* Context of raw_syscalls:sys_enter; compared, too. */
+struct dt_raw_enter {
+	__u64 common;
+	__s64 nr;
+	__u64 arg[6];
+};
+
+/* include/linux/sched.h: of prev_state. All that lies above was preempted. */
+#define TASK_UNINTERRUPTIBLE 2
+#define TASK_BLOCKED 0xff
+
 /* include/uapi/linux/uio.h, socket.h, sched.h: what system calls are given. */
 struct dt_iovec {
 	__u64 base;

@@ -22,10 +22,13 @@ type unixSocket struct {
 	name      string // path it is bound to, or its listener was
 }
 
-// SwitchClients returns the inodes of unix sockets of this network name space
+// XenstoredPath is the socket of xenstored.
+const XenstoredPath = "/var/run/xenstored/socket"
+
+// Clients returns the inodes of unix sockets of this network name space
 // whose peer is bound to path. The kernel needs unix_diag for that; without
 // it there is an error.
-func SwitchClients(path string) (map[uint64]bool, error) {
+func Clients(path string) (map[uint64]bool, error) {
 	all, err := unixSockets()
 	if err != nil {
 		return nil, err

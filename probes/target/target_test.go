@@ -244,7 +244,7 @@ func TestSocketsOfSelf(t *testing.T) {
 	gram, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path + "d", Net: "unixgram"}) // other kinds are no obstacle
 	qt.Assert(t, qt.IsNil(err))
 	defer gram.Close()
-	clients, err := SwitchClients(path)
+	clients, err := Clients(path)
 	if err != nil && strings.Contains(err.Error(), "no such file") {
 		t.Skip("needs unix_diag")
 	}

@@ -11,7 +11,7 @@ import (
 // kindNames are the names that status shows.
 var kindNames = map[event.Kind]string{
 	event.KindData: "data", event.KindLog: "log", event.KindOpen: "open", event.KindClose: "close",
-	event.KindFork: "fork", event.KindExec: "exec", event.KindExit: "exit", event.KindLost: "lost",
+	event.KindFork: "fork", event.KindExec: "exec", event.KindExit: "exit", event.KindLost: "lost", event.KindTime: "time",
 }
 
 // probeStats asks the probes. While they are attached or detached they answer
