@@ -70,6 +70,8 @@ static __noinline int dt_flush(void *ctx, const struct dt_conn_key *key, struct 
 {
 	if (!ctx || !key || !c)
 		return 0;
+	if (c->dir == DT_OUT)
+		dt_tell_time(ctx);
 	if (c->bulk_calls)
 		dt_flush_bulk(ctx, key, c, 0);
 	if (c->gather)
@@ -631,6 +633,7 @@ static __always_inline void dt_send_log(struct dt_sys_exit *ctx, const struct dt
 	l->bytes = ctx->ret;
 	l->head_len = n;
 	l->pad = 0;
+	dt_tell_time(ctx);
 	dt_send(ctx, &l->h, sizeof(*l) + n);
 }
 
@@ -770,6 +773,8 @@ static __always_inline void dt_large(struct dt_sys_exit *ctx, struct dt_scratch 
 	s->d.calls = 1;
 	s->d.dir = m->dir;
 	c->told = m->dir;
+	if (m->dir == DT_OUT)
+		dt_tell_time(ctx);
 	dt_send(ctx, &s->d.h, sizeof(s->d) + head);
 }
 

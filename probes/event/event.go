@@ -111,7 +111,8 @@ type Event struct {
 	Count uint64 // KindLost
 
 	// KindTime. The stretches of a thread do not overlap and come in order; one ends
-	// before each other event that the thread makes. A wait of at least the probe's
+	// before each event of the thread with which a span can end: bytes written, a log
+	// line, an exit. A wait of at least the probe's
 	// threshold is a stretch of its own, told when it has ended.
 	Spent    Times  // what of it was spent how; less than the stretch where something was not seen
 	Wait     Spent  // the long wait that the stretch is, OnCPU if it is none
