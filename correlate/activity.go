@@ -59,6 +59,9 @@ type activity struct {
 	worker  ref                  // RPC: the operation that came out of the queue it had pushed it onto
 	xenops  uint64               // operation: number of its task
 	context tracecontext.Context // RPC, operation: what was sent along, used when no key says better
+	native  tracecontext.Context // send, client: the toolstack's own span that the message named as its caller's
+	parent  bool                 // others hang below it
+	logged  bool                 // call, task: a line of its own was seen
 	popped  place                // operation: whose Queue.push its thread popped
 	signal  event.Time           // atom: its task's last sign of progress
 	program string               // process
@@ -135,6 +138,7 @@ func (e *Engine) begin(kind activityKind, c event.Component, tgid uint32, start 
 	}
 	if parent != nil {
 		a.tree, a.parentID, a.link = parent.tree, parent.spanID, link
+		parent.parent = true
 	} else {
 		a.tree = e.newTree()
 	}
@@ -254,6 +258,7 @@ func (e *Engine) emit(a *activity, last bool) {
 		Error: a.err, Link: a.link, Incomplete: a.incomplete, Wait: a.wait,
 	}
 	s.End = max(s.End, s.Start)
+	e.underNative(a, s)
 	s.Attributes = e.arena.attributes(len(a.attrs) + len(t.baggage))
 	copy(s.Attributes[copy(s.Attributes, a.attrs):], t.baggage)
 	e.stats.Spans++

@@ -145,6 +145,7 @@ func (e *Engine) startSend(c *conn, ev *event.Event) {
 	case parent == nil:
 		e.remote(a, info.Context)
 	case info.Context.IsValid():
+		a.native = info.Context
 		e.fix(a.tree.find(), info.Context.TraceID)
 	}
 }

@@ -107,7 +107,7 @@ func (e *Engine) handleLog(ev *event.Event) {
 	if ev.Component != event.Xenopsd {
 		// all that is wanted is the task of a call
 		a = e.threadOf(ev.TGID, ev.TID).top()
-		if a == nil || a.task.Real() || a.kind != callActivity && a.kind != taskActivity {
+		if a == nil || a.kind != callActivity && a.kind != taskActivity || a.task.Real() && !e.wantsTrace(a) {
 			return
 		}
 	}
@@ -120,6 +120,7 @@ func (e *Engine) handleLog(ev *event.Event) {
 		e.xenopsdLine(ev, &l)
 	} else if label, id := l.Task(); !id.IsZero() {
 		e.noteTask(a, label, id)
+		e.noteTrace(a, &l, label, id)
 	}
 }
 

@@ -88,6 +88,7 @@ func (e *Engine) peekOutgoing(c *conn, b *body, whole bool) bool {
 	case !a.parentID.IsValid():
 		e.joinTaskOf(a, p.inTask())
 	case p.context.IsValid():
+		a.native = p.context
 		e.fix(a.tree.find(), p.context.TraceID)
 	}
 	e.calls(a, &call)

@@ -50,6 +50,7 @@ type Entry struct {
 	TGID  uint32 `json:"tgid"`
 	TID   uint32 `json:"tid"` // the thread that did it; for a process its own pid
 
+	Native      string `json:"native,omitempty"`      // send: the traceparent of the toolstack's own span that the message names
 	Traceparent string `json:"traceparent,omitempty"` // as the caller sent it, when xapi would use it
 	Tag         string `json:"tag,omitempty"`         // task tag: `R:8ae06e1ea3d1`, `D:…`
 	Detail      string `json:"detail,omitempty"`      // API: transport and path; operation: xenopsd's task id; send and RPC: `<queue> <id>`
