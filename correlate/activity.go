@@ -65,6 +65,7 @@ type activity struct {
 	popped  place                // operation: whose Queue.push its thread popped
 	signal  event.Time           // atom: its task's last sign of progress
 	program string               // process
+	epoch   uint32               // process: in which its fork was seen
 	also    event.Component      // process: that of its program, or of the one that starts programs for others
 	execed  bool                 // process: it has called exec itself
 	tid     uint32               // send, client: of the thread that waits for the answer
@@ -133,6 +134,10 @@ func (e *Engine) begin(kind activityKind, c event.Component, tgid uint32, start 
 	a.kind, a.component, a.tgid = kind, c, tgid
 	a.service = serviceOf(c)
 	a.open, a.born, a.start, a.link = true, e.now, start, LinkNone
+	a.epoch = e.gaps.epoch
+	if e.gaps.until != 0 {
+		a.incomplete = eventsLost
+	}
 	for !a.spanID.IsValid() {
 		binary.BigEndian.PutUint64(a.spanID[:], e.cfg.Rand())
 	}
@@ -248,6 +253,9 @@ func (e *Engine) emit(a *activity, last bool) {
 	if t.out {
 		e.forget(a)
 		return
+	}
+	if !a.parentID.IsValid() && a.kind != callActivity {
+		e.weaken(a)
 	}
 	s := e.arena.span()
 	*s = Span{

@@ -65,6 +65,10 @@ type Log struct {
 	byID    map[string]int
 }
 
+// Between is what keys begin with that name a thing on another host. All others
+// are of one host, and hosts use the same ones.
+const Between = "tunnel:"
+
 // Read reads and joins the files of directories, one for each dom0. Keys that more
 // than one entry carries mean the last of them that had begun when the child did.
 func Read(dirs ...string) (*Log, error) {
@@ -122,7 +126,7 @@ func (l *Log) join() {
 		e := &l.Entries[i]
 		if e.Parent == "" && e.ParentKey != "" {
 			for _, j := range byKey[e.ParentKey] {
-				if j != i && l.Entries[j].Start <= e.Start {
+				if o := &l.Entries[j]; j != i && o.Start <= e.Start && (o.Host == e.Host || strings.HasPrefix(e.ParentKey, Between)) {
 					e.Parent = l.Entries[j].ID
 				}
 			}

@@ -45,6 +45,8 @@ type Config struct {
 	Proc         string           // where processes are looked for; "": /proc
 	Legacy       bool             // the programs for Linux 4.19 even where the modern ones work
 	ClockOffset  time.Duration    // added to wall time, for tests of pools
+	BufferBytes  int              // of the kernel's buffer, of each CPU's in the legacy tier; 0: as bpf has it
+	QueueEvents  int              // that wait for the engine at most; 0: handoverEvents
 	Host         observer.Host    // what it is told about this host: goes before what XAPI says
 	Known        observer.Host    // what is known of this host otherwise
 	Log          *slog.Logger     // nil: discarded
@@ -76,7 +78,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		}
 		defer page.Close()
 	}
-	k, err := bpf.Open(bpf.Options{Legacy: c.Legacy, Log: c.Log.With("component", "bpf")})
+	k, err := bpf.Open(bpf.Options{Legacy: c.Legacy, RingBytes: c.BufferBytes, PerfBytes: c.BufferBytes, Log: c.Log.With("component", "bpf")})
 	if err != nil {
 		return fmt.Errorf("%w\n`dtagent check` says what this kernel and host allow", err)
 	}
@@ -90,7 +92,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	debug.FreeOSMemory() // loading took several times what the agent lives on
 	a := &agent{
 		c: c, started: time.Now(), manager: m,
-		queue: newHandover(), wanted: make(chan event.Components, 1), stats: make(chan chan counts), ended: make(chan struct{}),
+		queue: newHandover(cmp.Or(c.QueueEvents, handoverEvents)), wanted: make(chan event.Components, 1), stats: make(chan chan counts), ended: make(chan struct{}),
 	}
 	if err := a.observers(); err != nil {
 		return err
@@ -280,7 +282,7 @@ func (a *agent) status() control.Status {
 	s := control.Status{
 		Version: a.c.Version, PID: os.Getpid(), Started: a.started, UptimeSeconds: time.Since(a.started).Seconds(),
 		Tier: a.tier, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
-		Handover:     control.Handover{Capacity: handoverEvents, Queued: a.queue.waiting(), Dropped: a.queue.dropped.Load()},
+		Handover:     control.Handover{Capacity: a.queue.max, Queued: a.queue.waiting(), Dropped: a.queue.dropped.Load()},
 		ObserversDir: a.c.ObserversDir, BugtoolDir: a.c.BugtoolDir,
 		StateDir: a.c.StateDir, Metrics: a.c.Metrics,
 		Observers: a.set.Stats(), Mistakes: []control.Mistake{}, Process: cost(), Components: []string{},
