@@ -43,6 +43,8 @@ const (
 	hasRunnable
 	hasSyscall
 	hasDetail
+	hasPeerIno
+	hasPeerTGID
 	numFields = iota
 )
 
@@ -85,6 +87,8 @@ func appendEvent(b []byte, ev *event.Event, now event.Time) []byte {
 	mark(hasRunnable, ev.Runnable != 0)
 	mark(hasSyscall, ev.Syscall != 0)
 	mark(hasDetail, ev.Detail != 0)
+	mark(hasPeerIno, ev.PeerIno != 0)
+	mark(hasPeerTGID, ev.PeerTGID != 0)
 
 	b = append(b, byte(ev.Kind), byte(ev.Component))
 	b = binary.AppendVarint(b, int64(ev.Time-now))
@@ -154,6 +158,8 @@ func appendEvent(b []byte, ev *event.Event, now event.Time) []byte {
 	signed(hasRunnable, int64(ev.Runnable-ev.Time))
 	signed(hasSyscall, int64(ev.Syscall))
 	number(hasDetail, ev.Detail)
+	number(hasPeerIno, ev.PeerIno)
+	number(hasPeerTGID, uint64(ev.PeerTGID))
 	return b
 }
 
@@ -329,4 +335,6 @@ func (c *cursor) event(ev *event.Event, now event.Time, names names) {
 	ev.Runnable = time(hasRunnable)
 	ev.Syscall = int32(signed(hasSyscall, 32))
 	ev.Detail = number(hasDetail, 64)
+	ev.PeerIno = number(hasPeerIno, 64)
+	ev.PeerTGID = uint32(number(hasPeerTGID, 32))
 }
