@@ -329,6 +329,9 @@ func (e *Engine) startAtom(ev *event.Event, n *logline.Anchor) {
 	}
 	op, depth := th.operation()
 	if op == nil {
+		for a := th.top(); a != nil && a.kind == atomActivity; a = th.top() {
+			e.finish(a, ev.Time, endUnseen) // its operation was evicted
+		}
 		e.stats.NoRequest++
 		return
 	}

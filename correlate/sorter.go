@@ -40,8 +40,15 @@ type held struct {
 	tail []byte
 }
 
+// before is an order in which it does not matter when the events of a CPU came.
 func (h *held) before(o *held) bool {
-	return h.Time < o.Time || h.Time == o.Time && h.seq < o.seq
+	switch {
+	case h.Time != o.Time:
+		return h.Time < o.Time
+	case h.CPU != o.CPU:
+		return h.CPU < o.CPU
+	}
+	return h.seq < o.seq
 }
 
 // NewSorter returns a Sorter that holds events for window, and at most max of

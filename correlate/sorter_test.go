@@ -108,3 +108,20 @@ func BenchmarkSorter(b *testing.B) {
 		s.Add(ev)
 	}
 }
+
+// Events of two CPUs that were made in the same ns come out in one order,
+// whichever was read first; those of one CPU in theirs.
+func TestSorterTies(t *testing.T) {
+	var orders [2][]uint32
+	for i, cpus := range [][]uint16{{0, 0, 1, 1}, {1, 1, 0, 0}} {
+		s := NewSorter(100*time.Millisecond, 10, func(ev *event.Event) { orders[i] = append(orders[i], ev.TID) })
+		n := [2]uint32{}
+		for _, cpu := range cpus {
+			n[cpu]++
+			s.Add(&event.Event{Time: 5, CPU: cpu, TID: 10*uint32(cpu) + n[cpu]})
+		}
+		s.Drain()
+	}
+	qt.Check(t, qt.DeepEquals(orders[0], []uint32{1, 2, 11, 12}))
+	qt.Check(t, qt.DeepEquals(orders[1], orders[0]))
+}
