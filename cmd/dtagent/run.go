@@ -31,7 +31,7 @@ it: what is still open is sent, which takes up to five seconds.`,
 	var level, experimental string
 	flags := cmd.Flags()
 	flags.StringVar(&c.ObserversDir, "observers-dir", observer.DefaultDir, "directory of the local Observers")
-	flags.StringVar(&c.Control, "control", defaultControl, "socket for dtagent status and trace")
+	flags.StringVar(&c.Control, "control", defaultControl, "socket for dtagent status, trace and record")
 	flags.StringVar(&c.XAPISocket, "xapi-socket", xapi.DefaultSocket, "XAPI's socket, for the Observers of the pool; empty: only local ones")
 	flags.StringVar(&c.StateDir, "state-dir", defaultState, "directory of what outlives the agent: spans not delivered yet, and the pool's last Observers; empty: nothing does")
 	flags.StringVar(&c.SpanLog, "span-log", spanlog.DefaultPath, "file of the log records that Observers with dtagent.logs ask for")

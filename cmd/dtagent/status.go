@@ -95,6 +95,9 @@ func printStatus(out io.Writer, s *control.Status) error {
 	if s.Handover.Dropped > 0 {
 		fmt.Fprintf(w, "\tqueue to the correlation full: %d\n", s.Handover.Dropped)
 	}
+	if r := s.Recordings; r.Active > 0 || r.Lost > 0 {
+		fmt.Fprintf(w, "recordings\t%d being made; %d events lost to slow recorders\n", r.Active, r.Lost)
+	}
 
 	printXAPI(w, s.XAPI)
 	fmt.Fprintf(w, "observers\t%d; local ones are in %s\n", len(s.Observers), s.ObserversDir)

@@ -33,6 +33,20 @@ type Live struct {
 	begun   event.Time    // when block was
 	offsets clock.Offsets // as last told
 	closed  bool
+	lost    uint64
+}
+
+// LiveStats are a Live's counters.
+type LiveStats struct {
+	Active int    `json:"active"` // recordings that are being made
+	Lost   uint64 `json:"lost"`   // events that recorders were too slow for, of all recordings there were
+}
+
+// Stats returns the counters.
+func (l *Live) Stats() LiveStats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return LiveStats{Active: len(l.taps), Lost: l.lost}
 }
 
 // Tap is one recording in the making. It is used by one goroutine.
@@ -198,6 +212,7 @@ func (t *Tap) put(b *Block) {
 	if cap(t.blocks)-len(t.blocks) < need { // only this goroutine fills it
 		t.behind = true
 		t.lost += b.totals.Events + b.totals.Lost
+		t.live.lost += b.totals.Events + b.totals.Lost
 		t.last = max(t.last, b.totals.Last)
 		return
 	}

@@ -145,6 +145,7 @@ func TestSlowTapLoses(t *testing.T) {
 	}
 	qt.Check(t, qt.IsTrue(lost > 0))
 	qt.Check(t, qt.Equals(sum.Events+lost, (turns+5)*each))
+	qt.Check(t, qt.Equals(l.Stats(), LiveStats{Lost: lost}))
 }
 
 // TestLostAtTheEnd tells of blocks that were lost when no other follows.

@@ -193,7 +193,7 @@ func recordAndReplay(t *testing.T, sc scenario, binary, dom0Binary string) {
 	qt.Assert(t, qt.IsNil(err))
 	s.ref = v.(string)
 
-	note := "a simulated dom0, not a real host"
+	note := "a simulated dom0"
 	r := startRecorder(t, binary, agent.Control(), filepath.Join(dir, "recording.dtrec"), "--note", note)
 	killed := startRecorder(t, binary, agent.Control(), filepath.Join(dir, "killed.dtrec"))
 	again, err := s.plain.With(client.Options{Shape: client.Node, Header: secretHeader}).Call(ctx, "session.login_with_password", "root", canary+"password", "1.0", "partner")
@@ -253,9 +253,7 @@ func recordAndReplay(t *testing.T, sc scenario, binary, dom0Binary string) {
 	}
 	t.Logf("%d events, %d bytes, %d spans", sum.Events, said.Bytes, len(spans))
 	if *record && !t.Failed() {
-		all, err := os.ReadFile(r.file)
-		qt.Assert(t, qt.IsNil(err))
-		qt.Assert(t, qt.IsNil(os.WriteFile(sc.name+".dtrec", all, 0o644)))
+		qt.Assert(t, qt.IsNil(Keep(r.file, sc.name+".dtrec")))
 	}
 }
 

@@ -283,6 +283,7 @@ func (a *agent) status() control.Status {
 		Version: a.c.Version, PID: os.Getpid(), Started: a.started, UptimeSeconds: time.Since(a.started).Seconds(),
 		Tier: a.tier, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
 		Handover:     control.Handover{Capacity: a.queue.max, Queued: a.queue.waiting(), Dropped: a.queue.dropped.Load()},
+		Recordings:   a.live.Stats(),
 		ObserversDir: a.c.ObserversDir, BugtoolDir: a.c.BugtoolDir,
 		StateDir: a.c.StateDir, Metrics: a.c.Metrics,
 		Observers: a.set.Stats(), Mistakes: []control.Mistake{}, Process: cost(), Components: []string{},
