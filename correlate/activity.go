@@ -62,11 +62,13 @@ type activity struct {
 	native  tracecontext.Context // send, client: the toolstack's own span that the message named as its caller's
 	parent  bool                 // others hang below it
 	logged  bool                 // call, task: a line of its own was seen
+	passed  bool                 // call: another process goes on with its socket
 	popped  place                // operation: whose Queue.push its thread popped
 	signal  event.Time           // atom: its task's last sign of progress
 	program string               // process
 	epoch   uint32               // process: in which its fork was seen
 	also    event.Component      // process: that of its program, or of the one that starts programs for others
+	maker   ref                  // process: what it was started for
 	execed  bool                 // process: it has called exec itself
 	tid     uint32               // send, client: of the thread that waits for the answer
 	cpu     int64                // process: ns that all its threads were on a CPU, -1 if not known

@@ -36,6 +36,8 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	if hasContext {
 		t := a.tree
 		t.state = e.unique(tracecontext.TrimTracestate(h.Tracestate), tracecontext.MaxTracestate)
+	}
+	if !e.joinCaller(c, a, ctx) && hasContext {
 		e.remote(a, ctx)
 	}
 	if len(h.Baggage) > 0 {
@@ -216,9 +218,8 @@ func (e *Engine) peekRequest(c *conn, a *activity, b *body, whole bool) bool {
 	e.leaveOut(c, a, &call)
 	e.joinHop(&c.hop, a, call.Method)
 	if c.inside {
-		a.task = call.DebugInfo.Task
-		e.remote(a, call.DebugInfo.Context)
-		if a.task.Real() {
+		e.inside(a, &call.DebugInfo)
+		if a.task.Real() && a.tree.find().root.get() != a {
 			e.joinTask(a) // daemons that are told no more than that
 		}
 	}

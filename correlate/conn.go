@@ -54,6 +54,11 @@ type connState struct {
 	agent     bool // server: the request can be one of the agent itself
 	hop       hop
 	outgoing  outgoing
+	ino       uint64 // of the socket, 0 if not known
+	peerIno   uint64 // accepted unix socket: of the socket at the other end
+	peerTGID  uint32 // the process that connected it
+	requests  uint32 // server: so far
+	passed    bool   // by another process, which has read the request
 	exchange  exchange
 
 	epoch  uint32 // of where in its messages it is, and of what is under way: see gaps
@@ -140,8 +145,17 @@ func (e *Engine) handleOpen(ev *event.Event) {
 		return
 	}
 	c.how, c.listener, c.peer = ev.How, ev.Listener, ev.Peer
-	if ev.How == event.Accepted {
+	c.ino, c.peerIno, c.peerTGID = ev.Ino, ev.PeerIno, ev.PeerTGID
+	switch ev.How {
+	case event.Accepted:
 		c.role = serverRoleOf(ev.Component)
+		if isForwarded(c.listener) {
+			c.role = clientRole
+		}
+	case event.Connected:
+		e.connected(c, ev)
+	case event.Passed:
+		e.passed(c, ev)
 	}
 }
 
@@ -160,7 +174,9 @@ func (e *Engine) handleClose(ev *event.Event) {
 		e.stats.StaleEvents++
 		return
 	}
-	e.dropConn(c, "closed before the reply")
+	if !e.handedOver(c, ev) {
+		e.dropConn(c, "closed before the reply")
+	}
 }
 
 // dropConn forgets the connection. cause is why a call without a reply is
@@ -195,7 +211,11 @@ func (e *Engine) handleData(ev *event.Event) {
 		return
 	}
 	c := e.connOf(ev)
-	if c == nil || c.role == clientRole {
+	if c == nil || c.role == clientRole || c.passed && ev.Dir == event.In {
+		return
+	}
+	if forwards(c, ev) {
+		c.role = clientRole
 		return
 	}
 	turned := ev.Dir != c.dir || ev.Flags&event.FlagMore == 0

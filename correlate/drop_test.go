@@ -372,8 +372,8 @@ func (b *bustle) isAbove(parent, name string) bool {
 	return false
 }
 
-// play hands the events to a new engine.
-func play(t testing.TB, events []event.Event) (spans []*Span, stats Stats) {
+// handleAll hands the events to a new engine.
+func handleAll(t testing.TB, events []event.Event) (spans []*Span, stats Stats) {
 	s := &script{TB: t, now: 1e9}
 	e := New(config(s, Limits{}))
 	for i := range events {
@@ -428,7 +428,7 @@ func bustleOf(t testing.TB, seed uint64) *bustle {
 func TestBustle(t *testing.T) {
 	for seed := range uint64(20) {
 		b := bustleOf(t, seed)
-		spans, stats := play(t, b.events)
+		spans, stats := handleAll(t, b.events)
 		if right, want := b.judge(t, spans), len(b.up)+len(b.sent); right != want {
 			t.Errorf("seed %d: %d links are right of %d", seed, right, want)
 		}
@@ -450,7 +450,7 @@ func TestDropped(t *testing.T) {
 		for _, share := range []float64{0.001, 0.01, 0.1, 0.4} {
 			for _, wide := range []int{0, 3, 100} {
 				events, n := dropped(r, b.events, share, wide)
-				spans, stats := play(t, events)
+				spans, stats := handleAll(t, events)
 				right += b.judge(t, spans)
 				lost += n
 				qt.Check(t, qt.Equals(stats.EventsLost, uint64(n)))
@@ -472,7 +472,7 @@ func TestDroppedUntold(t *testing.T) {
 		b := bustleOf(t, seed)
 		events, _ := dropped(rand.New(rand.NewPCG(seed, 9)), b.events, 0.1, 0)
 		events = slices.DeleteFunc(events, func(ev event.Event) bool { return ev.Kind == event.KindLost })
-		spans, _ := play(t, events)
+		spans, _ := handleAll(t, events)
 		var f counted
 		b.judge(&f, spans)
 		failed += f.errors

@@ -1,6 +1,7 @@
 package correlate
 
 import (
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -81,8 +82,10 @@ type Engine struct {
 	tasks    table[wire.TaskID, taskPlace] // XAPI's tasks
 	ended    table[wire.TaskID, taskPlace] // the same, whose span has ended: late events may still ask for them
 	pushes   pushRing
-	hopsOut  table[hopKey, alike] // calls to other hosts, and how often each was made
-	hopsIn   table[hopKey, alike] // the same from other hosts
+	callers  table[uint64, connector] // by inode: sockets that were connected, and who did
+	handed   table[uint64, handover]  // by inode: sockets that a process lets go of before it has answered
+	hopsOut  table[hopKey, alike]     // calls to other hosts, and how often each was made
+	hopsIn   table[hopKey, alike]     // the same from other hosts
 	gaps     gaps
 
 	dec     wire.Decoder
@@ -117,6 +120,8 @@ func New(c Config) *Engine {
 	e.jobs.init(e.limits.Keys, &e.stats.JobsEvicted, e.dropJob)
 	e.tasks.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
 	e.ended.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
+	e.callers.init(e.limits.Keys, &e.stats.CallersEvicted, e.dropConnector)
+	e.handed.init(e.limits.Keys, &e.stats.CallersEvicted, e.dropHandover)
 	e.hopsOut.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
 	e.hopsIn.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
 	return e
@@ -168,6 +173,8 @@ func (e *Engine) Advance(now event.Time) {
 	before := e.now - e.age
 	e.stats.KeysAged += e.messages.expire(before) + e.jobs.expire(before) + e.tasks.expire(before)
 	e.ended.expire(e.now - 2*e.hold)
+	e.callers.expire(e.now - 2*e.hold)
+	e.handed.expire(e.now - e.hold)
 	e.hopsOut.expire(before)
 	e.hopsIn.expire(before)
 	e.trimPushes()
@@ -176,6 +183,7 @@ func (e *Engine) Advance(now event.Time) {
 // Drain emits everything, as at the end of a run. Spans that are still open are
 // Incomplete and end at the latest time heard of.
 func (e *Engine) Drain() {
+	e.handed.expire(math.MaxInt64)
 	for a := e.activities.live.head; a != nil; a = e.activities.live.head {
 		e.evict(a, "still open")
 	}

@@ -40,6 +40,7 @@ func (e *Engine) processForked(ev *event.Event) {
 		a.name, a.program, a.also = parent.name, parent.program, parent.also
 	}
 	a.cpu = -1
+	a.maker = parent.ref()
 	a.attrs = append(a.attrs, attribute.Int64("process.pid", int64(ev.ChildTGID)))
 	e.processes.byTGID[ev.ChildTGID] = a
 }

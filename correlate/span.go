@@ -13,7 +13,7 @@ type Link string
 // Link methods, strongest first. A span without a parent has LinkNone.
 const (
 	LinkTraceparent Link = "traceparent" // trace id and span id that the caller sent
-	LinkSocket      Link = "socket"      // request and reply on one connection
+	LinkSocket      Link = "socket"      // who is at the other end of a connection, or had it before
 	LinkThread      Link = "thread"      // work of the thread that holds the parent
 	LinkTask        Link = "task"        // XAPI or xenopsd task id
 	LinkClone       Link = "clone"       // thread made by the parent's thread

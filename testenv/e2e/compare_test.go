@@ -129,13 +129,12 @@ func nameOf(e truth.Entry) string {
 
 // visible returns what happened below an entry, as far as the kernel side can
 // see it. An atom has a log line only when an operation other than Atomic
-// performs it; what a silent one did counts as its parent's. The calls of SM
-// scripts back to xapi have no key to their script: they are roots.
+// performs it; what a silent one did counts as its parent's.
 func (c *comparison) visible(e truth.Entry) []truth.Entry {
 	var out []truth.Entry
 	for _, child := range c.truth.Children(e.ID) {
 		switch {
-		case child.Kind == truth.Delay, child.Kind == truth.API && e.Kind == truth.Process:
+		case child.Kind == truth.Delay:
 		case child.Kind == truth.Client && (strings.HasPrefix(child.Name, "system.isAlive:") || strings.HasPrefix(child.Name, "POST /remote_db_access")):
 			// Probes and members' access to the database are not reported: they are in
 			// nobody's trace.
