@@ -22,6 +22,7 @@ BENCHTIME   ?= 1s
 TESTFLAGS   ?=
 RESULTS     ?=
 VMFLAGS     ?=
+ACCURACYFLAGS ?=
 
 .PHONY: help
 help: ## list the targets
@@ -89,6 +90,10 @@ bench: deps ## print the price list; as root with real eBPF and the simulated do
 .PHONY: demo
 demo: deps build ## trace a simulated dom0 with real eBPF and print the trees; ZIPKIN=URL sends them there too
 	$(GO) run ./testenv/cmd/demo --dtagent $(BINDIR)/dtagent --zipkin '$(ZIPKIN)'
+
+.PHONY: accuracy
+accuracy: deps ## score the agent's links against ground truth under a mixed load, as root; ACCURACYFLAGS=-h lists options
+	$(GO) run ./testenv/cmd/score $(ACCURACYFLAGS)
 
 .PHONY: install
 install: build ## install the binary and the systemd unit; DESTDIR and PREFIX as usual

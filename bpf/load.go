@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/perf"
 	"github.com/cilium/ebpf/ringbuf"
 )
 
@@ -117,11 +116,11 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		}
 		s.buffer = &ringBuffer{r: r}
 	} else {
-		r, err := perf.NewReaderWithOptions(s.maps["dt_events"], k.opt.PerfBytes, perf.ReaderOptions{Watermark: watermark(k.opt.PerfBytes)})
+		r, err := newPerfRings(s.maps["dt_events"], k.opt.PerfBytes, watermark(k.opt.PerfBytes))
 		if err != nil {
 			return nil, fmt.Errorf("perf buffer: %w", err)
 		}
-		s.buffer = &perfBuffer{r: r}
+		s.buffer = r
 	}
 	s.seq = newSequence()
 	go s.sweeper()

@@ -10,7 +10,6 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/cilium/ebpf/perf"
 	"github.com/cilium/ebpf/ringbuf"
 )
 
@@ -24,13 +23,13 @@ type Record struct {
 // buffer is the way out of the kernel: a ring buffer, or a perf buffer for each
 // CPU.
 type buffer interface {
-	read() ([]byte, error) // os.ErrDeadlineExceeded and errFlushed only when empty
+	read() ([]byte, error) // os.ErrDeadlineExceeded only when nothing may go yet, errFlushed only when empty
 	deadline(time.Time)
 	flush() error // makes read return what is there, then errFlushed
 	close() error // makes read return os.ErrClosed
 }
 
-var errFlushed = perf.ErrFlushed // the same value as ringbuf.ErrFlushed
+var errFlushed = ringbuf.ErrFlushed
 
 type ringBuffer struct {
 	r   *ringbuf.Reader
@@ -44,27 +43,6 @@ func (b *ringBuffer) read() ([]byte, error) {
 func (b *ringBuffer) deadline(t time.Time) { b.r.SetDeadline(t) }
 func (b *ringBuffer) flush() error         { return b.r.Flush() }
 func (b *ringBuffer) close() error         { return b.r.Close() }
-
-type perfBuffer struct {
-	r   *perf.Reader
-	rec perf.Record
-}
-
-func (b *perfBuffer) read() ([]byte, error) {
-	for {
-		err := b.r.ReadInto(&b.rec)
-		if err == nil && b.rec.LostSamples > 0 {
-			continue // the gap in seq says the same, and for which probe
-		}
-		if perf.IsUnknownEvent(err) {
-			continue
-		}
-		return b.rec.RawSample, err
-	}
-}
-func (b *perfBuffer) deadline(t time.Time) { b.r.SetDeadline(t) }
-func (b *perfBuffer) flush() error         { return b.r.Flush() }
-func (b *perfBuffer) close() error         { return b.r.Close() }
 
 const hdrSize = int(unsafe.Sizeof(Hdr{}))
 
@@ -91,8 +69,8 @@ func (s *sequence) lost(cpu uint32, p Probe, seq uint32) uint32 {
 // returns what is left in the buffers, then os.ErrClosed.
 //
 // A record arrives here some 10 ms after it was made, earlier when much is
-// going on. Records of one CPU come in their order, those of several CPUs
-// nearly so.
+// going on, and 20 ms later in the legacy tier. Records of one CPU come in their
+// order, those of several CPUs nearly so: see Order.
 func (s *Session) Read(r *Record) error {
 	if s.reading.CompareAndSwap(false, true) {
 		s.nextLook()
@@ -104,16 +82,14 @@ func (s *Session) Read(r *Record) error {
 			if s.take(r, raw) {
 				return nil
 			}
-		case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, errFlushed):
+		case errors.Is(err, errFlushed):
 			if s.closing.Load() {
 				s.drained()
 				return fmt.Errorf("read records: %w", os.ErrClosed)
 			}
-			if errors.Is(err, errFlushed) {
-				s.flushed.Add(1)
-			} else {
-				s.complete.Store(s.look)
-			}
+			s.flushed.Add(1)
+			s.nextLook()
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			s.nextLook()
 		default:
 			return fmt.Errorf("read records: %w", err)
@@ -122,17 +98,18 @@ func (s *Session) Read(r *Record) error {
 }
 
 // nextLook sets the time at which Read looks into all buffers.
-func (s *Session) nextLook() {
-	d := s.pollInterval()
-	s.look = ktime() + uint64(d) // not later than the deadline
-	s.buffer.deadline(time.Now().Add(d))
-}
+func (s *Session) nextLook() { s.buffer.deadline(time.Now().Add(s.pollInterval())) }
 
-// Complete returns a time (ktime, ns): Read has returned all records that were in
-// the buffers then, however long it takes to get a processor. It grows with each
-// look into all buffers, every 10 ms while something is attached and for a
-// moment after.
-func (s *Session) Complete() uint64 { return s.complete.Load() }
+// Order returns how well records are in the order of their clock: how many went
+// out before all older ones were surely read, because a buffer was half full,
+// and how many went out after a younger one. A ring buffer, which is one for all
+// CPUs, has its order by itself; nothing is counted there.
+func (s *Session) Order() (early, late uint64) {
+	if b, ok := s.buffer.(*perfRings); ok {
+		return b.order()
+	}
+	return 0, 0
+}
 
 // pollInterval returns how long records may wait to be looked for.
 func (s *Session) pollInterval() time.Duration {

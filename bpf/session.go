@@ -52,8 +52,6 @@ type Session struct {
 	active   atomic.Int32 // probes attached
 	reading  atomic.Bool  // Read was called
 	closing  atomic.Bool
-	complete atomic.Uint64 // see Complete
-	look     uint64        // ktime of the deadline that Read has set; Read's own
 	detached atomic.Uint64 // ktime of the last detach
 	flushed  atomic.Uint64 // times that Read had returned all there was when buffer.flush was called
 

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -1035,30 +1036,43 @@ func TestRateKernel(t *testing.T) {
 	})
 }
 
-// Complete waits for a reader that gets no processor.
-func TestCompleteKernel(t *testing.T) {
+// A thread that moves between CPUs while the reader gets no processor: the
+// buffers of all CPUs are full of its records, and each goes out in its turn.
+func TestOrderKernel(t *testing.T) {
 	inTiers(t, func(t *testing.T, c *collector) {
+		if runtime.NumCPU() < 2 {
+			t.Skip("needs two CPUs")
+		}
 		v, peer := c.pair(streamAndLog)
 		go io.Copy(io.Discard, peer)
-		c.mu.Lock() // the reader stands still when it has one record
-		v.write(3, header(200))
-		time.Sleep(10 * pollEvery)
-		made := ktime()
-		v.write(3, header(200))
-		time.Sleep(10 * pollEvery)
-		qt.Check(t, qt.IsTrue(c.s.Complete() < made))
-		c.mu.Unlock()
-		for deadline := time.Now().Add(20 * time.Second); c.s.Complete() < made; time.Sleep(time.Millisecond) {
-			qt.Assert(t, qt.IsTrue(time.Now().Before(deadline)))
+		tid := v.must(order{Do: "tid"}).TID
+		early, late := c.s.Order()
+		const rounds, batch = 20, 50 // of 300 bytes: half a CPU's buffer is more than all that
+		c.mu.Lock()                  // the reader stands still when it has one record
+		for i := range rounds {
+			var one unix.CPUSet
+			one.Set(i % 2)
+			qt.Assert(t, qt.IsNil(unix.SchedSetaffinity(tid, &one)))
+			v.must(order{Do: "write", FD: 3, Data: header(200), Times: batch})
 		}
+		c.mu.Unlock()
+		c.settle()
 		c.mu.Lock()
-		defer c.mu.Unlock()
-		data := 0
-		for _, g := range c.got {
-			if g.Kind == KindData && g.TGID == v.pid() {
-				data++
+		recs := slices.DeleteFunc(c.got, func(g got) bool { return g.Kind != KindData || g.TGID != v.pid() })
+		c.got = nil
+		c.mu.Unlock()
+		qt.Assert(t, qt.HasLen(recs, rounds*batch))
+		cpus := map[uint16]bool{}
+		for i := range recs {
+			cpus[recs[i].CPU] = true
+			if i > 0 {
+				qt.Assert(t, qt.IsTrue(recs[i-1].Ktime <= recs[i].Ktime), qt.Commentf("record %d", i))
 			}
 		}
-		qt.Check(t, qt.Equals(data, 2))
+		qt.Check(t, qt.HasLen(cpus, 2))
+		earlyNow, lateNow := c.s.Order()
+		qt.Check(t, qt.Equals(earlyNow, early))
+		qt.Check(t, qt.Equals(lateNow, late))
+		c.noLosses()
 	})
 }

@@ -59,9 +59,13 @@ type activity struct {
 	worker  ref                  // RPC: the operation that came out of the queue it had pushed it onto
 	xenops  uint64               // operation: number of its task
 	context tracecontext.Context // RPC, operation: what was sent along, used when no key says better
+	native  tracecontext.Context // send, client: the toolstack's own span that the message named as its caller's
+	parent  bool                 // others hang below it
+	logged  bool                 // call, task: a line of its own was seen
 	popped  place                // operation: whose Queue.push its thread popped
 	signal  event.Time           // atom: its task's last sign of progress
 	program string               // process
+	epoch   uint32               // process: in which its fork was seen
 	also    event.Component      // process: that of its program, or of the one that starts programs for others
 	execed  bool                 // process: it has called exec itself
 	tid     uint32               // send, client: of the thread that waits for the answer
@@ -130,11 +134,16 @@ func (e *Engine) begin(kind activityKind, c event.Component, tgid uint32, start 
 	a.kind, a.component, a.tgid = kind, c, tgid
 	a.service = serviceOf(c)
 	a.open, a.born, a.start, a.link = true, e.now, start, LinkNone
+	a.epoch = e.gaps.epoch
+	if e.gaps.until != 0 {
+		a.incomplete = eventsLost
+	}
 	for !a.spanID.IsValid() {
 		binary.BigEndian.PutUint64(a.spanID[:], e.cfg.Rand())
 	}
 	if parent != nil {
 		a.tree, a.parentID, a.link = parent.tree, parent.spanID, link
+		parent.parent = true
 	} else {
 		a.tree = e.newTree()
 	}
@@ -245,6 +254,9 @@ func (e *Engine) emit(a *activity, last bool) {
 		e.forget(a)
 		return
 	}
+	if !a.parentID.IsValid() && a.kind != callActivity {
+		e.weaken(a)
+	}
 	s := e.arena.span()
 	*s = Span{
 		TraceID: t.id, SpanID: a.spanID, ParentID: a.parentID, TraceState: t.state,
@@ -254,6 +266,7 @@ func (e *Engine) emit(a *activity, last bool) {
 		Error: a.err, Link: a.link, Incomplete: a.incomplete, Wait: a.wait,
 	}
 	s.End = max(s.End, s.Start)
+	e.underNative(a, s)
 	s.Attributes = e.arena.attributes(len(a.attrs) + len(t.baggage))
 	copy(s.Attributes[copy(s.Attributes, a.attrs):], t.baggage)
 	e.stats.Spans++

@@ -52,7 +52,7 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 		}
 	}
 	e.enter(th, a)
-	c.call = a.ref()
+	c.call, c.doubt = a.ref(), false
 	c.tunnel = false
 	c.rpc = isCall(h)
 	c.inside = c.component != event.Xapi || isSocket(h.Path)
@@ -62,6 +62,9 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 		e.stats.DatabaseCalls++
 	}
 	c.hop = e.received(c, h)
+	if c.unsure && !c.hop.known && fromXapi(h) && !strings.HasPrefix(c.listener, "/") {
+		e.touch(a) // what told that it comes from another host may have been missed
+	}
 	if id := c.hop.subtaskOf; c.hop.known && h.Task.IsZero() {
 		a.tree.find().isOf(id)
 		if !hasContext {
@@ -167,7 +170,7 @@ func (e *Engine) peek(c *conn, ev *event.Event, whole bool) {
 	done := false
 	switch {
 	case reply:
-		done = e.peekReply(a, b, whole)
+		done = e.peekReply(c, a, b, whole)
 	case c.role == serverRole:
 		done = e.peekRequest(c, a, b, whole)
 	default:
@@ -236,7 +239,7 @@ func (e *Engine) calls(a *activity, call *wire.Call) {
 	a.set(attribute.String("rpc.method", a.name))
 }
 
-func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
+func (e *Engine) peekReply(c *conn, a *activity, b *body, whole bool) bool {
 	if a.method == "" {
 		return true
 	}
@@ -251,7 +254,7 @@ func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
 		if r.Task.IsZero() && !whole {
 			return false
 		}
-		if r.Task.Real() {
+		if r.Task.Real() && !c.doubt {
 			a.task = r.Task
 			a.tree.find().isOf(r.Task)
 		}

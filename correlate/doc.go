@@ -17,6 +17,9 @@
 // was made of, so that a number that is used again never leads to old work. No
 // key, no parent: parents are never guessed.
 //
+// Where events got lost, keys that depend on all of them being seen are not
+// used across the gap, and what may lack something is Incomplete: loss.go.
+//
 // Activities that keys join are a tree, which is one trace. The trace id is
 // bound late: when a request brings one, when XAPI's own shows up in a message
 // that belongs to the tree, when nothing can join the tree any more, or after

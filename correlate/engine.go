@@ -81,8 +81,9 @@ type Engine struct {
 	tasks    table[wire.TaskID, taskPlace] // XAPI's tasks
 	ended    table[wire.TaskID, taskPlace] // the same, whose span has ended: late events may still ask for them
 	pushes   pushRing
-	hopsOut  table[hopKey, uint32] // calls to other hosts, and how often each was made
-	hopsIn   table[hopKey, uint32] // the same from other hosts
+	hopsOut  table[hopKey, alike] // calls to other hosts, and how often each was made
+	hopsIn   table[hopKey, alike] // the same from other hosts
+	gaps     gaps
 
 	dec     wire.Decoder
 	strings *wire.Interner
@@ -116,8 +117,8 @@ func New(c Config) *Engine {
 	e.jobs.init(e.limits.Keys, &e.stats.JobsEvicted, e.dropJob)
 	e.tasks.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
 	e.ended.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
-	e.hopsOut.init(e.limits.Keys, &e.stats.HopsEvicted, func(*uint32) {})
-	e.hopsIn.init(e.limits.Keys, &e.stats.HopsEvicted, func(*uint32) {})
+	e.hopsOut.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
+	e.hopsIn.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
 	return e
 }
 
@@ -126,6 +127,9 @@ func New(c Config) *Engine {
 func (e *Engine) Handle(ev *event.Event) {
 	e.stats.Events++
 	e.now = max(e.now, ev.Time)
+	if e.gaps.until != 0 {
+		e.beginEpoch(ev)
+	}
 	switch ev.Kind {
 	case event.KindData:
 		e.handleData(ev)
@@ -177,21 +181,5 @@ func (e *Engine) Drain() {
 	}
 	for tt := e.times.lru.head; tt != nil; tt = e.times.lru.head {
 		e.dropTime(tt.tid)
-	}
-}
-
-// handleLost marks what is open: any of it may have missed its end or a child.
-// Where a new thread's work is told by the order of events, it is not any more.
-func (e *Engine) handleLost(ev *event.Event) {
-	e.stats.EventsLost += ev.Count
-	for a := e.activities.live.head; a != nil; a = a.next {
-		if a.open && a.incomplete == "" {
-			a.incomplete = "events lost"
-		}
-	}
-	for th := e.threads.lru.head; th != nil; th = th.next {
-		if th.due > 1 {
-			e.dropDeliveries(th)
-		}
 	}
 }

@@ -51,6 +51,10 @@ func (e *Engine) handleExec(ev *event.Event) {
 		return
 	}
 	a := e.processes.byTGID[ev.TGID]
+	if a != nil && a.epoch != e.gaps.epoch { // its pid may be another's by now
+		e.finish(a, ev.Time, eventsLost)
+		a = nil
+	}
 	also := event.ComponentOf(ev.Program)
 	if a == nil {
 		if also == event.NoComponent && ev.Component != event.SMAPI && ev.Component != event.Forkexecd {

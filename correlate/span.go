@@ -30,6 +30,11 @@ type Span struct {
 	ParentID   trace.SpanID // zero for a root
 	TraceState string       // as the caller sent it, for the spans of its trace
 
+	// Native is the span of the toolstack's own tracing that the span lies under: the
+	// one that its message named as its caller's. Zero where that is the parent
+	// already, the parent lies under it too, or none was named.
+	Native trace.SpanID
+
 	// Tree numbers the local tree: the spans that this engine joined by its
 	// keys. Several calls of one trace are trees of their own. Last is set when, as
 	// far as is known, no span of the tree is open or waiting any more; a late

@@ -13,6 +13,8 @@ type thread struct {
 	tid, tgid  uint32
 	stack      [8]*activity
 	n          int
+	stale      int     // so many at the bottom of the stack are of an older epoch: see gaps
+	epoch      uint32  // of all that is said here beside these
 	deliveries [32]ref // messages read for which a thread is still to be made, in order
 	first, due int
 	sending    ref  // the last call through message-switch
@@ -34,6 +36,7 @@ func (t *threadTable) init() { t.byTID = make(map[uint32]*thread) }
 func (e *Engine) threadOf(tgid, tid uint32) *thread {
 	if th := e.threads.byTID[tid]; th != nil && th.tgid == tgid {
 		e.threads.lru.moveToEnd(th)
+		e.refresh(th)
 		return th
 	}
 	return nil
@@ -56,7 +59,7 @@ func (e *Engine) useThread(tgid, tid uint32) *thread {
 		e.threads.free = th.next
 		th.next = nil
 	}
-	th.tid, th.tgid = tid, tgid
+	th.tid, th.tgid, th.epoch = tid, tgid, e.gaps.epoch
 	e.threads.byTID[tid] = th
 	e.threads.lru.add(th)
 	return th
@@ -117,6 +120,9 @@ func (th *thread) remove(a *activity) {
 			copy(th.stack[i:], th.stack[i+1:th.n])
 			th.n--
 			th.stack[th.n] = nil
+			if i < th.stale {
+				th.stale--
+			}
 			return
 		}
 	}
@@ -124,7 +130,7 @@ func (th *thread) remove(a *activity) {
 
 // top returns the innermost activity, nil when there is none.
 func (th *thread) top() *activity {
-	if th == nil || th.n == 0 {
+	if th == nil || th.n <= th.stale {
 		return nil
 	}
 	return th.stack[th.n-1]
@@ -132,7 +138,7 @@ func (th *thread) top() *activity {
 
 // operation returns the innermost operation of th and its depth.
 func (th *thread) operation() (a *activity, depth int) {
-	for i := th.n - 1; i >= 0; i-- {
+	for i := th.n - 1; i >= th.stale; i-- {
 		if th.stack[i].kind == operationActivity {
 			return th.stack[i], i
 		}
@@ -146,7 +152,10 @@ func (e *Engine) current(tgid, tid uint32) *activity {
 	if a := e.threadOf(tgid, tid).top(); a != nil {
 		return a
 	}
-	return e.processes.byTGID[tgid]
+	if a := e.processes.byTGID[tgid]; a != nil && a.epoch == e.gaps.epoch {
+		return a
+	}
+	return nil
 }
 
 // deliver notes that the next thread that th makes is for a.

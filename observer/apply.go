@@ -148,13 +148,13 @@ func (s *Set) subscribe(o Observer, st Steering, want event.Components, pipes []
 	} else {
 		sub = s.subs[i]
 	}
-	tags := o.tags(s.host)
+	tags := o.Tags(s.host)
 	size := 0
 	for _, t := range tags {
 		size += len(t.Key) + len(t.Value.AsString())
 	}
 	s.mu.Lock()
-	sub.tags, sub.size, sub.edit = tags, size, st.Edit
+	sub.tags, sub.size, sub.edit, sub.native = tags, size, st.Edit, st.UnderNative
 	sub.claims, sub.outlets = sub.claimed(want, now), sub.connected(pipes, now)
 	if i < 0 {
 		s.subs = append(s.subs, sub)

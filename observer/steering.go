@@ -28,6 +28,7 @@ type Steering struct {
 	CAFile        string        // PEM file that https receivers are checked against; "": the agent's
 	Metrics       bool          // make metrics from the spans
 	Logs          bool          // make log records from the spans
+	UnderNative   bool          // hang spans under those of the toolstack's own tracing
 }
 
 // Steering returns what the attributes dtagent.* say, and warnings, each about

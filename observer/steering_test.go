@@ -168,7 +168,7 @@ func TestWarnings(t *testing.T) {
 // TestSteeringNotExported: what steers is not told to receivers.
 func TestSteeringNotExported(t *testing.T) {
 	var keys []string
-	for _, kv := range steered("keep.slow=2s", "unknown=1").tags(thisHost) {
+	for _, kv := range steered("keep.slow=2s", "unknown=1").Tags(thisHost) {
 		keys = append(keys, string(kv.Key))
 	}
 	qt.Check(t, qt.IsTrue(slices.Contains(keys, "custom")))

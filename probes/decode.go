@@ -167,6 +167,7 @@ func (d *Decoder) log(e *event.Event, raw []byte) error {
 
 // Address families of dt_open: the numbers of Linux.
 const (
+	afUnix  = 1
 	afInet  = 2
 	afInet6 = 10
 )
@@ -184,6 +185,8 @@ func (d *Decoder) open(e *event.Event, raw []byte) error {
 	switch family := le.Uint16(raw[58:]); {
 	case (family == afInet || family == afInet6) && !peer.IsUnspecified():
 		e.Peer = netip.AddrPortFrom(peer.Unmap(), le.Uint16(raw[60:]))
+	case family == afUnix && e.How == event.Accepted:
+		e.PeerIno, e.PeerTGID = le.Uint64(raw[64:]), le.Uint32(raw[72:])
 	}
 	return nil
 }
@@ -191,6 +194,3 @@ func (d *Decoder) open(e *event.Event, raw []byte) error {
 // listenFD returns the listener's fd of a KindOpen record that Decode
 // accepted, -1 if it has none.
 func listenFD(raw []byte) int32 { return int32(binary.LittleEndian.Uint32(raw[52:])) }
-
-// timeOf returns when a record was made.
-func timeOf(raw []byte) event.Time { return event.Time(binary.LittleEndian.Uint64(raw)) }

@@ -49,7 +49,6 @@ type Manager struct {
 	log     *slog.Logger
 
 	reader reader // of the goroutine in Run
-	merge  *merge // of the legacy tier
 	count  counters
 
 	mu      sync.Mutex // guards what follows, and the order of changes in the kernel
@@ -94,9 +93,6 @@ func Open(k *bpf.Kernel, o Options) (*Manager, error) {
 		session: s, watcher: w, clock: c, smDirs: o.SMDirs, sw: cmp.Or(o.Switch, target.SwitchPath), log: o.Log,
 		targets: map[uint32]*daemon{},
 	}
-	if k.Tier() == bpf.Legacy {
-		m.merge = newMerge()
-	}
 	m.listeners.proc = w.Proc()
 	m.reader.redactor = redact.New(o.Conns)
 	return m, nil
@@ -104,6 +100,9 @@ func Open(k *bpf.Kernel, o Options) (*Manager, error) {
 
 // Wall returns t in nanoseconds since 1970.
 func (m *Manager) Wall(t event.Time) int64 { return m.clock.Wall(t) }
+
+// Offsets returns what Wall goes by now. It is shared and must not be changed.
+func (m *Manager) Offsets() clock.Offsets { return m.clock.Offsets() }
 
 // Now returns the present time on the clock of events.
 func (m *Manager) Now() (event.Time, error) { return m.clock.Now() }

@@ -34,7 +34,7 @@ func BenchmarkCall(b *testing.B) {
 				if err != nil {
 					b.Skip("needs eBPF: " + err.Error())
 				}
-				m, err = Open(k, Options{})
+				m, err = Open(k, Options{Proc: victimsProc(b)})
 				qt.Assert(b, qt.IsNil(err))
 				ctx, cancel := context.WithCancel(context.Background())
 				var wg sync.WaitGroup

@@ -48,6 +48,7 @@ func collect(t testing.TB, tier bpf.Tier, o Options) *collector {
 	if k.Tier() != tier {
 		t.Skipf("needs the %s tier; this kernel has the %s tier", tier, k.Tier())
 	}
+	o.Proc = victimsProc(t)
 	m, err := Open(k, o)
 	qt.Assert(t, qt.IsNil(err))
 	c := &collector{Manager: m, t: t}

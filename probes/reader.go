@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/probes/event"
@@ -52,42 +51,11 @@ func (m *Manager) read(sink func(*event.Event)) error {
 		rec bpf.Record
 		ev  event.Event
 	)
-	if m.merge == nil {
-		for {
-			if err := m.session.Read(&rec); err != nil {
-				return err
-			}
-			m.record(&rec, &ev, sink)
-		}
-	}
-	ended := make(chan error, 1)
-	go func() {
-		var rec bpf.Record
-		for {
-			if err := m.session.Read(&rec); err != nil {
-				m.merge.close()
-				ended <- err
-				return
-			}
-			m.merge.put(&rec)
-		}
-	}()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
 	for {
-		var over error
-		select {
-		case over = <-ended:
-		case <-tick.C:
+		if err := m.session.Read(&rec); err != nil {
+			return err
 		}
-		limit := event.Time(m.session.Complete()) - mergeWindow
-		for m.merge.take(&rec, limit) {
-			m.record(&rec, &ev, sink)
-			m.merge.done(&rec)
-		}
-		if over != nil {
-			return over
-		}
+		m.record(&rec, &ev, sink)
 	}
 }
 

@@ -33,7 +33,7 @@ type Stats struct {
 	Losses      []bpf.Loss            // what the kernel side and its buffers could not record, by probe and cause
 	Forgotten   uint64                // connections that the redactor had no room for: masked more
 	Seeded      uint64                // sockets found in /proc and told to the kernel
-	Hurried     uint64                // records handed on before the other CPUs' were surely read: too many at once
+	Early, Late uint64                // records that went out before all older ones were surely read, and after a younger one: see bpf.Session.Order
 	Unfollowed  uint64                // SM scripts that could not be made targets
 	Targets     []Target
 	Children    int // of targets, watched too
@@ -64,9 +64,7 @@ func (m *Manager) Stats() Stats {
 			s.Events[event.Kind(k)] = n
 		}
 	}
-	if m.merge != nil {
-		s.Hurried = m.merge.hurried()
-	}
+	s.Early, s.Late = m.session.Order()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.Wanted = m.wanted

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,7 +42,11 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if proc.dir != "" {
+		os.RemoveAll(proc.dir) // links
+	}
+	os.Exit(code)
 }
 
 // serve listens on dir/socket and logs to dir/log until stdin ends.
@@ -159,6 +164,8 @@ type victim struct {
 	cmd  *exec.Cmd
 	in   io.Closer
 	tgid uint32
+
+	shown string // link to it in victimsProc
 }
 
 func startVictim(t testing.TB, name string) *victim {
@@ -200,6 +207,9 @@ func (v *victim) start(name string) {
 	qt.Assert(v.t, qt.IsNil(err))
 	qt.Assert(v.t, qt.IsNil(v.cmd.Start()))
 	v.in, v.tgid = in, uint32(v.cmd.Process.Pid)
+	v.shown = filepath.Join(victimsProc(v.t), fmt.Sprint(v.tgid))
+	_ = os.Remove(v.shown) // of an earlier user of the pid
+	qt.Assert(v.t, qt.IsNil(os.Symlink(fmt.Sprint("/proc/", v.tgid), v.shown)))
 	v.t.Cleanup(v.end)
 	_, err = io.ReadFull(out, make([]byte, len("ready\n")))
 	qt.Assert(v.t, qt.IsNil(err))
@@ -208,6 +218,31 @@ func (v *victim) start(name string) {
 func (v *victim) end() {
 	v.in.Close()
 	v.cmd.Wait()
+	os.Remove(v.shown)
+}
+
+// proc is the directory like /proc that victimsProc makes.
+var proc struct {
+	sync.Once
+	dir string
+	err error
+}
+
+// victimsProc is a directory like /proc that shows no processes but victims.
+// Programs of the same names that run for other tests would be watched too, and
+// what they do can be more than a test's reader takes.
+func victimsProc(t testing.TB) string {
+	t.Helper()
+	proc.Do(func() {
+		proc.dir, proc.err = os.MkdirTemp("", "dtproc")
+		for _, name := range []string{"self", "net", "stat", "uptime"} {
+			if proc.err == nil {
+				proc.err = os.Symlink("/proc/"+name, filepath.Join(proc.dir, name))
+			}
+		}
+	})
+	qt.Assert(t, qt.IsNil(proc.err))
+	return proc.dir
 }
 
 // client is one connection to the victim.

@@ -98,6 +98,8 @@ type Event struct {
 
 	Listener string         // KindOpen: path or address of the accepting socket, "" if not known
 	Peer     netip.AddrPort // KindOpen: of a TCP socket
+	PeerIno  uint64         // KindOpen: inode of the socket at the other end of an accepted unix socket, 0 if not known
+	PeerTGID uint32         // KindOpen: the process that connected it, 0 if not known
 
 	ChildTGID uint32
 	ChildTID  uint32

@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,7 +14,6 @@ import (
 	"github.com/go-quicktest/qt"
 
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
-	"github.com/xenserver/dtagent/observer"
 	"github.com/xenserver/dtagent/observer/xapi"
 	"github.com/xenserver/dtagent/testenv"
 	"github.com/xenserver/dtagent/testenv/client"
@@ -227,120 +225,4 @@ func TestStateFile(t *testing.T) {
 	qt.Assert(t, qt.IsNil(l.dom0.Set(testenv.Knobs{})))
 	l.connected()
 	l.wait("has the Observer again", func(s *control.Status) bool { return len(s.Observers) == 1 && s.Observers[0].NameLabel == "kept" })
-}
-
-var storm = flag.Duration("storm", time.Minute, "how long TestObserverStorm changes Observers")
-
-// TestObserverStorm changes Observers 200 times a second under load: the agent
-// ends with the last state, has lost no span, and has not grown.
-func TestObserverStorm(t *testing.T) {
-	l := newXapiLab(t, testenv.Options{NoTruth: true})
-	r := newReceiver(t)
-	ctx := context.Background()
-	l.connected()
-	a := l.admin()
-	_, err := a.Create(ctx, client.Observer{Name: "steady", Endpoints: []string{"bugtool", r.url()}, Attributes: map[string]string{"dtagent.batch.interval": "1s"}, Enabled: true})
-	qt.Assert(t, qt.IsNil(err))
-	l.watching()
-	const many = 20
-	refs := make([]string, many)
-	for i := range refs {
-		refs[i], err = a.Create(ctx, client.Observer{Name: fmt.Sprint("storm ", i), Endpoints: []string{"bugtool"}, Enabled: true})
-		qt.Assert(t, qt.IsNil(err))
-	}
-	l.wait("has them all", func(s *control.Status) bool { return len(s.Observers) == many+1 })
-	before := l.status()
-
-	stop, done := make(chan struct{}), make(chan int)
-	go func() {
-		calls := 0
-		for {
-			select {
-			case <-stop:
-				done <- calls
-				return
-			default:
-				l.calls(10)
-				calls += 10
-				time.Sleep(200 * time.Millisecond)
-			}
-		}
-	}()
-	changes := 0
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	began := time.Now()
-	for time.Since(began) < *storm {
-		<-tick.C
-		ref := refs[changes%many]
-		switch changes / many % 5 {
-		case 0:
-			err = a.SetEnabled(ctx, ref, changes/many%2 == 0)
-		case 1:
-			err = a.SetAttributes(ctx, ref, map[string]string{"round": fmt.Sprint(changes), "dtagent.sampler": "traceidratio", "dtagent.sampler.arg": "0.5"})
-		case 2:
-			err = a.SetEndpoints(ctx, ref, "bugtool", r.url()+fmt.Sprintf("?n=%d", changes%3))
-		case 3:
-			err = a.SetComponents(ctx, ref, [][]string{{"xapi"}, {"xenopsd"}, {}}[changes%3]...)
-		case 4:
-			if err = a.Destroy(ctx, ref); err == nil {
-				refs[changes%many], err = a.Create(ctx, client.Observer{Name: fmt.Sprint("storm ", changes), Endpoints: []string{"bugtool"}, Enabled: true})
-				changes++
-			}
-		}
-		qt.Assert(t, qt.IsNil(err))
-		changes++
-	}
-	rate := float64(changes) / time.Since(began).Seconds()
-	close(stop)
-	calls := <-done
-	if rate < 190 { // the change makers and all the others share two processors
-		t.Logf("this machine was too busy for 200 changes a second")
-	}
-	qt.Check(t, qt.IsTrue(rate > 100), qt.Commentf("%.0f changes a second", rate))
-
-	for i, ref := range refs {
-		qt.Assert(t, qt.IsNil(a.SetName(ctx, ref, fmt.Sprint("last ", i))))
-	}
-	ended := time.Now()
-	l.wait("has the last state", func(s *control.Status) bool {
-		n := 0
-		for _, o := range s.Observers {
-			if strings.HasPrefix(o.NameLabel, "last ") {
-				n++
-			}
-		}
-		return n == many
-	})
-	took := time.Since(ended)
-	records, err := a.All(ctx)
-	qt.Assert(t, qt.IsNil(err))
-	s := l.status()
-	for _, want := range records {
-		i := slices.IndexFunc(s.Observers, func(o observer.ObserverStats) bool { return o.UUID == want.UUID })
-		qt.Assert(t, qt.IsTrue(i >= 0), qt.Commentf("%s", want.Name))
-		qt.Check(t, qt.Equals(s.Observers[i].NameLabel, want.Name))
-		qt.Check(t, qt.Equals(s.Observers[i].Enabled, want.Enabled))
-	}
-	l.waitLong("has sent everything", func(s *control.Status) bool { return s.Totals.Queued == 0 })
-	l.traces()
-	c := l.exact()
-	qt.Check(t, qt.Equals(c.Lost(), 0), qt.Commentf("%v", c.DroppedByCause()))
-
-	// The steady Observer saw every call, and what is in its files (the oldest may
-	// have been trimmed: so much is written) its receiver has, too.
-	got, missing, seen := r.received(), 0, r.spansOf("steady", "VM.get_by_name_label")
-	for _, sp := range l.spans() {
-		if sp.Tags["xs.observer.name"] == "steady" && got[sp.ID] == 0 {
-			missing++
-		}
-	}
-	qt.Check(t, qt.Equals(missing, 0))
-	qt.Check(t, qt.IsTrue(seen >= calls), qt.Commentf("%d of %d calls", seen, calls))
-	after := l.status()
-	t.Logf("%d changes, %.0f a second; the last state was in force %v after the last; XAPI source: %d events, %d times applied",
-		changes, rate, took.Round(time.Millisecond), after.XAPI.Events, after.XAPI.Applied)
-	t.Logf("%d calls, %d spans for all Observers, 0 lost; %.1f MiB resident before, %.1f after; %d goroutines before, %d after; %.1f s CPU", calls, c.Produced,
-		float64(before.Process.RSSBytes)/(1<<20), float64(after.Process.RSSBytes)/(1<<20), before.Process.Goroutines, after.Process.Goroutines, after.Process.CPUSeconds-before.Process.CPUSeconds)
-	qt.Check(t, qt.IsTrue(after.Process.RSSBytes < before.Process.RSSBytes+96<<20)) // 64 MiB of it can be spans in queues
 }

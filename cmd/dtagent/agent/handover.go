@@ -21,6 +21,7 @@ const (
 // it would overflow. The engine is told by a KindLost where they are missing, so
 // that the spans they could have touched say so.
 type handover struct {
+	max     int           // events
 	half    chan struct{} // wakes the engine
 	dropped atomic.Uint64
 
@@ -36,14 +37,14 @@ type batch struct {
 	payload []byte
 }
 
-func newHandover() *handover { return &handover{half: make(chan struct{}, 1)} }
+func newHandover(max int) *handover { return &handover{max: max, half: make(chan struct{}, 1)} }
 
 // put copies ev into the queue. It never waits for the engine.
 func (h *handover) put(ev *event.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	b := &h.filling
-	if len(b.events) >= handoverEvents || len(b.payload)+len(ev.Head)+len(ev.Tail) > handoverBytes {
+	if len(b.events) >= h.max || len(b.payload)+len(ev.Head)+len(ev.Tail) > handoverBytes {
 		h.dropped.Add(1)
 		h.gap++
 		return
@@ -55,7 +56,7 @@ func (h *handover) put(ev *event.Event) {
 	b.events = append(b.events, *ev)
 	own := &b.events[len(b.events)-1]
 	own.Head, own.Tail = b.copy(ev.Head), b.copy(ev.Tail)
-	if len(b.events) >= handoverEvents/2 || len(b.payload) >= handoverBytes/2 {
+	if len(b.events) >= h.max/2 || len(b.payload) >= handoverBytes/2 {
 		h.wake()
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 func TestHandoverCopies(t *testing.T) {
-	h := newHandover()
+	h := newHandover(handoverEvents)
 	head, tail := []byte("head"), []byte("tail")
 	h.put(&event.Event{Kind: event.KindData, TID: 7, Head: head, Tail: tail})
 	copy(head, "XXXX")
@@ -33,14 +33,14 @@ func TestHandoverCopies(t *testing.T) {
 }
 
 func TestHandoverIsBounded(t *testing.T) {
-	h := newHandover()
+	h := newHandover(handoverEvents)
 	for range handoverEvents + 5 {
 		h.put(&event.Event{Kind: event.KindFork})
 	}
 	qt.Assert(t, qt.Equals(h.dropped.Load(), 5))
 	qt.Assert(t, qt.Equals(h.waiting(), handoverEvents))
 
-	h = newHandover()
+	h = newHandover(handoverEvents)
 	big := make([]byte, 16<<10)
 	for range 2 * handoverBytes / len(big) {
 		h.put(&event.Event{Kind: event.KindData, Head: big})
@@ -54,7 +54,7 @@ func TestHandoverIsBounded(t *testing.T) {
 }
 
 func TestHandoverTellsTheGap(t *testing.T) {
-	h := newHandover()
+	h := newHandover(handoverEvents)
 	for range handoverEvents + 5 {
 		h.put(&event.Event{Kind: event.KindFork, Time: 1})
 	}
@@ -71,7 +71,7 @@ func TestHandoverTellsTheGap(t *testing.T) {
 }
 
 func TestHandoverWakesHalfFull(t *testing.T) {
-	h := newHandover()
+	h := newHandover(handoverEvents)
 	for i := range handoverEvents / 2 {
 		qt.Assert(t, qt.HasLen(h.half, 0), qt.Commentf("%d events", i))
 		h.put(&event.Event{Kind: event.KindFork})
@@ -80,7 +80,7 @@ func TestHandoverWakesHalfFull(t *testing.T) {
 }
 
 func TestHandoverKeepsOrder(t *testing.T) {
-	h := newHandover()
+	h := newHandover(handoverEvents)
 	const n = 100_000
 	var wg sync.WaitGroup
 	got, told := 0, uint64(0)
@@ -116,7 +116,7 @@ func TestHandoverKeepsOrder(t *testing.T) {
 }
 
 func TestHandoverDoesNotAllocate(t *testing.T) {
-	h := newHandover()
+	h := newHandover(handoverEvents)
 	ev := event.Event{Kind: event.KindData, Head: make([]byte, 500), Tail: make([]byte, 100)}
 	var b batch
 	turn := func() {
@@ -131,7 +131,7 @@ func TestHandoverDoesNotAllocate(t *testing.T) {
 }
 
 func BenchmarkHandover(b *testing.B) {
-	h := newHandover()
+	h := newHandover(handoverEvents)
 	ev := event.Event{Kind: event.KindData, Head: make([]byte, 500)}
 	var done batch
 	b.ReportAllocs()

@@ -63,4 +63,5 @@ func (a *agent) probeStatus(s *control.Status) {
 		}
 	}
 	s.Missing = st.Lost
+	s.Order = control.Order{Early: st.Early, Late: st.Late}
 }

@@ -28,6 +28,7 @@ type Status struct {
 	Events   map[string]uint64     `json:"events"`  // by kind
 	Missing  uint64                `json:"missing"` // records that never arrived, by the gaps in their numbers; Losses has their causes
 	Losses   []Loss                `json:"losses"`  // events that did not get through, by probe and cause
+	Order    Order                 `json:"order"`
 	Handover Handover              `json:"handover"`
 	Sorter   correlate.SorterStats `json:"sorter"`
 	Engine   correlate.Stats       `json:"engine"`
@@ -101,6 +102,13 @@ type Process struct {
 	CPUSeconds float64 `json:"cpu_seconds"` // user and system
 	HeapBytes  uint64  `json:"heap_bytes"`
 	Goroutines int     `json:"goroutines"`
+}
+
+// Order is how well the records of several CPUs came in the order of their
+// clock. It is counted for the perf buffers of the legacy tier.
+type Order struct {
+	Early uint64 `json:"early"` // handed on before all older ones were surely read: a buffer was half full
+	Late  uint64 `json:"late"`  // handed on after a younger one
 }
 
 // Notice is a line of the trace stream that is no span: the reason for its

@@ -74,6 +74,9 @@ func Build(spans []zipkin.Span) []*Trace {
 		if p := calls.parent(n); p != nil {
 			return p
 		}
+		if p := nodes[key{n.TraceID, n.Tags[localSpan]}]; p != nil {
+			return p
+		}
 		return nodes[key{n.TraceID, n.Tags[remoteSpan]}]
 	}
 	for _, n := range all {
