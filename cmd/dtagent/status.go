@@ -92,6 +92,8 @@ func printStatus(out io.Writer, s *control.Status) error {
 		case l.Count == 0:
 		case l.Cause == control.CauseNoStart:
 			fmt.Fprintf(w, "\t(%s: %d came without the start of their call, which was before the probes were attached)\n", l.Probe, l.Count)
+		case l.Cause == control.CauseNoSwitch:
+			fmt.Fprintf(w, "\t(%s: %d times it was not seen that a thread got or lost its CPU: how it spent that time is not known)\n", l.Probe, l.Count)
 		default:
 			fmt.Fprintf(w, "\t%s: %s: %d\n", l.Probe, l.Cause, l.Count)
 		}

@@ -223,14 +223,21 @@ func fold(lines []row, nodes []*Node) []row {
 	return lines
 }
 
-// dull tells that nothing is below the span but one answer at most, and that
-// nothing is wrong.
-func (n *Node) dull() bool {
-	if n.Error() != "" || n.Incomplete() != "" || len(n.Children) > 1 {
+// dull tells that nothing is below the span but waits and one answer at most,
+// and that nothing is wrong.
+func (n *Node) dull() bool { return n.quiet(1) }
+
+// quiet tells that nothing is wrong with the span, and that there are no more
+// than answers spans below it that are as quiet, waits left out.
+func (n *Node) quiet(answers int) bool {
+	if n.Error() != "" || n.Incomplete() != "" {
 		return false
 	}
 	for _, c := range n.Children {
-		if len(c.Children) > 0 || !c.dull() {
+		if c.isWait() {
+			continue
+		}
+		if answers--; answers < 0 || !c.quiet(0) {
 			return false
 		}
 	}

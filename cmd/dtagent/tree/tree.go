@@ -216,10 +216,10 @@ func (n *Node) where() (w Where, others []Where) {
 		}
 		w = Where{What: longest.Name, Share: float64(longest.within(n))}
 	}
-	if w.What == Self && n.isWait() {
+	w.Share = min(w.Share/float64(n.Duration), 1)
+	if n.isWait() && (w.What == Self || w.Share < goodPart) {
 		return Where{}, nil
 	}
-	w.Share = min(w.Share/float64(n.Duration), 1)
 	for _, x := range ways {
 		if x.Share /= float64(n.Duration); x.Share >= goodPart && len(others) < maxOthers {
 			others = append(others, x)
