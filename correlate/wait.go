@@ -27,7 +27,7 @@ const (
 // longWait is a wait that is no part of an activity yet.
 type longWait struct {
 	first, last event.Time
-	runnable    event.Time
+	queued      int64 // ns for a CPU, of that time
 	detail      uint64
 	syscall     int32
 	class       event.Spent
@@ -64,7 +64,7 @@ type WaitStats struct {
 
 // waited takes the long wait that ev tells and that is stretch s.
 func (e *Engine) waited(tt *threadTime, ev *event.Event, s *stretch) {
-	w := longWait{s.first, s.last, s.runnable, ev.Detail, ev.Syscall, ev.Wait}
+	w := longWait{s.first, s.last, s.of(event.RunQueue), ev.Detail, ev.Syscall, ev.Wait}
 	if e.isAnswer(tt, &w) {
 		e.stats.Waits.Answered++
 		return
@@ -191,8 +191,8 @@ func (e *Engine) waitSpan(tt *threadTime, a *activity, w *longWait) {
 	s := e.begin(waitActivity, a.component, tt.tgid, w.first, a, LinkThread)
 	s.spanKind, s.service, s.also, s.wait = trace.SpanKindInternal, a.service, a.also, w.class
 	e.nameWait(s, w)
-	if queued := int64(w.last-w.runnable) / 1000; queued > 0 {
-		s.attrs = append(s.attrs, attribute.KeyValue{Key: timeKeys[event.RunQueue], Value: attribute.Int64Value(queued)})
+	if us := w.queued / 1000; us > 0 {
+		s.attrs = append(s.attrs, attribute.KeyValue{Key: timeKeys[event.RunQueue], Value: attribute.Int64Value(us)})
 	}
 	s.at(tt.tgid, tt.tid)
 	e.finish(s, w.last, "")

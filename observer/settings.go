@@ -49,6 +49,12 @@ var settings = []setting{
 	{"hold", "duration, 1s to " + durationText(processor.MaxHold), durationText(processor.DefaultHold) + ", or " + durationText(processor.SlowMargin) + " more than `keep.slow`",
 		"how long a local tree that shows no reason to be kept is held before it is filtered unfinished",
 		"1m", func(s *steerer, v string) { s.duration(v, &s.Processor.Hold, time.Second, processor.MaxHold) }},
+	{"waits", "`true`, `false`", "`true`",
+		"spans of long waits: for a lock, a file, the hypervisor, …",
+		"false", (*steerer).waits},
+	{"wait_threshold", "duration, 100us to 1h", "1ms",
+		"a wait that takes at least so long is a span",
+		"10ms", func(s *steerer, v string) { s.duration(v, &s.WaitThreshold, minWait, time.Hour) }},
 	{"min_duration", "duration", "off",
 		"filters shorter spans, but none that failed or is incomplete",
 		"500us", func(s *steerer, v string) { s.duration(v, &s.Processor.MinDuration, 0, math.MaxInt64) }},
@@ -84,6 +90,9 @@ var settings = []setting{
 const (
 	maxBatchSpans = 10_000
 	maxItems      = 100 // of one list
+
+	defaultWait = time.Millisecond
+	minWait     = 100 * time.Microsecond // shorter ones are too many
 )
 
 // steerer reads the settings of one Observer.
@@ -198,6 +207,12 @@ func (s *steerer) bool(v string, to *bool) {
 	}
 }
 
+func (s *steerer) waits(v string) {
+	on := true
+	s.bool(v, &on)
+	s.Processor.NoWaits = !on
+}
+
 func (s *steerer) patterns(v string, to *[]string) {
 	for _, p := range s.items(v) {
 		if _, err := glob.Parse(p); err != nil {
@@ -266,6 +281,9 @@ func (s *steerer) together() {
 	case !s.has("sampler.arg"):
 		s.key = "sampler"
 		s.warn("traceidratio without a ratio takes all traces; set %ssampler.arg, such as 0.1", steeringPrefix)
+	}
+	if s.key = "wait_threshold"; p.NoWaits && s.has(s.key) {
+		s.warn("it has no effect with %swaits=false", steeringPrefix)
 	}
 	s.key = "hold"
 	switch slow := p.KeepSlow + processor.SlowMargin; {

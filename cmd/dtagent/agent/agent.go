@@ -92,7 +92,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	debug.FreeOSMemory() // loading took several times what the agent lives on
 	a := &agent{
 		c: c, started: time.Now(), manager: m,
-		queue: newHandover(cmp.Or(c.QueueEvents, handoverEvents)), wanted: make(chan event.Components, 1), stats: make(chan chan counts), ended: make(chan struct{}),
+		queue: newHandover(cmp.Or(c.QueueEvents, handoverEvents)), wanted: make(chan observer.Wanted, 1), stats: make(chan chan counts), ended: make(chan struct{}),
 	}
 	if err := a.observers(); err != nil {
 		return err
@@ -123,9 +123,9 @@ type agent struct {
 	server  *control.Server
 	live    recording.Live // to those who record
 	queue   *handover
-	wanted  chan event.Components // the newest wish of the Observers; holds one
-	stats   chan chan counts      // questions to the engine's goroutine
-	ended   chan struct{}         // closed when the engine has gone
+	wanted  chan observer.Wanted // the newest wish of the Observers; holds one
+	stats   chan chan counts     // questions to the engine's goroutine
+	ended   chan struct{}        // closed when the engine has gone
 
 	mu      sync.Mutex
 	trouble error        // of the last change of probes
@@ -237,12 +237,12 @@ func (a *agent) correlate() {
 
 // want notes what the Observers ask for; attach does it. Only the newest wish
 // counts. It is never called twice at once.
-func (a *agent) want(c event.Components) {
+func (a *agent) want(w observer.Wanted) {
 	select {
 	case <-a.wanted:
 	default:
 	}
-	a.wanted <- c
+	a.wanted <- w
 }
 
 // attach makes the probes follow the Observers. What failed is tried again.
@@ -251,28 +251,31 @@ func (a *agent) attach(ctx context.Context) {
 	retry := time.NewTimer(again)
 	retry.Stop()
 	defer retry.Stop()
-	var c event.Components
+	var w observer.Wanted
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case c = <-a.wanted:
+		case w = <-a.wanted:
 		case <-retry.C:
 		}
-		err := a.manager.Want(c)
+		err := follow(a.manager, w)
 		a.mu.Lock()
 		changed := (err == nil) != (a.trouble == nil)
 		a.trouble = err
 		a.mu.Unlock()
 		switch {
-		case err != nil:
+		case err == nil:
+			retry.Stop()
+			a.c.Log.Info("probes follow the Observers", "components", w.Components.String(), "waits", w.Waits)
+		case errors.Is(err, errNoWaits):
+			retry.Stop() // the kernel will not have learnt it
+			a.c.Log.Error("probes follow the Observers in part", "components", w.Components.String(), "err", err)
+		default:
 			if changed {
-				a.c.Log.Error("probes do not follow the Observers", "components", c, "err", err)
+				a.c.Log.Error("probes do not follow the Observers", "components", w.Components, "err", err)
 			}
 			retry.Reset(again)
-		default:
-			retry.Stop()
-			a.c.Log.Info("probes follow the Observers", "components", c.String())
 		}
 	}
 }
@@ -296,7 +299,7 @@ func (a *agent) status() control.Status {
 		st := a.xapi.Status()
 		s.XAPI = &st
 	}
-	for _, c := range a.set.Wanted().All() {
+	for _, c := range a.set.Wanted().Components.All() {
 		s.Components = append(s.Components, c.String())
 	}
 	a.mu.Lock()

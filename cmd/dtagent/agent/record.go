@@ -27,7 +27,7 @@ func (a *agent) record() (*recording.Header, *recording.Tap, error) {
 		Kernel: unix.ByteSliceToString(u.Release[:]), Machine: unix.ByteSliceToString(u.Machine[:]), Tier: a.tier,
 		Components: []string{}, Offsets: offsets, Seed: [2]uint64{rand.Uint64(), rand.Uint64()},
 	}
-	for _, c := range a.set.Wanted().All() {
+	for _, c := range a.set.Wanted().Components.All() {
 		h.Components = append(h.Components, c.String())
 	}
 	tap, err := a.live.Join()

@@ -74,11 +74,15 @@ type Loss struct {
 // begun before the probes were attached came without their start.
 const CauseNoStart = "start of the call not seen"
 
+// CauseNoSwitch is the cause of another: that a thread got or lost its CPU was
+// not seen, so a part of its time is in no way of spending it.
+const CauseNoSwitch = "switch of a thread not seen"
+
 // Lost is how many events got lost, for whatever cause.
 func (s *Status) Lost() uint64 {
 	n := s.Handover.Dropped
 	for _, l := range s.Losses {
-		if l.Cause != CauseNoStart {
+		if l.Cause != CauseNoStart && l.Cause != CauseNoSwitch {
 			n += l.Count
 		}
 	}
