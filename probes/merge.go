@@ -43,6 +43,8 @@ type slot struct {
 	time event.Time
 	lost uint64
 	raw  []byte
+
+	since uint64
 }
 
 func newMerge() *merge {
@@ -67,7 +69,7 @@ func (g *merge) put(rec *bpf.Record) {
 		l.grow()
 	}
 	s := &l.slots[(l.head+l.n)%len(l.slots)]
-	s.time, s.lost = timeOf(rec.Raw), rec.Lost
+	s.time, s.lost, s.since = timeOf(rec.Raw), rec.Lost, rec.Since
 	if n := len(g.spare); n > 0 && len(rec.Raw) > mergeSmall {
 		s.raw, g.spare = g.spare[n-1], g.spare[:n-1]
 	}
@@ -113,7 +115,7 @@ func (g *merge) take(rec *bpf.Record, limit event.Time) bool {
 		}
 		g.early++
 	}
-	rec.CPU, rec.Raw, rec.Lost = oldest, s.raw, s.lost
+	rec.CPU, rec.Raw, rec.Lost, rec.Since = oldest, s.raw, s.lost, s.since
 	return true
 }
 

@@ -216,6 +216,7 @@ func (a *agent) correlate() {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	var b batch
+	var gaps gapWatch
 	for more := true; more; {
 		select {
 		case <-ticker.C:
@@ -226,8 +227,15 @@ func (a *agent) correlate() {
 		}
 		now, err := a.manager.Now() // before the events that the reader puts meanwhile
 		b, more = a.queue.take(b)
-		for i := range b.events {
-			sorter.Add(&b.events[i])
+		if lost, ok := gaps.look(now, a.manager.Gaps(), a.manager.Now); ok {
+			sorter.Add(&lost)
+		}
+		for _, lost := range []bool{true, false} { // what is missing takes effect before what is there
+			for i := range b.events {
+				if ev := &b.events[i]; (ev.Kind == event.KindLost) == lost {
+					sorter.Add(ev)
+				}
+			}
 		}
 		if err != nil { // the next events bring the time
 			a.c.Log.Error("clock", "err", err)
