@@ -107,6 +107,10 @@ func (m *Manager) Offsets() clock.Offsets { return m.clock.Offsets() }
 // Now returns the present time on the clock of events.
 func (m *Manager) Now() (event.Time, error) { return m.clock.Now() }
 
+// Gaps counts events that the kernel side has lost, before a KindLost tells of them:
+// see bpf.Session.Gaps.
+func (m *Manager) Gaps() uint64 { return m.session.Gaps() }
+
 // Want attaches exactly what the components of c need and detaches the rest;
 // none detaches everything. When it returns, the processes that were running
 // are targets with their sockets known; those that start later follow. Wanting

@@ -23,7 +23,7 @@ const (
 	KindFork  Kind = 5 // a new thread (FlagThread) or process, made by TID: ChildTGID, ChildTID
 	KindExec  Kind = 6 // a successful execve: Program, Operation
 	KindExit  Kind = 7 // end of a thread, of the process with FlagLeader: Code, CPUTime
-	KindLost  Kind = 8 // records of CPU that never arrived: Count; made in user space
+	KindLost  Kind = 8 // events that never arrived, made from First to Last: Count, 0 if not known; made in user space
 	KindTime  Kind = 9 // how thread TID spent the stretch from First to Last: Spent, and for a long wait Wait, Runnable, Syscall, Detail
 )
 

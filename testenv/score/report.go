@@ -12,21 +12,22 @@ import (
 // Links counts the links to parents of one method. What a span that has none
 // should have been linked by is what its kind is mostly linked by.
 type Links struct {
-	Right  int // the parent is the nearest ancestor that can be seen
-	Above  int // the parent is an ancestor further up
-	Wrong  int // it is no ancestor at all
-	Missed int // there should be a parent and is none, or there is no span
+	Right   int // the parent is the nearest ancestor that can be seen
+	Above   int // the parent is an ancestor further up
+	Nowhere int // the parent is a span that there is not: that of another host, which did not see what this one did
+	Wrong   int // it is no ancestor at all
+	Missed  int // there should be a parent and is none, or there is no span
 }
 
 // Precision is the share of the links made that are right, 1 if none was made.
 func (l Links) Precision() float64 {
-	return share(l.Right, l.Right+l.Above+l.Wrong)
+	return share(l.Right, l.Right+l.Above+l.Nowhere+l.Wrong)
 }
 
 // Recall is the share of the links that there really are that were made and are
 // right, 1 if there are none.
 func (l Links) Recall() float64 {
-	return share(l.Right, l.Right+l.Above+l.Wrong+l.Missed)
+	return share(l.Right, l.Right+l.Above+l.Nowhere+l.Wrong+l.Missed)
 }
 
 func share(n, of int) float64 {
@@ -39,6 +40,7 @@ func share(n, of int) float64 {
 func (l *Links) add(o Links) {
 	l.Right += o.Right
 	l.Above += o.Above
+	l.Nowhere += o.Nowhere
 	l.Wrong += o.Wrong
 	l.Missed += o.Missed
 }
@@ -76,7 +78,8 @@ type Report struct {
 	Unmarked   int // spans with a parent further up, or with none, that do not say that they are incomplete
 
 	Bounds   map[string]*Bounds // by kind of the span
-	Examples []string           // of links that are not right, and of traces with several callers
+	Mistakes []string           // links that are wrong, and traces with several callers: the first of them
+	Examples []string           // of links that are not right otherwise, and of bounds outside
 }
 
 // Total adds up all methods.
@@ -111,6 +114,7 @@ func (r *Report) Add(o *Report) {
 		to.Ends, to.Outside, to.Within = to.Ends+b.Ends, to.Outside+b.Outside, to.Within+b.Within
 		to.Median, to.P99 = max(to.Median, b.Median), max(to.P99, b.P99)
 	}
+	r.Mistakes = append(r.Mistakes, o.Mistakes...)
 	r.Examples = append(r.Examples, o.Examples...)
 }
 
@@ -127,20 +131,20 @@ func links(m map[string]*Links, name string) *Links {
 func (r *Report) Print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
 	table := func(head string, m map[string]*Links) {
-		fmt.Fprintf(t, "%s\tright\tabove\twrong\tmissed\tprecision\trecall\t\n", head)
+		fmt.Fprintf(t, "%s\tright\tabove\tnowhere\twrong\tmissed\tprecision\trecall\t\n", head)
 		for _, name := range sorted(m) {
 			row(t, name, *m[name])
 		}
 	}
 	table("link method", r.Methods)
 	row(t, "all", r.Total())
-	fmt.Fprintln(t, "\t\t\t\t\t\t\t")
+	fmt.Fprintln(t, "\t\t\t\t\t\t\t\t")
 	table("kind of span", r.Kinds)
-	fmt.Fprintln(t, "\t\t\t\t\t\t\t")
-	fmt.Fprintln(t, "bounds of\tends\toutside\twithin 5 ms\tmedian\tp99\t\t")
+	fmt.Fprintln(t, "\t\t\t\t\t\t\t\t")
+	fmt.Fprintln(t, "bounds of\tends\toutside\twithin 5 ms\tmedian\tp99\t\t\t")
 	for _, name := range sorted(r.Bounds) {
 		b := r.Bounds[name]
-		fmt.Fprintf(t, "%s\t%d\t%d\t%.4f\t%v\t%v\t\t\n", name, b.Ends, b.Outside, share(b.Within, b.Ends), b.Median.Round(time.Microsecond), b.P99.Round(time.Microsecond))
+		fmt.Fprintf(t, "%s\t%d\t%d\t%.4f\t%v\t%v\t\t\t\n", name, b.Ends, b.Outside, share(b.Within, b.Ends), b.Median.Round(time.Microsecond), b.P99.Round(time.Microsecond))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -153,7 +157,7 @@ func (r *Report) Print(w io.Writer) error {
 }
 
 func row(w io.Writer, name string, l Links) {
-	fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%.5f\t%.5f\t\n", name, l.Right, l.Above, l.Wrong, l.Missed, l.Precision(), l.Recall())
+	fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%.5f\t%.5f\t\n", name, l.Right, l.Above, l.Nowhere, l.Wrong, l.Missed, l.Precision(), l.Recall())
 }
 
 func sorted[V any](m map[string]V) []string {

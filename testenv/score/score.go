@@ -71,7 +71,7 @@ func Compare(log *truth.Log, spans []zipkin.Span, since, until, offset int64) *R
 		c.Traces++
 		if len(all) > 1 {
 			c.Joined++
-			c.example("trace %s joins %d callers: %v", id, len(all), slices.Sorted(keys(all)))
+			c.example(&c.Mistakes, "trace %s joins %d callers: %v", id, len(all), slices.Sorted(keys(all)))
 		}
 	}
 	c.finishBounds()
@@ -172,52 +172,55 @@ func (c *comparison) link(e *truth.Entry, s *zipkin.Span) {
 		}
 	}
 	l, k := links(c.Methods, method), links(c.Kinds, string(e.Kind))
-	count := func(right, above, wrong, missed int) {
-		one := Links{right, above, wrong, missed}
+	count := func(one Links) {
 		l.add(one)
 		k.add(one)
-		if missed+above > 0 && s != nil && s.Incomplete() == "" {
+		if one.Missed+one.Above > 0 && s != nil && s.Incomplete() == "" {
 			c.Unmarked++
 		}
-		if right == 0 {
-			c.explain(e, s, p)
+		if one.Right == 0 {
+			to := &c.Examples
+			if one.Wrong > 0 {
+				to = &c.Mistakes
+			}
+			c.explain(to, e, s, p)
 		}
 	}
 	switch {
 	case p == nil && remote == "": // a root
 		if made != "" {
-			count(0, 0, 1, 0)
+			count(Links{Wrong: 1})
 		}
 	case p == nil:
 		switch made {
 		case remote:
-			count(1, 0, 0, 0)
+			count(Links{Right: 1})
 		case "":
-			count(0, 0, 0, 1)
+			count(Links{Missed: 1})
 		default:
-			count(0, 0, 1, 0)
+			count(Links{Wrong: 1})
 		}
 	case c.untold(e, p):
 		c.Untold++
 		if made != "" {
 			c.Guessed++
 			if !c.ancestor(e, made) {
-				count(0, 0, 1, 0)
+				count(Links{Wrong: 1})
 			}
 		}
 	case made == "":
-		count(0, 0, 0, 1)
+		count(Links{Missed: 1})
 	default:
 		parent, ok := c.entryOf(made)
 		switch {
 		case ok && parent == p.ID:
-			count(1, 0, 0, 0)
+			count(Links{Right: 1})
 		case c.ancestor(e, made):
-			count(0, 1, 0, 0)
-		case !ok && c.byID[made] == nil && c.spanOf(p) == nil:
-			count(0, 0, 0, 1) // the parent's span was lost: there is nothing to hang under
+			count(Links{Above: 1})
+		case c.byID[made] == nil && e.Kind == truth.API:
+			count(Links{Nowhere: 1})
 		default:
-			count(0, 0, 1, 0)
+			count(Links{Wrong: 1})
 		}
 	}
 }
@@ -232,15 +235,6 @@ func (c *comparison) entryOf(id string) (string, bool) {
 		return "", false
 	}
 	return c.log.Entries[i].ID, true
-}
-
-func (c *comparison) spanOf(e *truth.Entry) *zipkin.Span {
-	for _, i := range c.entries[placeOf(e)] {
-		if c.log.Entries[i].ID == e.ID {
-			return c.span[i]
-		}
-	}
-	return nil
 }
 
 // ancestor tells whether the span of that id is one of an ancestor of e, or that
@@ -281,7 +275,7 @@ func (c *comparison) bounds(e *truth.Entry, s *zipkin.Span) {
 		switch {
 		case inside < -Tolerance:
 			b.Outside++
-			c.example("%s: a bound is %v outside; span %s is from %.6f for %v", c.describe(e), -inside, s.ID, float64(c.ktime(s.Timestamp))/1e9, s.Length())
+			c.example(&c.Examples, "%s: a bound is %v outside; span %s is from %.6f for %v", c.describe(e), -inside, s.ID, float64(c.ktime(s.Timestamp))/1e9, s.Length())
 		case inside <= Tolerance:
 			b.Within++
 		}
@@ -297,17 +291,14 @@ func (c *comparison) finishBounds() {
 	}
 }
 
-func (c *comparison) example(format string, args ...any) {
-	if len(c.Examples) < maxExamples {
-		c.Examples = append(c.Examples, fmt.Sprintf(format, args...))
+func (c *comparison) example(to *[]string, format string, args ...any) {
+	if len(*to) < maxExamples {
+		*to = append(*to, fmt.Sprintf(format, args...))
 	}
 }
 
 // explain keeps a link that is not right as an example.
-func (c *comparison) explain(e *truth.Entry, s *zipkin.Span, p *truth.Entry) {
-	if len(c.Examples) >= maxExamples {
-		return
-	}
+func (c *comparison) explain(to *[]string, e *truth.Entry, s *zipkin.Span, p *truth.Entry) {
 	should := "no parent"
 	if p != nil {
 		should = c.describe(p)
@@ -316,9 +307,9 @@ func (c *comparison) explain(e *truth.Entry, s *zipkin.Span, p *truth.Entry) {
 	}
 	switch {
 	case s == nil:
-		c.example("no span of %s; parent should be %s", c.describe(e), should)
+		c.example(to, "no span of %s; parent should be %s", c.describe(e), should)
 	case s.ParentID == "":
-		c.example("%s, span %s (%s), incomplete %q, has no parent; should be %s", c.describe(e), s.ID, s.Link(), s.Incomplete(), should)
+		c.example(to, "%s, span %s (%s), incomplete %q, has no parent; should be %s", c.describe(e), s.ID, s.Link(), s.Incomplete(), should)
 	default:
 		is := "a span that there is not"
 		if q := c.byID[s.ParentID]; q != nil {
@@ -327,7 +318,7 @@ func (c *comparison) explain(e *truth.Entry, s *zipkin.Span, p *truth.Entry) {
 				is = c.describe(&c.log.Entries[i])
 			}
 		}
-		c.example("%s, span %s (%s), incomplete %q, has the parent %s: %s; should be %s", c.describe(e), s.ID, s.Link(), s.Incomplete(), s.ParentID, is, should)
+		c.example(to, "%s, span %s (%s), incomplete %q, has the parent %s: %s; should be %s", c.describe(e), s.ID, s.Link(), s.Incomplete(), s.ParentID, is, should)
 	}
 }
 

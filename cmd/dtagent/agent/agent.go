@@ -214,6 +214,7 @@ func (a *agent) correlate() {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	var b batch
+	var gaps gapWatch
 	for more := true; more; {
 		select {
 		case <-ticker.C:
@@ -230,6 +231,10 @@ func (a *agent) correlate() {
 			now = 0
 		}
 		b, more = a.queue.take(b)
+		if lost, ok := gaps.look(now, a.manager.Gaps(), a.manager.Now); ok {
+			b.events = append(b.events, lost)
+		}
+		lossesFirst(b.events)
 		e.turn(b.events, now, a.manager.Offsets())
 	}
 	e.pipeline.Drain()

@@ -93,6 +93,9 @@ func run(ctx context.Context) error {
 		if err := r.Print(os.Stdout); err != nil {
 			return err
 		}
+		for _, m := range r.Mistakes {
+			fmt.Println("  wrong:", m)
+		}
 		for i, e := range r.Examples {
 			if i < *examples {
 				fmt.Println("  not right:", e)
