@@ -520,7 +520,7 @@ func FuzzEngine(f *testing.F) {
 			data = data[n:]
 			now += event.Time(ids) * 1e6
 			ev := event.Event{
-				Kind: event.Kind(kind % 9), Dir: event.Dir(bits & 3), Component: [...]event.Component{event.NoComponent, event.Xapi, event.Xenopsd, event.MessageSwitch}[bits>>2&3], Flags: event.Flags(bits >> 4),
+				Kind: event.Kind(kind % 10), Dir: event.Dir(bits & 3), Component: [...]event.Component{event.NoComponent, event.Xapi, event.Xenopsd, event.MessageSwitch}[bits>>2&3], Flags: event.Flags(bits >> 4),
 				TGID: uint32(ids & 1), TID: uint32(ids >> 4), Time: now, First: now - 1, Last: now,
 				Conn:      event.Conn{TGID: uint32(ids & 1), FD: int32(ids & 7), Born: event.Time(kind / 9 % 3)},
 				How:       event.How(ids % 6),
