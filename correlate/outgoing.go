@@ -91,7 +91,9 @@ func (e *Engine) peekOutgoing(c *conn, b *body, whole bool) bool {
 		e.joinTaskOf(a, p.inTask())
 		e.weaken(a)
 	case p.context.IsValid():
-		a.native = p.context
+		if p.context.SpanID != parent.parentID { // else it is the client's, passed on as it came
+			a.native = p.context
+		}
 		e.fix(a.tree.find(), p.context.TraceID)
 	}
 	e.calls(a, &call)
