@@ -98,8 +98,9 @@ type matcher struct {
 	byID    map[string]*zipkin.Span // by span id: these are unique in the world
 }
 
-// slack is how far a span that was cut, or whose end was missed, may be outside
-// its entry and still be it.
+// slack is how much earlier than its entry a span may end and still be it: the entry
+// of a call begins when its thread comes to run, of a span that was cut the end may
+// have been before.
 const slack = 20 * time.Millisecond
 
 func newMatcher(log *truth.Log, spans []zipkin.Span, offset int64) *matcher {
@@ -151,22 +152,27 @@ func nameOf(e *truth.Entry) string {
 }
 
 // find returns the entry that s is of: of those in its place that no span has yet,
-// or of all, the one of its name during which it began, or nearest to which; if there
-// is none of its name, of any.
+// or of all, the one of its name during which it began, or else was, or nearest to
+// which; if there is none of its name, of any.
 func (m *matcher) find(s *zipkin.Span, all bool) (int, bool) {
 	start, end := m.ktime(s.Timestamp), m.ktime(s.End())
-	best, distance, named := -1, int64(0), false
+	best, named := -1, false
+	var distance, late int64 // of best: how far s was from it, and the starts from each other
 	for _, i := range m.entries[placeOfSpan(s)] {
 		e := &m.log.Entries[i]
 		if host := s.Tags["xs.host.name"]; host != "" && host != e.Host {
 			continue // hosts of a simulated pool share the numbers of processes
 		}
-		if m.span[i] != nil && !all || e.Start > end+slack.Nanoseconds() || e.End < start-slack.Nanoseconds() {
+		if m.span[i] != nil && !all || e.Start > end+slack.Nanoseconds() || e.End < start {
 			continue
 		}
-		d, same := max(e.Start-start, start-e.End, 0), nameOf(e) == s.Name
-		if best < 0 || same && !named || same == named && d <= distance {
-			best, distance, named = i, d, same
+		d, same := int64(0), nameOf(e) == s.Name
+		if start < e.Start || start > e.End { // a call's entry can begin late: see bounds
+			d = 1 + max(e.Start-end, start-e.End, 0)
+		}
+		l := max(e.Start-start, start-e.Start)
+		if best < 0 || same && !named || same == named && (d < distance || d == distance && l < late) {
+			best, named, distance, late = i, same, d, l
 		}
 	}
 	return best, best >= 0
