@@ -130,8 +130,8 @@ func TestHour(t *testing.T) {
 // connections, requests, heads, tasks, messages. Tables fill up to their limits and
 // stay there, what had to go is counted, and so does the heap.
 func TestHourUnderAttack(t *testing.T) {
-	l := Limits{Activities: 1024, Conns: 512, Threads: 512, Keys: 2048, Age: 5 * time.Minute}
-	early, later, st, _ := hour(t, 100, l)
+	l := Limits{Activities: 256, Conns: 128, Threads: 128, Keys: 512, Age: 5 * time.Minute}
+	early, later, st, _ := hour(t, 25, l)
 	for _, x := range []struct {
 		what     string
 		is, most int

@@ -7,6 +7,7 @@ import (
 
 	"github.com/xenserver/dtagent/correlate/wire"
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/intern"
 )
 
 // Config is what an Engine needs from outside. The zero value works and keeps
@@ -89,7 +90,7 @@ type Engine struct {
 	gaps     gaps
 
 	dec     wire.Decoder
-	strings *wire.Interner
+	strings *intern.Interner
 	arena   arena
 	scratch []byte
 	buffers [][]byte
@@ -110,7 +111,7 @@ func New(c Config) *Engine {
 	if c.Hold <= 0 {
 		c.Hold = 2 * time.Second
 	}
-	e := &Engine{cfg: c, limits: c.Limits.withDefaults(), strings: wire.NewInterner(4096)}
+	e := &Engine{cfg: c, limits: c.Limits.withDefaults(), strings: intern.New(4096)}
 	e.hold, e.age = event.Time(c.Hold), event.Time(e.limits.Age)
 	e.conns.init()
 	e.threads.init()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/intern"
 )
 
 // Sizes and offsets of the wire contract; decode_test.go compares them with
@@ -44,7 +45,18 @@ const knownFlags = event.FlagCut | event.FlagMore | event.FlagNoEnter | event.Fl
 
 // Decoder turns records into events. It belongs to one goroutine.
 type Decoder struct {
-	names interner
+	names *intern.Interner // made with the first name
+}
+
+// maxNames bounds the interned strings: programs and operations of a dom0 are
+// some hundred.
+const maxNames = 4096
+
+func (d *Decoder) name(b []byte) string {
+	if d.names == nil {
+		d.names = intern.New(maxNames)
+	}
+	return d.names.String(b)
 }
 
 // Decode sets all fields of e from one record; Head and Tail are parts of raw.
@@ -96,8 +108,8 @@ func (d *Decoder) Decode(e *event.Event, raw []byte) error {
 		e.ChildTGID, e.ChildTID = le.Uint32(raw[32:]), le.Uint32(raw[36:])
 	case event.KindExec:
 		x := execOf(raw)
-		e.Program = d.names.get(x.program())
-		e.Operation = d.names.get(x.operation())
+		e.Program = d.name(x.program())
+		e.Operation = d.name(x.operation())
 	case event.KindExit:
 		e.CPUTime = int64(le.Uint64(raw[32:]))
 		e.Code = int32(le.Uint32(raw[40:]))

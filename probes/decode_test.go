@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"flag"
-	"fmt"
 	"net/netip"
 	"os"
 	"testing"
@@ -197,16 +196,6 @@ func TestExecNames(t *testing.T) {
 		qt.Check(t, qt.Equals(e.Program, c.program))
 		qt.Check(t, qt.Equals(e.Operation, c.operation))
 	}
-}
-
-func TestInternIsBounded(t *testing.T) {
-	var n interner
-	for i := range 2 * maxNames {
-		s := fmt.Sprint("program", i)
-		qt.Assert(t, qt.Equals(n.get([]byte(s)), s))
-	}
-	qt.Check(t, qt.HasLen(n.names, maxNames))
-	qt.Check(t, qt.Equals(n.full, maxNames))
 }
 
 func TestDecodeAllocations(t *testing.T) {

@@ -278,7 +278,7 @@ func TestPoolAndHostCalls(t *testing.T) {
 // kernel threads that sleep.
 func TestEventFromBlocks(t *testing.T) {
 	d := start(t, testenv.Options{})
-	ctx := timeout(t, 60*time.Second)
+	ctx := timeout(t, 3*time.Minute)
 	for name, o := range ways {
 		t.Run(name, func(t *testing.T) {
 			c := client.Unix(d.XapiSocket(), o)
@@ -294,13 +294,13 @@ func TestEventFromBlocks(t *testing.T) {
 			qt.Check(t, qt.HasLen(empty.Events, 0))
 			qt.Check(t, qt.Equals(empty.Token, first.Token))
 			took := time.Since(begin)
-			qt.Check(t, qt.IsTrue(took >= 300*time.Millisecond && took < 2*time.Second), qt.Commentf("%v", took))
+			qt.Check(t, qt.IsTrue(took >= 300*time.Millisecond), qt.Commentf("%v", took))
 
 			got := make(chan client.Events, 1)
 			fail := make(chan error, 1)
 			before := threads(t, d.PID("xapi"))
 			go func() {
-				e, err := c.With(client.Options{Shape: o.Shape}).Events(ctx, s.Session(), first.Token, 20*time.Second, "observer")
+				e, err := c.With(client.Options{Shape: o.Shape}).Events(ctx, s.Session(), first.Token, 40*time.Second, "observer")
 				got <- e
 				fail <- err
 			}()
@@ -311,9 +311,12 @@ func TestEventFromBlocks(t *testing.T) {
 			default:
 			}
 			asleep := 0
-			for tid, state := range threads(t, d.PID("xapi")) {
-				if before[tid] == "" && state == "S" {
-					asleep++
+			for end := time.Now().Add(10 * time.Second); asleep != 1 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+				asleep = 0
+				for tid, state := range threads(t, d.PID("xapi")) {
+					if before[tid] == "" && state == "S" {
+						asleep++
+					}
 				}
 			}
 			qt.Check(t, qt.Equals(asleep, 1), qt.Commentf("threads of xapi that wait since"))
@@ -327,7 +330,7 @@ func TestEventFromBlocks(t *testing.T) {
 			}
 			qt.Assert(t, qt.IsNil(<-fail))
 			e := <-got
-			qt.Check(t, qt.IsTrue(time.Since(begin) < 2*time.Second), qt.Commentf("woken after %v", time.Since(begin)))
+			qt.Check(t, qt.IsTrue(time.Since(begin) < 20*time.Second), qt.Commentf("woken after %v", time.Since(begin))) // by itself after 40
 			qt.Assert(t, qt.IsTrue(len(e.Events) >= 1))
 			seen := map[string]string{}
 			note := func(e client.Events) {

@@ -1,6 +1,7 @@
 package tracecontext
 
 import (
+	"bytes"
 	"encoding/hex"
 	"testing"
 
@@ -113,4 +114,16 @@ func BenchmarkParseTraceparent(b *testing.B) {
 	for b.Loop() {
 		ParseTraceparent(traceparent)
 	}
+}
+
+func FuzzTrimTracestate(f *testing.F) {
+	f.Add([]byte("a=b,vendor=x y"))
+	f.Add(bytes.Repeat([]byte("key=value,"), 100))
+	f.Add([]byte(" \t,,=\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		out := TrimTracestate(bytes.Clone(b))
+		if len(out) > len(b) || !bytes.Contains(b, out) {
+			t.Fatalf("%q of %q", out, b)
+		}
+	})
 }

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -256,25 +255,6 @@ func TestTaskRef(t *testing.T) {
 	qt.Check(t, qt.IsTrue(ParseTaskID([]byte("R:8ae06e1ea3d1")).Real()))
 	qt.Check(t, qt.IsFalse(ParseTaskID([]byte("D:8ae06e1ea3d1")).Real()))
 	qt.Check(t, qt.IsTrue(ParseTaskID([]byte("R:8ae06e1ea3dx")).IsZero()))
-}
-
-func TestInterner(t *testing.T) {
-	in := NewInterner(64)
-	a, b := []byte("VM.start"), []byte("VM.start")
-	s := in.String(a)
-	qt.Check(t, qt.Equals(s, "VM.start"))
-	qt.Check(t, qt.Equals(testing.AllocsPerRun(100, func() { in.String(b) }), 0))
-	a[0] = 'X'
-	qt.Check(t, qt.Equals(s, "VM.start"))
-	for i := range 1000 {
-		name := fmt.Appendf(nil, "method %d", i)
-		qt.Check(t, qt.Equals(in.String(name), string(name)))
-	}
-	long := bytes.Repeat([]byte("x"), maxInterned+1)
-	qt.Check(t, qt.Equals(in.String(long), string(long)))
-	qt.Check(t, qt.Equals(in.String(nil), ""))
-	qt.Check(t, qt.HasLen(NewInterner(0).slots, 1))
-	qt.Check(t, qt.HasLen(NewInterner(65).slots, 128))
 }
 
 func FuzzCall(f *testing.F) {

@@ -493,9 +493,13 @@ func (c *comparison) report(t *testing.T) {
 // under the call that asked for it, background work hangs under none, and
 // nothing is found that was not there.
 func TestRecordings(t *testing.T) {
+	qt.Assert(t, qt.DeepEquals(Names(), []string{"lifecycle-off", "lifecycle-on", "lifecycle-three"}))
 	for _, name := range Names() {
 		t.Run(name, func(t *testing.T) {
 			k := know(t, name)
+			qt.Assert(t, qt.IsTrue(len(k.x.Calls) > 10 && len(k.x.Messages) > 40 && len(k.x.Operations) >= 5))
+			background := slices.ContainsFunc(k.x.Messages, func(m *Message) bool { return !m.Real() })
+			qt.Assert(t, qt.IsTrue(background)) // work of xapi's own, which hangs under no call
 			c := compare(k, k.r.Events())
 			c.matchClients()
 			c.report(t)
@@ -505,6 +509,7 @@ func TestRecordings(t *testing.T) {
 			for _, s := range c.o.spans {
 				for _, path := range []string{"/transfer", "/login", "/ack", "/persistent", "/transient", "/request", "/response"} {
 					qt.Check(t, qt.IsFalse(strings.Contains(s.Name, path)), qt.Commentf(s.Name))
+					qt.Check(t, qt.IsFalse(strings.HasPrefix(attribute(s, "url.path"), path)), qt.Commentf(s.Name))
 				}
 			}
 			qt.Check(t, qt.Equals(c.o.stats.EventsLost+c.o.stats.StaleEvents+c.o.stats.BadHeads+c.o.stats.BadMessages+c.o.stats.UnreadBodies, 0))

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/go-quicktest/qt"
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/probes/event"
 	"go.opentelemetry.io/otel/trace"
@@ -95,7 +96,10 @@ func TestNative(t *testing.T) {
 			c.problems = nil // TestRecordings tells them
 			n := newNatives(c.r.Native)
 			pairs := c.pair(t, n)
-			c.sameTrees(n, pairs)
+			compared, right := c.sameTrees(n, pairs)
+			t.Logf("%d of %d parents are those of the native traces", right, compared)
+			qt.Check(t, qt.IsTrue(compared > 100))
+			qt.Check(t, qt.IsTrue(ratio(right, compared) >= 0.99), qt.Commentf("%d of %d parents are those of the native traces", right, compared))
 			c.sameTimes(t, n, pairs)
 			c.report(t)
 		})
@@ -193,8 +197,9 @@ func nested(n *natives, s *NativeSpan) bool {
 	return p != nil && strings.HasSuffix(p.Name, " ("+s.Name+")")
 }
 
-// sameTrees checks that a pair hangs under the same call.
-func (c *comparison) sameTrees(n *natives, pairs map[*NativeSpan]*correlate.Span) {
+// sameTrees checks that a pair hangs under the same call, and returns of how
+// many the native trace gives a parent, and how many have it.
+func (c *comparison) sameTrees(n *natives, pairs map[*NativeSpan]*correlate.Span) (compared, right int) {
 	back := make(map[*correlate.Span]*NativeSpan)
 	for s, o := range pairs {
 		back[o] = s
@@ -204,31 +209,44 @@ func (c *comparison) sameTrees(n *natives, pairs map[*NativeSpan]*correlate.Span
 		if o == nil {
 			continue
 		}
-		what := fmt.Sprintf("native %s of %s", s.Name, at(event.Time(s.Start())))
-		call := n.call(s)
-		if call == s {
-			// Its first ancestors are the HTTP server's, whose parent is the caller's span.
-			if c.callers[s.TraceID] && n.root(s).ParentID != o.ParentID.String() {
-				c.problem("%s is under the caller's %s, ours under %s", what, n.root(s).ParentID, o.ParentID)
+		problems := len(c.problems)
+		c.sameTree(n, pairs, back, s, o)
+		if s.ParentID != "" {
+			compared++
+			if len(c.problems) == problems {
+				right++
 			}
-			continue
 		}
-		above := c.o.above(o, trace.SpanKindServer)
-		switch {
-		case strings.HasPrefix(s.Name, "xe "):
-		case call == nil && above != nil:
-			c.problem("%s is under no call, ours under %s", what, c.o.path(o))
-		case call != nil && above != pairs[call]:
-			c.problem("%s is under call %s, ours under %s", what, call.Name, c.o.path(o))
+	}
+	return compared, right
+}
+
+// sameTree notes as a problem what differs between a native span and ours.
+func (c *comparison) sameTree(n *natives, pairs map[*NativeSpan]*correlate.Span, back map[*correlate.Span]*NativeSpan, s *NativeSpan, o *correlate.Span) {
+	what := fmt.Sprintf("native %s of %s", s.Name, at(event.Time(s.Start())))
+	call := n.call(s)
+	if call == s {
+		// Its first ancestors are the HTTP server's, whose parent is the caller's span.
+		if c.callers[s.TraceID] && n.root(s).ParentID != o.ParentID.String() {
+			c.problem("%s is under the caller's %s, ours under %s", what, n.root(s).ParentID, o.ParentID)
 		}
-		// Steps hang under the operation itself.
-		if p := n.byID[s.ParentID]; p != nil && pairs[p] != nil && p.Endpoint.ServiceName == "xenopsd" && o.ParentID != pairs[p].SpanID {
-			c.problem("%s is under %s, ours is %s", what, p.Name, c.o.path(o))
-		}
-		// What is asked for by an RPC has the RPC's native parent.
-		if rpc := c.o.byID[o.ParentID]; rpc != nil && rpc.Kind == trace.SpanKindConsumer && back[rpc] != nil && back[rpc].ParentID != s.ParentID {
-			c.problem("%s and %s have different native parents", what, back[rpc].Name)
-		}
+		return
+	}
+	above := c.o.above(o, trace.SpanKindServer)
+	switch {
+	case strings.HasPrefix(s.Name, "xe "):
+	case call == nil && above != nil:
+		c.problem("%s is under no call, ours under %s", what, c.o.path(o))
+	case call != nil && above != pairs[call]:
+		c.problem("%s is under call %s, ours under %s", what, call.Name, c.o.path(o))
+	}
+	// Steps hang under the operation itself.
+	if p := n.byID[s.ParentID]; p != nil && pairs[p] != nil && p.Endpoint.ServiceName == "xenopsd" && o.ParentID != pairs[p].SpanID {
+		c.problem("%s is under %s, ours is %s", what, p.Name, c.o.path(o))
+	}
+	// What is asked for by an RPC has the RPC's native parent.
+	if rpc := c.o.byID[o.ParentID]; rpc != nil && rpc.Kind == trace.SpanKindConsumer && back[rpc] != nil && back[rpc].ParentID != s.ParentID {
+		c.problem("%s and %s have different native parents", what, back[rpc].Name)
 	}
 }
 

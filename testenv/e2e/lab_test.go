@@ -150,7 +150,7 @@ func (l *lab) observe(words ...string) string {
 
 func (l *lab) wait(what string, ok func(*control.Status) bool) {
 	l.t.Helper()
-	qt.Assert(l.t, qt.IsNil(l.agent.Wait(context.Background(), 15*time.Second, what, ok)))
+	qt.Assert(l.t, qt.IsNil(l.agent.Wait(context.Background(), time.Minute, what, ok)))
 }
 
 func (l *lab) status() *control.Status {
@@ -180,7 +180,7 @@ func (l *lab) noLosses() {
 // it had.
 func (l *lab) traces() []*tree.Trace {
 	l.t.Helper()
-	qt.Assert(l.t, qt.IsNil(l.agent.Settled(context.Background(), 20*time.Second)))
+	qt.Assert(l.t, qt.IsNil(l.agent.Settled(context.Background(), time.Minute)))
 	return tree.Build(l.spans())
 }
 

@@ -191,7 +191,7 @@ func TestStateFile(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	l.watching()
 	state := filepath.Join(l.agent.StateDir(), "observers.json")
-	within10(t, "the state file", func() bool {
+	eventually(t, "the state file", func() bool {
 		b, err := os.ReadFile(state)
 		return err == nil && strings.Contains(string(b), `"kept"`)
 	})
