@@ -28,6 +28,7 @@ type comparison struct {
 	ahead   map[string]time.Duration // by host: what its clock is ahead of the others'
 	slack   time.Duration            // what a span may be outside beyond that: hosts that share few processors make each other wait
 	spans   int
+	waits   int // spans besides those: see wait
 	natives int             // of spans: those of which the toolstack's own span is known
 	off     []time.Duration // how far inside, or outside, each start and end is
 	bad     []string
@@ -112,6 +113,7 @@ func (c *comparison) wait(n, wait *tree.Node, path string) bool {
 		return false
 	}
 	path += "/" + wait.Name
+	c.waits++
 	switch {
 	case wait.Link() != "thread":
 		c.errorf("%s: linked by %q", path, wait.Link())
