@@ -28,7 +28,7 @@ type comparison struct {
 	ahead   map[string]time.Duration // by host: what its clock is ahead of the others'
 	slack   time.Duration            // what a span may be outside beyond that: hosts that share few processors make each other wait
 	spans   int
-	waits   int // spans besides those: see wait
+	waits   int             // spans besides those: see wait
 	natives int             // of spans: those of which the toolstack's own span is known
 	off     []time.Duration // how far inside, or outside, each start and end is
 	bad     []string
