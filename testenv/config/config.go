@@ -31,6 +31,24 @@ const (
 	LayerAPI      Layer = "api"      // xapi, in the thread of every API call, before its work
 )
 
+// Way is a way for a thread to wait.
+type Way string
+
+// Ways. The words are those of dt.time.<word>_us.
+const (
+	WayLock    Way = "lock"    // for a futex that another thread wakes
+	WayChild   Way = "child"   // for a child to end
+	WayFlock   Way = "flock"   // for a lock on a file that another process holds
+	WayConnect Way = "connect" // to a listener whose backlog is full
+	WayNetwork Way = "network" // for a byte from a socket
+	WayPipe    Way = "pipe"    // for a byte from a pipe
+	WayPoll    Way = "poll"    // for a byte to be there
+	WaySleep   Way = "sleep"
+)
+
+// Ways are all of them.
+var Ways = []Way{WayLock, WayChild, WayFlock, WayConnect, WayNetwork, WayPipe, WayPoll, WaySleep}
+
 // Knobs can be turned while the dom0 runs. The zero value is a toolstack with
 // no Observer and its usual log settings, where atoms take no time beyond
 // their system calls.
@@ -43,6 +61,10 @@ type Knobs struct {
 	AtomTime map[string]time.Duration `json:"atom_time,omitempty"` // by atom name (VM_build), slept in the worker; "*" for those not named
 	Fail     map[string]string        `json:"fail,omitempty"`      // atom name → error code it fails with; SM method (vdi_attach), method of xapi (event.from) → the same
 	Delay    map[Layer]time.Duration  `json:"delay,omitempty"`
+
+	// Wait has xenopsd's worker wait in each of the ways, one after the other, when
+	// the atom of that name begins, for at least that long.
+	Wait map[string]map[Way]time.Duration `json:"wait,omitempty"`
 
 	Emergency string                   `json:"emergency,omitempty"` // not empty: emergency mode, all but emergency calls answer this error; see Emergency
 	Slow      map[string]time.Duration `json:"slow,omitempty"`      // by method of xapi: its work takes longer by this; "*" for those not named

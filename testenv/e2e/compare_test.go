@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,7 @@ type comparison struct {
 	ahead   map[string]time.Duration // by host: what its clock is ahead of the others'
 	slack   time.Duration            // what a span may be outside beyond that: hosts that share few processors make each other wait
 	spans   int
+	waits   int             // spans besides those: see wait
 	natives int             // of spans: those of which the toolstack's own span is known
 	off     []time.Duration // how far inside, or outside, each start and end is
 	bad     []string
@@ -86,7 +88,8 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 	}
 	c.time(path+" end", e.End+ahead, n.End()+n.Skew, -1)
 
-	left := slices.Clone(n.Children)
+	c.spent(n, path)
+	left := slices.DeleteFunc(slices.Clone(n.Children), func(child *tree.Node) bool { return c.wait(n, child, path) })
 	for _, child := range c.visible(e) {
 		i := c.nearest(child, left)
 		if i < 0 {
@@ -99,6 +102,53 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 	}
 	for _, extra := range left {
 		c.errorf("%s: span %s %q (link %s) is not in the ground truth", path, extra.Service(), extra.Name, extra.Link())
+	}
+}
+
+// wait tells whether the span, which is below n, is a wait, and looks whether it
+// can be: what the processes wait for is no part of the ground truth, but where it
+// was injected (wait_test.go).
+func (c *comparison) wait(n, wait *tree.Node, path string) bool {
+	if wait.Tags["dt.wait.class"] == "" {
+		return false
+	}
+	path += "/" + wait.Name
+	c.waits++
+	switch {
+	case wait.Link() != "thread":
+		c.errorf("%s: linked by %q", path, wait.Link())
+	case wait.Tags["process.pid"] != n.Tags["process.pid"]:
+		c.errorf("%s: is of process %s, not %s", path, wait.Tags["process.pid"], n.Tags["process.pid"])
+	case n.Tags["thread.id"] != "" && wait.Tags["thread.id"] != n.Tags["thread.id"]:
+		c.errorf("%s: is of thread %s, not %s", path, wait.Tags["thread.id"], n.Tags["thread.id"])
+	case wait.Timestamp < n.Timestamp-1 || wait.End() > n.End()+1: // µs, by rounding
+		c.errorf("%s: from %d to %d µs of %d", path, wait.Timestamp-n.Timestamp, wait.End()-n.Timestamp, n.Duration)
+	case wait.Service() != n.Service():
+		c.errorf("%s: service is %q, not %q", path, wait.Service(), n.Service())
+	case len(wait.Children) > 0:
+		c.errorf("%s: spans hang below a wait", path)
+	}
+	return true
+}
+
+// spent looks whether the time split of a span and the rest are its duration.
+func (c *comparison) spent(n *tree.Node, path string) {
+	if _, ok := n.Tags["dt.time.rest_us"]; !ok {
+		return
+	}
+	var sum int64
+	for k, v := range n.Tags {
+		if !strings.HasPrefix(k, "dt.time.") {
+			continue
+		}
+		us, err := strconv.ParseInt(v, 10, 64)
+		if err != nil || us < 0 {
+			c.errorf("%s: %s is %q", path, k, v)
+		}
+		sum += us
+	}
+	if d := sum - n.Duration; d < -1 || d > 1 {
+		c.errorf("%s: takes %d µs, its split says %d", path, n.Duration, sum)
 	}
 }
 

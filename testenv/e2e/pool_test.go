@@ -254,7 +254,7 @@ func compareForwarded(t *testing.T, call forwardedCall, log *truth.Log, traces [
 	c.subtree(*entry, root, "")
 	c.report(*entry, of)
 	qt.Check(t, qt.HasLen(of.Roots, 1))
-	qt.Check(t, qt.Equals(of.Spans, c.spans), qt.Commentf("spans of others are in the trace"))
+	qt.Check(t, qt.Equals(of.Spans, c.spans+c.waits), qt.Commentf("spans of others are in the trace"))
 
 	// One trace id on both hosts, but where the context did not go over the wire.
 	hosts := map[string]bool{}

@@ -5,6 +5,8 @@ package xenopsd
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -191,6 +193,11 @@ func (d *daemon) atom(t *node.Thread, tk *task, a atom, parent node.Context, beg
 		sys.Sleep(d)
 	} else if a.subs == nil {
 		sys.Sleep(k.AtomTime["*"])
+	}
+	for _, way := range slices.Sorted(maps.Keys(k.Wait[a.name])) {
+		if err := t.Block(way, k.Wait[a.name][way]); err != nil {
+			return &mswitch.Failure{Parts: []string{"INTERNAL_ERROR", err.Error()}}
+		}
 	}
 	if code := k.Fail[a.name]; code != "" {
 		return &mswitch.Failure{Parts: []string{code, a.vm}}
