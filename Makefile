@@ -22,6 +22,7 @@ BENCHTIME   ?= 1s
 TESTFLAGS   ?=
 RESULTS     ?=
 VMFLAGS     ?=
+ACCURACYFLAGS ?=
 
 .PHONY: help
 help: ## list the targets
@@ -87,8 +88,13 @@ bench: deps ## print the price list; as root with real eBPF and the simulated do
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 -timeout 60m ./...
 
 .PHONY: demo
-demo: deps build ## trace a simulated dom0 with real eBPF and print the trees; ZIPKIN=URL sends them there too
-	$(GO) run ./testenv/cmd/demo --dtagent $(BINDIR)/dtagent --zipkin '$(ZIPKIN)'
+demo: build ## trace a simulated dom0 with real eBPF and print the trees, or play a recording where that is not possible; LIVE=1 insists; ZIPKIN=URL sends them there too
+	@! $(BINDIR)/dtagent check >/dev/null 2>&1 || $(MAKE) --no-print-directory deps
+	$(GO) run ./testenv/cmd/demo --dtagent $(BINDIR)/dtagent --zipkin '$(ZIPKIN)' $(if $(filter-out 0 no,$(LIVE)),--live)
+
+.PHONY: accuracy
+accuracy: deps ## score the agent's links against ground truth under a mixed load, as root; ACCURACYFLAGS=-h lists options
+	$(GO) run ./testenv/cmd/score $(ACCURACYFLAGS)
 
 .PHONY: install
 install: build ## install the binary and the systemd unit; DESTDIR and PREFIX as usual

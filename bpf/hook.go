@@ -29,6 +29,7 @@ var hooks = map[Probe][]hook{
 		{"syscalls", "sys_exit_recvfrom", "dt_x_moved", false},
 		{"syscalls", "sys_exit_sendto", "dt_x_moved", false},
 		{"syscalls", "sys_exit_recvmsg", "dt_x_moved", false},
+		{"syscalls", "sys_exit_recvmsg", "dt_x_rights", false},
 		{"syscalls", "sys_exit_sendmsg", "dt_x_moved", false},
 		{"syscalls", "sys_exit_accept", "dt_x_accept", false},
 		{"syscalls", "sys_exit_accept4", "dt_x_accept", false},

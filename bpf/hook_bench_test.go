@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"maps"
 	"os"
 	"testing"
 
@@ -15,7 +16,8 @@ import (
 // BenchmarkHooks measures what a pair of system calls on a socket costs its
 // process. ns/op is the wall time of one read and one write; ns/enter and
 // ns/exit are the programs' own time by the kernel's statistics, of which some
-// 30 ns are the statistics themselves; records/op is what leaves the kernel.
+// 30 ns are the statistics themselves; records/op is what leaves the kernel. With
+// waits, the wait probe's hooks are attached, too.
 func BenchmarkHooks(b *testing.B) {
 	for _, tier := range []Tier{0, Legacy, Modern} {
 		name := "off"
@@ -24,29 +26,32 @@ func BenchmarkHooks(b *testing.B) {
 		}
 		b.Run(name, func(b *testing.B) {
 			for _, w := range []struct {
-				name         string
-				target, seed bool
-				read, write  int
+				name                string
+				target, seed, waits bool
+				read, write         int
 			}{
-				{"stranger", false, false, 4, 4},
-				{"target-other-fd", true, false, 4, 4},
-				{"target-small", true, true, 4, 4}, // the worst case: each turn sends a record
-				{"target-header", true, true, 4, 200},
-				{"target-large", true, true, 4096, 4096},
+				{"stranger", false, false, false, 4, 4},
+				{"stranger-waits", false, false, true, 4, 4},
+				{"target-other-fd", true, false, false, 4, 4},
+				{"target-small", true, true, false, 4, 4}, // the worst case: each turn sends a record
+				{"target-small-waits", true, true, true, 4, 4},
+				{"target-header", true, true, false, 4, 200},
+				{"target-header-waits", true, true, true, 4, 200},
+				{"target-large", true, true, false, 4096, 4096},
 			} {
-				b.Run(w.name, func(b *testing.B) { benchHooks(b, tier, w.target, w.seed, w.read, w.write) })
+				b.Run(w.name, func(b *testing.B) { benchHooks(b, tier, w.target, w.seed, w.waits, w.read, w.write) })
 			}
 		})
 	}
 }
 
-func benchHooks(b *testing.B, tier Tier, target, seed bool, read, write int) {
+func benchHooks(b *testing.B, tier Tier, target, seed, waits bool, read, write int) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	qt.Assert(b, qt.IsNil(err))
 	defer unix.Close(fds[0])
 	defer unix.Close(fds[1])
 	self := uint32(os.Getpid())
-	var progs map[string]*ebpf.Program
+	progs := map[string]*ebpf.Program{}
 	var records int
 	if tier != 0 {
 		stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
@@ -56,15 +61,25 @@ func benchHooks(b *testing.B, tier Tier, target, seed bool, read, write int) {
 		defer stats.Close()
 		c := collectorOf(b, tier)
 		c.reset(b)
-		progs = c.s.progs[Stream]
+		maps.Copy(progs, c.s.progs[Stream])
+		watch := Watch(streamAndLog)
+		if waits {
+			qt.Assert(b, qt.IsNil(c.s.Attach(Wait)))
+			maps.Copy(progs, c.s.progs[Wait])
+			watch |= WatchWait
+		} else {
+			qt.Assert(b, qt.IsNil(c.s.Detach(Wait)))
+		}
 		if target {
-			qt.Assert(b, qt.IsNil(c.s.SetTarget(self, Target{Watch: streamAndLog})))
+			qt.Assert(b, qt.IsNil(c.s.SetTarget(self, Target{Watch: watch})))
 			defer c.s.DeleteTarget(self)
 		}
 		if seed {
 			qt.Assert(b, qt.IsNil(c.s.SeedSocket(self, int32(fds[0]), inodeOf(b, self, fds[0]), false)))
 		}
 		defer func() {
+			// Reading is time spent, too: there would always be something to tell.
+			qt.Assert(b, qt.IsNil(c.s.DeleteTarget(self)))
 			c.settle()
 			c.mu.Lock()
 			records = len(c.got)
@@ -89,7 +104,8 @@ func benchHooks(b *testing.B, tier Tier, target, seed bool, read, write int) {
 	}
 	for name, s := range programStats(b, progs) {
 		runs := s.RunCount - before[name].RunCount
-		if unit := map[string]string{"dt_e_read": "ns/enter-read", "dt_e_write": "ns/enter-write", "dt_x_moved": "ns/exit"}[name]; unit != "" && runs > 0 {
+		if unit := map[string]string{"dt_e_read": "ns/enter-read", "dt_e_write": "ns/enter-write", "dt_x_moved": "ns/exit",
+			"dt_w_enter": "ns/enter-any", "dt_w_switch": "ns/switch"}[name]; unit != "" && runs > 0 {
 			b.ReportMetric(float64((s.Runtime-before[name].Runtime).Nanoseconds())/float64(runs), unit)
 		}
 	}

@@ -36,7 +36,7 @@ func TestFindHooksOf419(t *testing.T) {
 	k := &Kernel{hooks: map[Probe][]hook{}}
 	detail, err := k.findHooks(tracefs, Stream)
 	qt.Assert(t, qt.IsNil(err))
-	qt.Check(t, qt.Equals(detail, "31 there; this kernel has no sys_enter_close_range, nor the system call"))
+	qt.Check(t, qt.Equals(detail, "32 there; this kernel has no sys_enter_close_range, nor the system call"))
 	detail, err = k.findHooks(tracefs, Process)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(detail, "11 there; this kernel has no sys_enter_clone3, nor the system call"))

@@ -105,6 +105,7 @@ type legacyStreamDtInflight struct {
 	Buf       uint64
 	Len       uint64
 	Born      uint64
+	Msg       uint64
 	Fd        int32
 	Nr        int32
 	Op        uint8
@@ -251,6 +252,7 @@ const (
 	legacyStreamProgDtX_connect    = "dt_x_connect"
 	legacyStreamProgDtX_moved      = "dt_x_moved"
 	legacyStreamProgDtX_pair       = "dt_x_pair"
+	legacyStreamProgDtX_rights     = "dt_x_rights"
 	legacyStreamProgDtX_socket     = "dt_x_socket"
 )
 
@@ -316,6 +318,7 @@ type legacyStreamProgramSpecs struct {
 	DtX_connect    *ebpf.ProgramSpec `ebpf:"dt_x_connect"`
 	DtX_moved      *ebpf.ProgramSpec `ebpf:"dt_x_moved"`
 	DtX_pair       *ebpf.ProgramSpec `ebpf:"dt_x_pair"`
+	DtX_rights     *ebpf.ProgramSpec `ebpf:"dt_x_rights"`
 	DtX_socket     *ebpf.ProgramSpec `ebpf:"dt_x_socket"`
 }
 
@@ -424,6 +427,7 @@ type legacyStreamPrograms struct {
 	DtX_connect    *ebpf.Program `ebpf:"dt_x_connect"`
 	DtX_moved      *ebpf.Program `ebpf:"dt_x_moved"`
 	DtX_pair       *ebpf.Program `ebpf:"dt_x_pair"`
+	DtX_rights     *ebpf.Program `ebpf:"dt_x_rights"`
 	DtX_socket     *ebpf.Program `ebpf:"dt_x_socket"`
 }
 
@@ -449,6 +453,7 @@ func (p *legacyStreamPrograms) Close() error {
 		p.DtX_connect,
 		p.DtX_moved,
 		p.DtX_pair,
+		p.DtX_rights,
 		p.DtX_socket,
 	)
 }

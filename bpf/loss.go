@@ -65,6 +65,11 @@ type Loss struct {
 	Count uint64
 }
 
+// gaps are the causes after which something is missing that no record tells of.
+// What else is lost is told by the records that were made, or concerns nothing
+// but the socket that it was lost of.
+var gaps = [...]lossCause{lossOutput, lossGathers, lossInflight, lossFault, lossIovec, lossTargets, lossClones}
+
 // Probe is a set of programs that are attached together.
 type Probe uint8
 

@@ -91,13 +91,19 @@ func FuzzParseSyscall(f *testing.F) {
 
 func TestSequence(t *testing.T) {
 	s := newSequence()
-	qt.Check(t, qt.Equals(s.lost(0, Stream, 0), 0))
-	qt.Check(t, qt.Equals(s.lost(0, Stream, 1), 0))
-	qt.Check(t, qt.Equals(s.lost(1, Stream, 2), 2)) // the first two of another CPU
-	qt.Check(t, qt.Equals(s.lost(0, Process, 0), 0))
-	qt.Check(t, qt.Equals(s.lost(0, Stream, 7), 5))
-	s.next[0][Stream-1] = 1<<32 - 1
-	qt.Check(t, qt.Equals(s.lost(0, Stream, 1), 2)) // it wraps
+	check := func(cpu uint32, p Probe, seq uint32, ktime uint64, lost uint32, since uint64) {
+		t.Helper()
+		gap, at := s.lost(cpu, p, seq, ktime)
+		qt.Check(t, qt.Equals(gap, lost))
+		qt.Check(t, qt.Equals(at, since))
+	}
+	check(0, Stream, 0, 100, 0, 0)
+	check(0, Stream, 1, 101, 0, 100)
+	check(1, Stream, 2, 102, 2, 0) // the first two of another CPU
+	check(0, Process, 0, 103, 0, 0)
+	check(0, Stream, 7, 104, 5, 101)
+	s.next[0][Stream-1].seq = 1<<32 - 1
+	check(0, Stream, 1, 105, 2, 104) // it wraps
 }
 
 // What a record says of itself is not believed.

@@ -291,6 +291,7 @@ int dt_exit(void *ctx)
 			bpf_map_delete_elem(&dt_targets, &tgid);
 		}
 	}
+	dt_tell_time(ctx);
 	dt_send(ctx, &r.h, sizeof(r));
 	return 0;
 }

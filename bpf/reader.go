@@ -18,6 +18,8 @@ type Record struct {
 	CPU  int
 	Raw  []byte // starts with a Hdr and is Hdr.Size long; valid until the next Read
 	Lost uint64 // records that this CPU and probe made before this one and that did not fit
+
+	Since uint64 // ktime of the record that this CPU and probe made before these, 0 if there was none
 }
 
 // buffer is the way out of the kernel: a ring buffer, or a perf buffer for each
@@ -48,21 +50,28 @@ const hdrSize = int(unsafe.Sizeof(Hdr{}))
 
 // sequence finds gaps in the records of each CPU and probe.
 type sequence struct {
-	next map[uint32]*[numProbes]uint32 // by CPU
+	next map[uint32]*[numProbes]place // by CPU
 }
 
-func newSequence() *sequence { return &sequence{next: map[uint32]*[numProbes]uint32{}} }
+// place is where the records of a CPU and probe are.
+type place struct {
+	seq   uint32 // of the next
+	ktime uint64 // of the last
+}
 
-// lost returns how many records are missing before record seq.
-func (s *sequence) lost(cpu uint32, p Probe, seq uint32) uint32 {
+func newSequence() *sequence { return &sequence{next: map[uint32]*[numProbes]place{}} }
+
+// lost returns how many records are missing before record seq, which was made at
+// ktime, and when the last before these was made.
+func (s *sequence) lost(cpu uint32, p Probe, seq uint32, ktime uint64) (gap uint32, since uint64) {
 	n := s.next[cpu]
 	if n == nil {
-		n = new([numProbes]uint32)
+		n = new([numProbes]place)
 		s.next[cpu] = n
 	}
-	gap := seq - n[p-1]
-	n[p-1] = seq + 1
-	return gap
+	old := n[p-1]
+	n[p-1] = place{seq + 1, ktime}
+	return seq - old.seq, old.ktime
 }
 
 // Read waits for the next record. One goroutine may call it. After Close it
@@ -127,6 +136,7 @@ func (s *Session) take(r *Record, raw []byte) bool {
 	}
 	var (
 		size = binary.LittleEndian.Uint32(raw[unsafe.Offsetof(Hdr{}.Size):])
+		time = binary.LittleEndian.Uint64(raw[unsafe.Offsetof(Hdr{}.Ktime):])
 		seq  = binary.LittleEndian.Uint32(raw[unsafe.Offsetof(Hdr{}.Seq):])
 		kind = Kind(binary.LittleEndian.Uint16(raw[unsafe.Offsetof(Hdr{}.Kind):]))
 		cpu  = binary.LittleEndian.Uint16(raw[unsafe.Offsetof(Hdr{}.CPU):])
@@ -138,7 +148,8 @@ func (s *Session) take(r *Record, raw []byte) bool {
 	probe := probeOf(kind)
 	r.CPU = int(cpu)
 	r.Raw = raw[:size] // perf buffers pad
-	r.Lost = uint64(s.seq.lost(uint32(cpu), probe, seq))
+	gap, since := s.seq.lost(uint32(cpu), probe, seq, time)
+	r.Lost, r.Since = uint64(gap), since
 	if s.tier == Legacy && r.Lost > 0 {
 		s.userLost[probe-1][lossOutput].Add(r.Lost)
 	}

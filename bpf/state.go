@@ -80,6 +80,7 @@ type inflight struct {
 	Buf       uint64
 	Len       uint64
 	Born      uint64
+	Msg       uint64
 	FD        int32
 	NR        int32
 	Op        uint8

@@ -70,6 +70,8 @@ static __noinline int dt_flush(void *ctx, const struct dt_conn_key *key, struct 
 {
 	if (!ctx || !key || !c)
 		return 0;
+	if (c->dir == DT_OUT)
+		dt_tell_time(ctx);
 	if (c->bulk_calls)
 		dt_flush_bulk(ctx, key, c, 0);
 	if (c->gather)
@@ -103,6 +105,8 @@ static __always_inline void dt_send_open(void *ctx, const struct dt_conn_key *ke
 		if (a.family == AF_INET6)
 			__builtin_memcpy(o.peer, a.addr6, sizeof(a.addr6));
 	}
+	if (how == DT_ACCEPTED && !o.peer_port)
+		dt_peer_facts(&o, key->fd);
 	dt_send(ctx, &o.h, sizeof(o));
 }
 
@@ -172,6 +176,7 @@ static __always_inline struct dt_inflight *dt_begin(__u64 id, const struct dt_ta
 	}
 	f->buf = buf;
 	f->len = len;
+	f->msg = 0;
 	f->fd = fd;
 	f->nr = nr;
 	f->component = t->component;
@@ -274,9 +279,16 @@ static __always_inline int dt_enter_msg(struct dt_sys_enter *ctx, __u8 op)
 SEC("tracepoint/syscalls/sys_enter_recvmsg")
 int dt_e_recvmsg(struct dt_sys_enter *ctx)
 {
+	__u64 id = bpf_get_current_pid_tgid();
+	struct dt_inflight *f;
+
 	if (ctx->arg[2] & MSG_PEEK)
 		return 0;
-	return dt_enter_msg(ctx, DT_OP_READV);
+	dt_enter_msg(ctx, DT_OP_READV);
+	f = bpf_map_lookup_elem(&dt_inflight, &id);
+	if (f && f->op == DT_OP_READV)
+		f->msg = ctx->arg[1]; /* for what came with the bytes */
+	return 0;
 }
 
 SEC("tracepoint/syscalls/sys_enter_sendmsg")
@@ -464,6 +476,49 @@ int dt_x_pair(struct dt_sys_exit *ctx)
 	return 0;
 }
 
+/*
+ * A socket that another process passed on comes with a message. The toolstack
+ * passes one at a time; what it passes besides sockets is not watched, and neither
+ * are they where the kernel does not tell what is a socket.
+ */
+SEC("tracepoint/syscalls/sys_exit_recvmsg")
+int dt_x_rights(struct dt_sys_exit *ctx)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+	struct dt_inflight *f = bpf_map_lookup_elem(&dt_inflight, &id);
+	struct dt_conn_key key = { .tgid = id >> 32 };
+	struct dt_rights r = {};
+	struct dt_msghdr m = {};
+	struct dt_conn *c;
+	__u64 msg;
+
+	if (!f || !f->msg)
+		return 0;
+	msg = f->msg;
+	f->msg = 0;
+	if (f->nr != ctx->nr || ctx->ret < 0)
+		return 0;
+	if (dt_read_user(&m, sizeof(m), msg)) {
+		dt_lost(DT_LOSS_FAULT);
+		return 0;
+	}
+	if (!m.control || m.controllen < sizeof(r) - sizeof(r.pad))
+		return 0;
+	if (dt_read_user(&r, sizeof(r) - sizeof(r.pad), m.control)) {
+		dt_lost(DT_LOSS_FAULT);
+		return 0;
+	}
+	if (r.level != SOL_SOCKET || r.type != SCM_RIGHTS || !dt_socket_ino(r.fd))
+		return 0;
+	if (r.len >= sizeof(r))
+		dt_lost(DT_LOSS_CONNS); /* more than one */
+	key.fd = r.fd;
+	c = dt_know(&key, f->component, 0);
+	if (c)
+		dt_send_open(ctx, &key, c, id, DT_PASSED, -1, 0);
+	return 0;
+}
+
 /* ---- bytes ---- */
 
 /*
@@ -631,6 +686,7 @@ static __always_inline void dt_send_log(struct dt_sys_exit *ctx, const struct dt
 	l->bytes = ctx->ret;
 	l->head_len = n;
 	l->pad = 0;
+	dt_tell_time(ctx);
 	dt_send(ctx, &l->h, sizeof(*l) + n);
 }
 
@@ -770,6 +826,8 @@ static __always_inline void dt_large(struct dt_sys_exit *ctx, struct dt_scratch 
 	s->d.calls = 1;
 	s->d.dir = m->dir;
 	c->told = m->dir;
+	if (m->dir == DT_OUT)
+		dt_tell_time(ctx);
 	dt_send(ctx, &s->d.h, sizeof(s->d) + head);
 }
 

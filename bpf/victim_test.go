@@ -264,6 +264,16 @@ func obeyOnce(o order) outcome {
 	case "recvmsg":
 		n, _, e := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&msg)), 0)
 		set(n, e)
+	case "receive": // bytes and what is passed with them; Ret2 is the descriptor
+		rights := make([]byte, unix.CmsgSpace(4))
+		n, got, _, _, err := unix.Recvmsg(o.FD, buf, rights, 0)
+		errno(errOf(err))
+		r.Ret = n
+		if all, err := unix.ParseSocketControlMessage(rights[:got]); err == nil && len(all) > 0 {
+			if fds, err := unix.ParseUnixRights(&all[0]); err == nil && len(fds) > 0 {
+				r.Ret2 = fds[0]
+			}
+		}
 	case "write":
 		n, _, e := unix.Syscall(unix.SYS_WRITE, fd, bytes(buf), uintptr(len(buf)))
 		set(n, e)

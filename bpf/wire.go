@@ -105,7 +105,7 @@ type OpenRec struct {
 	Family   uint16
 	PeerPort uint16
 	_        uint16
-	Peer     [16]uint8
+	Peer     [16]uint8 // of a unix socket: inode and tgid
 }
 
 // CloseRec is struct dt_close.

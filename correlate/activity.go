@@ -22,6 +22,7 @@ const (
 	atomActivity                          // a step of an operation
 	processActivity
 	relayActivity // a call through message-switch, at the switch
+	waitActivity  // a long wait of a thread
 )
 
 // activity is a span in the making.
@@ -58,11 +59,25 @@ type activity struct {
 	worker  ref                  // RPC: the operation that came out of the queue it had pushed it onto
 	xenops  uint64               // operation: number of its task
 	context tracecontext.Context // RPC, operation: what was sent along, used when no key says better
+	native  tracecontext.Context // send, client: the toolstack's own span that the message named as its caller's
+	parent  bool                 // others hang below it
+	logged  bool                 // call, task: a line of its own was seen
+	passed  bool                 // call: another process goes on with its socket
 	popped  place                // operation: whose Queue.push its thread popped
 	signal  event.Time           // atom: its task's last sign of progress
 	program string               // process
+	epoch   uint32               // process: in which its fork was seen
 	also    event.Component      // process: that of its program, or of the one that starts programs for others
+	maker   ref                  // process: what it was started for
 	execed  bool                 // process: it has called exec itself
+	tid     uint32               // send, client: of the thread that waits for the answer
+	cpu     int64                // process: ns that all its threads were on a CPU, -1 if not known
+	wait    event.Spent          // wait: its class
+
+	clock     uint64      // number of the threadTime that before is of
+	before    event.Times // what its thread had spent when a began
+	waits     uint16      // spans of waits below it
+	moreWaits uint32      // waits that have none
 
 	prev, next *activity // all, oldest first; next is the free list, too
 	doneNext   *activity // tree.done
@@ -121,11 +136,16 @@ func (e *Engine) begin(kind activityKind, c event.Component, tgid uint32, start 
 	a.kind, a.component, a.tgid = kind, c, tgid
 	a.service = serviceOf(c)
 	a.open, a.born, a.start, a.link = true, e.now, start, LinkNone
+	a.epoch = e.gaps.epoch
+	if e.gaps.until != 0 {
+		a.incomplete = eventsLost
+	}
 	for !a.spanID.IsValid() {
 		binary.BigEndian.PutUint64(a.spanID[:], e.cfg.Rand())
 	}
 	if parent != nil {
 		a.tree, a.parentID, a.link = parent.tree, parent.spanID, link
+		parent.parent = true
 	} else {
 		a.tree = e.newTree()
 	}
@@ -159,6 +179,7 @@ func (e *Engine) finish(a *activity, end event.Time, cause string) {
 	if a.incomplete == "" {
 		a.incomplete = cause
 	}
+	e.timed(a)
 	if a.thread != nil {
 		a.thread.remove(a)
 	}
@@ -178,6 +199,38 @@ func (e *Engine) finish(a *activity, end event.Time, cause string) {
 	e.finished(a, t, true)
 	if a.live() {
 		e.maybeFix(a.tree.find())
+	}
+}
+
+// timed says how the time of a, which has ended, was spent, and which long waits
+// were part of it.
+func (e *Engine) timed(a *activity) {
+	tid := a.tgid
+	switch {
+	case a.kind == sendActivity || a.kind == clientActivity:
+		e.callEnded(a)
+		return
+	case a.kind == processActivity:
+	case a.thread != nil:
+		tid = a.thread.tid
+	default:
+		return
+	}
+	tt := e.timeOf(a.tgid, tid)
+	if tt != nil {
+		e.takeWaits(tt, a)
+	}
+	if a.moreWaits > 0 {
+		a.attrs = append(a.attrs, attribute.Int64("dt.wait.more", int64(a.moreWaits)))
+	}
+	split := tt != nil && a.timeSplit(tt)
+	if a.kind == processActivity && a.cpu >= 0 {
+		// the split is that of the first thread
+		key := attribute.Key("dt.process.cpu_us")
+		if !split {
+			key = timeKeys[event.OnCPU]
+		}
+		a.attrs = append(a.attrs, attribute.KeyValue{Key: key, Value: attribute.Int64Value(a.cpu / 1000)})
 	}
 }
 
@@ -203,15 +256,19 @@ func (e *Engine) emit(a *activity, last bool) {
 		e.forget(a)
 		return
 	}
+	if !a.parentID.IsValid() && a.kind != callActivity {
+		e.weaken(a)
+	}
 	s := e.arena.span()
 	*s = Span{
 		TraceID: t.id, SpanID: a.spanID, ParentID: a.parentID, TraceState: t.state,
 		Tree: t.number, Last: last,
 		Component: a.component, Also: a.also, Service: a.service, Name: a.name, Kind: a.spanKind,
 		Start: e.cfg.Wall(a.start), End: e.cfg.Wall(a.end),
-		Error: a.err, Link: a.link, Incomplete: a.incomplete,
+		Error: a.err, Link: a.link, Incomplete: a.incomplete, Wait: a.wait,
 	}
 	s.End = max(s.End, s.Start)
+	e.underNative(a, s)
 	s.Attributes = e.arena.attributes(len(a.attrs) + len(t.baggage))
 	copy(s.Attributes[copy(s.Attributes, a.attrs):], t.baggage)
 	e.stats.Spans++
@@ -225,6 +282,9 @@ func (e *Engine) emit(a *activity, last bool) {
 
 func (e *Engine) forget(a *activity) {
 	e.release(&a.popped)
+	if a.kind == waitActivity {
+		e.waits--
+	}
 	e.activities.live.del(a)
 	e.releaseTree(a.tree)
 	clear(a.attrs)

@@ -36,6 +36,8 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 	if hasContext {
 		t := a.tree
 		t.state = e.unique(tracecontext.TrimTracestate(h.Tracestate), tracecontext.MaxTracestate)
+	}
+	if !e.joinCaller(c, a, ctx) && hasContext {
 		e.remote(a, ctx)
 	}
 	if len(h.Baggage) > 0 {
@@ -51,8 +53,8 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 			e.tasks.put(h.Task, e.now).place = e.placeOf(a)
 		}
 	}
-	th.push(a)
-	c.call = a.ref()
+	e.enter(th, a)
+	c.call, c.doubt = a.ref(), false
 	c.tunnel = false
 	c.rpc = isCall(h)
 	c.inside = c.component != event.Xapi || isSocket(h.Path)
@@ -62,6 +64,9 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 		e.stats.DatabaseCalls++
 	}
 	c.hop = e.received(c, h)
+	if c.unsure && !c.hop.known && fromXapi(h) && !strings.HasPrefix(c.listener, "/") {
+		e.touch(a) // what told that it comes from another host may have been missed
+	}
 	if id := c.hop.subtaskOf; c.hop.known && h.Task.IsZero() {
 		a.tree.find().isOf(id)
 		if !hasContext {
@@ -167,7 +172,7 @@ func (e *Engine) peek(c *conn, ev *event.Event, whole bool) {
 	done := false
 	switch {
 	case reply:
-		done = e.peekReply(a, b, whole)
+		done = e.peekReply(c, a, b, whole)
 	case c.role == serverRole:
 		done = e.peekRequest(c, a, b, whole)
 	default:
@@ -213,9 +218,8 @@ func (e *Engine) peekRequest(c *conn, a *activity, b *body, whole bool) bool {
 	e.leaveOut(c, a, &call)
 	e.joinHop(&c.hop, a, call.Method)
 	if c.inside {
-		a.task = call.DebugInfo.Task
-		e.remote(a, call.DebugInfo.Context)
-		if a.task.Real() {
+		e.inside(a, &call.DebugInfo)
+		if a.task.Real() && a.tree.find().root.get() != a {
 			e.joinTask(a) // daemons that are told no more than that
 		}
 	}
@@ -236,7 +240,7 @@ func (e *Engine) calls(a *activity, call *wire.Call) {
 	a.set(attribute.String("rpc.method", a.name))
 }
 
-func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
+func (e *Engine) peekReply(c *conn, a *activity, b *body, whole bool) bool {
 	if a.method == "" {
 		return true
 	}
@@ -251,7 +255,7 @@ func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
 		if r.Task.IsZero() && !whole {
 			return false
 		}
-		if r.Task.Real() {
+		if r.Task.Real() && !c.doubt {
 			a.task = r.Task
 			a.tree.find().isOf(r.Task)
 		}

@@ -54,7 +54,17 @@ type connState struct {
 	agent     bool // server: the request can be one of the agent itself
 	hop       hop
 	outgoing  outgoing
+	ino       uint64 // of the socket, 0 if not known
+	peerIno   uint64 // accepted unix socket: of the socket at the other end
+	peerTGID  uint32 // the process that connected it
+	requests  uint32 // server: so far
+	passed    bool   // by another process, which has read the request
 	exchange  exchange
+
+	epoch  uint32 // of where in its messages it is, and of what is under way: see gaps
+	doubt  bool   // call: what comes back may be for another request
+	read   bool   // a head was read
+	unsure bool   // what came before the first head that was read may have been missed
 }
 
 func (c *conn) links() (prev, next **conn) { return &c.prev, &c.next }
@@ -65,6 +75,7 @@ type side struct {
 	begun  bool       // a head has begun that is not complete
 	first  event.Time // its first byte
 	busy   bool       // a message's head is complete, its body is not
+	skip   bool       // up to the next message: what comes is of one of which something was missed
 }
 
 // body is what is kept of the body of the message in progress.
@@ -105,6 +116,7 @@ func (e *Engine) connOf(ev *event.Event) *conn {
 	}
 	if c != nil {
 		e.conns.lru.moveToEnd(c)
+		e.resync(c)
 		return c
 	}
 	if e.conns.lru.len >= e.limits.Conns {
@@ -118,7 +130,9 @@ func (e *Engine) connOf(ev *event.Event) *conn {
 		e.conns.free = c.next
 		c.next = nil
 	}
-	c.id, c.component = ev.Conn, ev.Component
+	c.id, c.component, c.epoch = ev.Conn, ev.Component, e.gaps.epoch
+	// its KindOpen, or more, may have been missed
+	c.unsure = ev.Kind != event.KindOpen && e.gaps.any && ev.Conn.Born <= e.gaps.last
 	e.conns.byFD[key] = c
 	e.conns.lru.add(c)
 	e.processes.conns[c.id.TGID]++
@@ -131,8 +145,17 @@ func (e *Engine) handleOpen(ev *event.Event) {
 		return
 	}
 	c.how, c.listener, c.peer = ev.How, ev.Listener, ev.Peer
-	if ev.How == event.Accepted {
+	c.ino, c.peerIno, c.peerTGID = ev.Ino, ev.PeerIno, ev.PeerTGID
+	switch ev.How {
+	case event.Accepted:
 		c.role = serverRoleOf(ev.Component)
+		if isForwarded(c.listener) {
+			c.role = clientRole
+		}
+	case event.Connected:
+		e.connected(c, ev)
+	case event.Passed:
+		e.passed(c, ev)
 	}
 }
 
@@ -151,7 +174,9 @@ func (e *Engine) handleClose(ev *event.Event) {
 		e.stats.StaleEvents++
 		return
 	}
-	e.dropConn(c, "closed before the reply")
+	if !e.handedOver(c, ev) {
+		e.dropConn(c, "closed before the reply")
+	}
 }
 
 // dropConn forgets the connection. cause is why a call without a reply is
@@ -174,7 +199,7 @@ func (e *Engine) dropConn(c *conn, cause string) {
 	for i := range c.side {
 		d := &c.side[i]
 		d.reader.Reset() // keeps its buffers
-		d.begun, d.first, d.busy = false, 0, false
+		d.begun, d.first, d.busy, d.skip = false, 0, false, false
 	}
 	c.connState = connState{}
 	c.next = e.conns.free
@@ -186,7 +211,11 @@ func (e *Engine) handleData(ev *event.Event) {
 		return
 	}
 	c := e.connOf(ev)
-	if c == nil || c.role == clientRole {
+	if c == nil || c.role == clientRole || c.passed && ev.Dir == event.In {
+		return
+	}
+	if forwards(c, ev) {
+		c.role = clientRole
 		return
 	}
 	turned := ev.Dir != c.dir || ev.Flags&event.FlagMore == 0
@@ -200,6 +229,10 @@ func (e *Engine) handleData(ev *event.Event) {
 		return
 	}
 	s := &c.side[ev.Dir-event.In]
+	if s.skip && ev.Flags&event.FlagMore != 0 {
+		return
+	}
+	s.skip = false
 	if turned {
 		s.reader.Turn()
 	}
@@ -279,7 +312,7 @@ func (e *Engine) maybeDone(c *conn, s *side, ev *event.Event) {
 // head takes a complete message head.
 func (e *Engine) head(c *conn, s *side, ev *event.Event) {
 	h := s.reader.Head()
-	c.bad = 0
+	c.bad, c.read = 0, true
 	if c.role == unknownRole {
 		switch {
 		case ev.Dir == event.In && !h.Reply:

@@ -7,7 +7,7 @@
 // point at them. An event finds its activity by the strongest key that applies:
 //
 //	traceparent  the HTTP header; debug_info in a message between daemons
-//	socket       request and reply on one connection
+//	socket       request and reply on one connection; who connected it; who goes on with it
 //	thread       what a thread does while it works for an activity
 //	task         XAPI's task (R:…) and xenopsd's task number
 //	clone, fork  threads and processes made by a thread that works for an activity
@@ -16,6 +16,9 @@
 // Every key has an epoch: it goes with the thread, process or socket that it
 // was made of, so that a number that is used again never leads to old work. No
 // key, no parent: parents are never guessed.
+//
+// Where events got lost, keys that depend on all of them being seen are not
+// used across the gap, and what may lack something is Incomplete: loss.go.
 //
 // Activities that keys join are a tree, which is one trace. The trace id is
 // bound late: when a request brings one, when XAPI's own shows up in a message

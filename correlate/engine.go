@@ -1,6 +1,7 @@
 package correlate
 
 import (
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -31,7 +32,7 @@ type Config struct {
 type Limits struct {
 	Activities int           // spans in the making; default 8,192. The oldest goes first
 	Conns      int           // connections; default 4,096. The least recently used goes first
-	Threads    int           // threads that have work; default 4,096. The least recently used goes first
+	Threads    int           // threads that have work, and threads whose time is known; default 4,096 each. The least recently used goes first
 	Keys       int           // of each sort: messages, xenopsd tasks, XAPI tasks, calls between hosts; default 16,384. The oldest goes first
 	BodyBytes  int           // kept of one body; default 17,408, the most that an event holds
 	Buffers    int           // bodies kept at once; default 256. The oldest incomplete one is given up
@@ -73,6 +74,8 @@ type Engine struct {
 	trees      treePool
 	conns      connTable
 	threads    threadTable
+	times      timeTable
+	waits      int // activities that are waits
 	processes  processTable
 
 	messages table[messageID, message]     // message-switch
@@ -80,8 +83,11 @@ type Engine struct {
 	tasks    table[wire.TaskID, taskPlace] // XAPI's tasks
 	ended    table[wire.TaskID, taskPlace] // the same, whose span has ended: late events may still ask for them
 	pushes   pushRing
-	hopsOut  table[hopKey, uint32] // calls to other hosts, and how often each was made
-	hopsIn   table[hopKey, uint32] // the same from other hosts
+	callers  table[uint64, connector] // by inode: sockets that were connected, and who did
+	handed   table[uint64, handover]  // by inode: sockets that a process lets go of before it has answered
+	hopsOut  table[hopKey, alike]     // calls to other hosts, and how often each was made
+	hopsIn   table[hopKey, alike]     // the same from other hosts
+	gaps     gaps
 
 	dec     wire.Decoder
 	strings *intern.Interner
@@ -109,13 +115,16 @@ func New(c Config) *Engine {
 	e.hold, e.age = event.Time(c.Hold), event.Time(e.limits.Age)
 	e.conns.init()
 	e.threads.init()
+	e.times.init()
 	e.processes.init()
 	e.messages.init(e.limits.Keys, &e.stats.MessagesEvicted, e.dropMessage)
 	e.jobs.init(e.limits.Keys, &e.stats.JobsEvicted, e.dropJob)
 	e.tasks.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
 	e.ended.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
-	e.hopsOut.init(e.limits.Keys, &e.stats.HopsEvicted, func(*uint32) {})
-	e.hopsIn.init(e.limits.Keys, &e.stats.HopsEvicted, func(*uint32) {})
+	e.callers.init(e.limits.Keys, &e.stats.CallersEvicted, e.dropConnector)
+	e.handed.init(e.limits.Keys, &e.stats.CallersEvicted, e.dropHandover)
+	e.hopsOut.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
+	e.hopsIn.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
 	return e
 }
 
@@ -124,6 +133,9 @@ func New(c Config) *Engine {
 func (e *Engine) Handle(ev *event.Event) {
 	e.stats.Events++
 	e.now = max(e.now, ev.Time)
+	if e.gaps.until != 0 {
+		e.beginEpoch(ev)
+	}
 	switch ev.Kind {
 	case event.KindData:
 		e.handleData(ev)
@@ -141,6 +153,8 @@ func (e *Engine) Handle(ev *event.Event) {
 		e.handleExit(ev)
 	case event.KindLost:
 		e.handleLost(ev)
+	case event.KindTime:
+		e.handleTime(ev)
 	default:
 		e.stats.UnknownEvents++
 	}
@@ -160,6 +174,8 @@ func (e *Engine) Advance(now event.Time) {
 	before := e.now - e.age
 	e.stats.KeysAged += e.messages.expire(before) + e.jobs.expire(before) + e.tasks.expire(before)
 	e.ended.expire(e.now - 2*e.hold)
+	e.callers.expire(e.now - 2*e.hold)
+	e.handed.expire(e.now - e.hold)
 	e.hopsOut.expire(before)
 	e.hopsIn.expire(before)
 	e.trimPushes()
@@ -168,23 +184,11 @@ func (e *Engine) Advance(now event.Time) {
 // Drain emits everything, as at the end of a run. Spans that are still open are
 // Incomplete and end at the latest time heard of.
 func (e *Engine) Drain() {
+	e.handed.expire(math.MaxInt64)
 	for a := e.activities.live.head; a != nil; a = e.activities.live.head {
 		e.evict(a, "still open")
 	}
-}
-
-// handleLost marks what is open: any of it may have missed its end or a child.
-// Where a new thread's work is told by the order of events, it is not any more.
-func (e *Engine) handleLost(ev *event.Event) {
-	e.stats.EventsLost += ev.Count
-	for a := e.activities.live.head; a != nil; a = a.next {
-		if a.open && a.incomplete == "" {
-			a.incomplete = "events lost"
-		}
-	}
-	for th := e.threads.lru.head; th != nil; th = th.next {
-		if th.due > 1 {
-			e.dropDeliveries(th)
-		}
+	for tt := e.times.lru.head; tt != nil; tt = e.times.lru.head {
+		e.dropTime(tt.tid)
 	}
 }

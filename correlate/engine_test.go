@@ -275,7 +275,7 @@ func hostile(ev *event.Event, i uint64, rnd *rand.Rand) {
 	ev.First, ev.Last = ev.Time, ev.Time
 	ev.Conn = event.Conn{TGID: 100, FD: int32(rnd.IntN(1e5)), Born: ev.Time}
 	n := rnd.Uint64()
-	switch rnd.IntN(10) {
+	switch rnd.IntN(11) {
 	case 0:
 		ev.Kind, ev.Dir = event.KindData, event.In
 		ev.Head = fmt.Appendf(nil, "POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n<methodCall><methodName>Async.x%d</methodName>", n)
@@ -310,6 +310,12 @@ func hostile(ev *event.Event, i uint64, rnd *rand.Rand) {
 		}
 	case 9: // children whose makers are unknown
 		ev.Kind, ev.TGID, ev.TID, ev.Program = event.KindExec, uint32(n), uint32(n), "xenguest"
+	case 10: // how threads spent their time, those of nobody and those with work
+		ev.Kind, ev.First, ev.Runnable, ev.Syscall, ev.Detail = event.KindTime, ev.Time-5000, ev.Time-1000, int32(n), n
+		ev.Wait, ev.Spent[n%4], ev.Spent[n%16] = event.Spent(n%18), 1000, 3000
+		if n&1 == 0 {
+			ev.TID = 201
+		}
 	}
 	ev.Bytes = uint64(len(ev.Head))
 }
@@ -379,6 +385,7 @@ func (r *replayer) run() {
 		r.ev.Time += r.shift
 		r.ev.First += r.shift
 		r.ev.Last += r.shift
+		r.ev.Runnable += r.shift
 		r.ev.Conn.Born += r.shift
 		r.e.Handle(&r.ev)
 	}
@@ -407,6 +414,7 @@ func TestAllocatesNothing(t *testing.T) {
 		{"call", callEvents(t)},
 		{"everything", newWorkSeed(t)},
 		{"hop", hopEvents(t)},
+		{"times", timeEvents(t)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(3, 3))
@@ -419,6 +427,30 @@ func TestAllocatesNothing(t *testing.T) {
 			qt.Check(t, qt.Not(qt.Equals(spans, 0)))
 		})
 	}
+}
+
+// timeEvents is a call with stretches, more waits than are kept pending, one of
+// each way among them, and a call through message-switch.
+func timeEvents(t testing.TB) []event.Event {
+	s := gather(t)
+	s.openSwitch()
+	s.accept("c", 18)
+	s.thread(xapi, 105, 110)
+	s.blockedIn(xapi, 110, event.Network, 45, 0)
+	s.request("c", 110, "VM.start", "traceparent: "+caller)
+	for w := event.Hypercall; w < event.NumSpent; w++ {
+		s.stretch(xapi, 110, map[event.Spent]time.Duration{event.OnCPU: ms, w: ms})
+		s.blockedIn(xapi, 110, w, int32(w), 36|11<<32)
+		s.blockedIn(xapi, 110, w, 1000, 77)
+	}
+	s.ask(110, "VM.exists", "")
+	s.blockedIn(xapi, 110, event.Network, 45, 0)
+	s.number(110, 1)
+	s.answered(1, "null")
+	s.reply("c", 110, success, "")
+	s.close(xapi, "c")
+	s.threadExit(xapi, 110)
+	return s.events
 }
 
 func newWorkSeed(t *testing.T) []event.Event {
@@ -450,6 +482,9 @@ func cpuTime(b *testing.B) int64 {
 	}
 	return u.Utime.Nano() + u.Stime.Nano()
 }
+
+// BenchmarkTime is a call with 50 stretches: 28 spans of waits.
+func BenchmarkTime(b *testing.B) { benchmark(b, timeEvents(b)) }
 
 func BenchmarkCall(b *testing.B) { benchmark(b, callEvents(b)) }
 
@@ -503,6 +538,21 @@ func FuzzEngine(f *testing.F) {
 		}
 		f.Add(seed)
 	}
+	var times []byte
+	for i := range 20 { // stretches within a request, most of them nonsense
+		text := []byte("GET /x HTTP/1.1\r\n\r\n")
+		if i > 0 {
+			text = binary.LittleEndian.AppendUint64(nil, uint64(i)*0x0101010101010101)
+		}
+		kind := byte(event.KindData)
+		if i > 0 {
+			kind = byte(event.KindTime)
+		}
+		times = append(times, kind, byte(event.In)|byte(event.Xapi)<<2, 0x11)
+		times = binary.LittleEndian.AppendUint16(times, uint16(len(text)))
+		times = append(times, text...)
+	}
+	f.Add(times)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		spans := uint64(0)
 		e := New(Config{Emit: func(s *Span) {
@@ -510,6 +560,7 @@ func FuzzEngine(f *testing.F) {
 			if !s.TraceID.IsValid() || !s.SpanID.IsValid() || s.End < s.Start || s.Name == "" {
 				t.Fatalf("bad span %+v", s)
 			}
+			accounted(t, s)
 		}, Limits: Limits{Activities: 16, Conns: 8, Threads: 8, Keys: 8, Buffers: 2, BodyBytes: 512, Age: time.Minute}})
 		now := event.Time(1)
 		for len(data) >= 5 {
@@ -522,10 +573,27 @@ func FuzzEngine(f *testing.F) {
 			ev := event.Event{
 				Kind: event.Kind(kind % 10), Dir: event.Dir(bits & 3), Component: [...]event.Component{event.NoComponent, event.Xapi, event.Xenopsd, event.MessageSwitch}[bits>>2&3], Flags: event.Flags(bits >> 4),
 				TGID: uint32(ids & 1), TID: uint32(ids >> 4), Time: now, First: now - 1, Last: now,
-				Conn:      event.Conn{TGID: uint32(ids & 1), FD: int32(ids & 7), Born: event.Time(kind / 9 % 3)},
+				Conn:      event.Conn{TGID: uint32(ids & 1), FD: int32(ids & 7), Born: event.Time(kind / 10 % 3)},
 				How:       event.How(ids % 6),
 				ChildTGID: uint32(ids&1) + uint32(kind>>7)*3, ChildTID: uint32(bits >> 4),
 				Program: string(head[:min(len(head), 8)]), Head: head, Bytes: uint64(n) + uint64(kind>>6)*100, Count: 1,
+			}
+			for i, b := range head[:min(len(head), 24)] {
+				switch i {
+				case 0, 1, 2: // moments around now, or far off
+					d := event.Time(int8(b)) * 1e6
+					if b&7 == 7 {
+						d = event.Time(int8(b)) << 56
+					}
+					*[...]*event.Time{&ev.First, &ev.Last, &ev.Runnable}[i] += d
+				case 3:
+					ev.Wait = event.Spent(b % 20)
+				case 4:
+					ev.Syscall = int32(int8(b))
+				default:
+					ev.Spent[(int(b)+i)%len(ev.Spent)] += int64(int8(b)) << (b & 63)
+					ev.Detail = ev.Detail<<5 ^ uint64(b)
+				}
 			}
 			if kind >= 128 {
 				ev.Head, ev.Tail = head[:n/2], head[n/2:]
@@ -538,7 +606,7 @@ func FuzzEngine(f *testing.F) {
 		e.check(t)
 		e.Drain()
 		e.check(t)
-		if st := e.Stats(); st.Activities != 0 || st.Spans != spans {
+		if st := e.Stats(); st.Activities != 0 || st.Times != 0 || e.waits != 0 || st.Spans != spans {
 			t.Fatalf("%d spans, %+v", spans, st)
 		}
 	})

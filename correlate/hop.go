@@ -66,9 +66,9 @@ func (p *hop) inTask() wire.TaskID {
 	return p.task
 }
 
-// span returns the id of the hop's CLIENT span. seen holds what went the same
-// way before.
-func (e *Engine) hopSpan(seen *table[hopKey, uint32], p *hop, method []byte) (id trace.SpanID) {
+// hopSpan returns the id of the hop's CLIENT span. seen holds what went the same
+// way before. It is not sure when one of these may have been lost.
+func (e *Engine) hopSpan(seen *table[hopKey, alike], p *hop, method []byte) (id trace.SpanID, sure bool) {
 	b := append(e.scratch[:0], "dtagent hop\x00"...)
 	b = append(append(b, p.context.TraceID[:]...), p.context.SpanID[:]...)
 	b = append(append(b, p.task[:]...), p.subtaskOf[:]...)
@@ -77,15 +77,18 @@ func (e *Engine) hopSpan(seen *table[hopKey, uint32], p *hop, method []byte) (id
 	e.scratch = b
 	sum := sha256.Sum256(b)
 	key := hopKey(sum[:])
-	n := seen.renew(key, e.now)
-	e.scratch = binary.BigEndian.AppendUint32(append(e.scratch[:0], key[:]...), *n)
-	*n++
+	same := seen.renew(key, e.now)
+	e.scratch = binary.BigEndian.AppendUint32(append(e.scratch[:0], key[:]...), same.n)
+	same.n++
+	if e.gaps.any && e.now < e.gaps.last+hopShadow {
+		same.unsure = true
+	}
 	sum = sha256.Sum256(e.scratch)
 	copy(id[:], sum[:])
 	if !id.IsValid() {
 		id[len(id)-1] = 1
 	}
-	return id
+	return id, !same.unsure
 }
 
 // taskTrace is the trace id of a tree of which only the XAPI task is known, on
@@ -100,11 +103,14 @@ func (e *Engine) taskTrace(task wire.TaskID) (id trace.TraceID) {
 // libraries is how the user agent of XAPI's own calls begins.
 var libraries = []byte("xen-api-libs/")
 
+// fromXapi tells whether the request can be one of a xapi.
+func fromXapi(h *wire.Head) bool { return h.Framed || bytes.HasPrefix(h.UserAgent, libraries) }
+
 // received looks whether the request comes from another host's xapi: from
 // outside, and made by XAPI's own library or behind a frame, which is how a
 // member of the pool passes a client's request on.
 func (e *Engine) received(c *conn, h *wire.Head) hop {
-	if !c.rpc || !h.Framed && !bytes.HasPrefix(h.UserAgent, libraries) || c.local(c.side[0].reader.Client()) {
+	if !c.rpc || c.unsure && c.how == 0 || !fromXapi(h) || c.local(c.side[0].reader.Client()) {
 		return hop{}
 	}
 	p := hopOf(h)
@@ -123,9 +129,14 @@ func (e *Engine) joinHop(p *hop, a *activity, method []byte) {
 		return
 	}
 	p.known = false
-	id := e.hopSpan(&e.hopsIn, p, method)
+	id, sure := e.hopSpan(&e.hopsIn, p, method)
 	if a.parentID.IsValid() {
 		a.attrs = append(a.attrs, e.spanID("dt.remote.span_id", a.parentID))
+	}
+	if !sure {
+		e.touch(a)
+		a.parentID, a.link = trace.SpanID{}, LinkNone
+		return
 	}
 	a.parentID, a.link = id, LinkTask
 	if p.context.IsValid() {

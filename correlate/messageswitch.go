@@ -138,12 +138,14 @@ func (e *Engine) startSend(c *conn, ev *event.Event) {
 	e.messaging(a, "send", x.queue, &call)
 	a.at(ev.TGID, x.tid)
 	a.tree.find().isOf(a.task)
+	a.tid = x.tid
 	x.send = a.ref()
 	th.sending = a.ref()
 	switch {
 	case parent == nil:
-		e.remote(a, info.Context)
+		e.adopt(a, info.Context)
 	case info.Context.IsValid():
+		a.native = info.Context
 		e.fix(a.tree.find(), info.Context.TraceID)
 	}
 }
@@ -339,6 +341,7 @@ func (e *Engine) outcome(r *wire.Reply) string {
 
 // settleRPC gives a the best parent that is known when its sender stays unseen.
 func (e *Engine) settleRPC(a *activity) {
+	e.weaken(a)
 	if a.context.IsValid() {
 		e.remote(a, a.context)
 		return

@@ -53,6 +53,7 @@ type push struct {
 	task  wire.TaskID
 	live  bool
 	born  event.Time
+	epoch uint32
 }
 
 // pushRing holds the operations in xenopsd's queues, oldest first.
@@ -75,9 +76,10 @@ func (e *Engine) dropPush() {
 	r.n--
 }
 
-// trimPushes forgets those at the head that were popped or are too old.
+// trimPushes forgets those at the head that were popped, are too old, or of an
+// older epoch.
 func (e *Engine) trimPushes() {
-	for r := &e.pushes; r.n > 0 && (!r.at(0).live || r.at(0).born+e.age < e.now); {
+	for r := &e.pushes; r.n > 0 && (!r.at(0).live || r.at(0).epoch != e.gaps.epoch || r.at(0).born+e.age < e.now); {
 		e.dropPush()
 	}
 }
@@ -107,7 +109,7 @@ func (e *Engine) handleLog(ev *event.Event) {
 	if ev.Component != event.Xenopsd {
 		// all that is wanted is the task of a call
 		a = e.threadOf(ev.TGID, ev.TID).top()
-		if a == nil || a.task.Real() || a.kind != callActivity && a.kind != taskActivity {
+		if a == nil || a.kind != callActivity && a.kind != taskActivity || a.task.Real() && !e.wantsTrace(a) {
 			return
 		}
 	}
@@ -120,6 +122,7 @@ func (e *Engine) handleLog(ev *event.Event) {
 		e.xenopsdLine(ev, &l)
 	} else if label, id := l.Task(); !id.IsZero() {
 		e.noteTask(a, label, id)
+		e.noteTrace(a, &l, label, id)
 	}
 }
 
@@ -157,7 +160,7 @@ func (e *Engine) pushed(ev *event.Event, n *logline.Anchor) {
 		e.dropPush()
 	}
 	p := r.at(r.n)
-	*p = push{tgid: ev.TGID, hash: opHash(n.Operation), live: true, born: e.now}
+	*p = push{tgid: ev.TGID, hash: opHash(n.Operation), live: true, born: e.now, epoch: e.gaps.epoch}
 	if a := e.threadOf(ev.TGID, ev.TID).top(); a != nil {
 		p.rpc, p.place, p.task = a.ref(), e.placeOf(a), a.task
 	}
@@ -171,7 +174,7 @@ func (e *Engine) popped(ev *event.Event, n *logline.Anchor) {
 	th.popped = push{}
 	hash := opHash(n.Operation)
 	for i := range e.pushes.n {
-		if p := e.pushes.at(i); p.live && p.tgid == ev.TGID && p.hash == hash {
+		if p := e.pushes.at(i); p.live && p.tgid == ev.TGID && p.hash == hash && p.epoch == e.gaps.epoch {
 			th.popped = *p
 			*p = push{}
 			break
@@ -189,10 +192,9 @@ func (e *Engine) startOperation(ev *event.Event, l *logline.Line, n *logline.Anc
 	if parent == nil {
 		if up, ok := logline.ParentTask(n.Tag); ok {
 			if j := e.jobs.get(jobID{ev.TGID, up}); j != nil {
-				if op := j.op.get(); op != nil && op.open && op.thread != nil {
+				if op := j.op.get(); op != nil && op.open {
 					// the innermost open step of the task that waits for this one
-					_, depth := op.thread.operationAt(op)
-					parent, link = op.thread.stack[depth], LinkTask
+					parent, link = e.fresh(op), LinkTask
 				}
 			}
 		}
@@ -229,7 +231,7 @@ func (e *Engine) startOperation(ev *event.Event, l *logline.Line, n *logline.Anc
 		}
 		a.tree.root = a.ref()
 	}
-	th.push(a)
+	e.enter(th, a)
 	switch rpc := th.popped.rpc.get(); {
 	case j.answered:
 		e.joinJob(j, a)
@@ -311,6 +313,7 @@ func (e *Engine) settleOperation(a *activity) {
 	if a.popped.tree != nil && e.join(a, a.popped, LinkQueue) {
 		return
 	}
+	e.weaken(a)
 	if a.context.IsValid() {
 		e.remote(a, a.context)
 		return
@@ -342,14 +345,14 @@ func (e *Engine) startAtom(ev *event.Event, n *logline.Anchor) {
 	}
 	a.at(ev.TGID, ev.TID)
 	a.task = op.task
-	th.push(a)
+	e.enter(th, a)
 }
 
 // endAtoms ends the steps above the operation at depth. A step that did not
 // fail ended when its task last said how far it is.
 func (e *Engine) endAtoms(th *thread, depth int, end event.Time, failed bool) {
 	for th.n > depth+1 {
-		a := th.top()
+		a := th.stack[th.n-1]
 		at, cause := end, ""
 		switch {
 		case a.kind != atomActivity:

@@ -54,7 +54,7 @@ func (e *Engine) startOutgoing(c *conn, ev *event.Event, h *wire.Head, first eve
 		c.role = clientRole // from now on it is something else
 		return
 	}
-	c.hop = hopOf(h)
+	c.hop, c.doubt = hopOf(h), false
 	c.agent = fromAgent(h)
 	c.outgoing = outgoing{ev.TID, first}
 }
@@ -78,7 +78,9 @@ func (e *Engine) peekOutgoing(c *conn, b *body, whole bool) bool {
 	a := e.begin(clientActivity, c.component, c.id.TGID, x.first, parent, LinkThread)
 	a.spanKind = trace.SpanKindClient
 	if p.known {
-		a.spanID = e.hopSpan(&e.hopsOut, p, call.Method)
+		if id, sure := e.hopSpan(&e.hopsOut, p, call.Method); sure {
+			a.spanID = id // else the other host finds no parent
+		}
 	}
 	a.task = p.task
 	a.tree.find().isOf(p.inTask())
@@ -87,7 +89,9 @@ func (e *Engine) peekOutgoing(c *conn, b *body, whole bool) bool {
 		e.remote(a, p.context)
 	case !a.parentID.IsValid():
 		e.joinTaskOf(a, p.inTask())
+		e.weaken(a)
 	case p.context.IsValid():
+		a.native = p.context
 		e.fix(a.tree.find(), p.context.TraceID)
 	}
 	e.calls(a, &call)
@@ -102,6 +106,7 @@ func (e *Engine) peekOutgoing(c *conn, b *body, whole bool) bool {
 			e.address("network.peer.address", c.peer.Addr()), attribute.Int("network.peer.port", int(c.peer.Port())))
 	}
 	a.at(c.id.TGID, x.tid)
+	a.tid = x.tid
 	c.call = a.ref()
 	th.sending = a.ref()
 	return true

@@ -39,6 +39,8 @@ func (e *Engine) processForked(ev *event.Event) {
 	if parent.kind == processActivity {
 		a.name, a.program, a.also = parent.name, parent.program, parent.also
 	}
+	a.cpu = -1
+	a.maker = parent.ref()
 	a.attrs = append(a.attrs, attribute.Int64("process.pid", int64(ev.ChildTGID)))
 	e.processes.byTGID[ev.ChildTGID] = a
 }
@@ -50,6 +52,10 @@ func (e *Engine) handleExec(ev *event.Event) {
 		return
 	}
 	a := e.processes.byTGID[ev.TGID]
+	if a != nil && a.epoch != e.gaps.epoch { // its pid may be another's by now
+		e.finish(a, ev.Time, eventsLost)
+		a = nil
+	}
 	also := event.ComponentOf(ev.Program)
 	if a == nil {
 		if also == event.NoComponent && ev.Component != event.SMAPI && ev.Component != event.Forkexecd {
@@ -85,8 +91,9 @@ func (e *Engine) handleExec(ev *event.Event) {
 // whoever made it: of its maker no more may be watched than its children.
 func (e *Engine) orphan(ev *event.Event) *activity {
 	a := e.begin(processActivity, ev.Component, ev.TGID, ev.Time, nil, LinkNone)
-	a.spanKind = trace.SpanKindInternal
+	a.spanKind, a.cpu = trace.SpanKindInternal, -1
 	a.attrs = append(a.attrs, attribute.Int64("process.pid", int64(ev.TGID)))
+	e.clock(a, ev.TGID)
 	e.processes.byTGID[ev.TGID] = a
 	return a
 }
@@ -106,7 +113,7 @@ func (e *Engine) processExited(ev *event.Event) {
 			}
 		}
 		if ev.Flags&event.FlagNoCPU == 0 {
-			a.set(attribute.Int64("dt.time.cpu_us", ev.CPUTime/1000))
+			a.cpu = max(ev.CPUTime, 0)
 		}
 		e.finish(a, ev.Time, "")
 	}

@@ -13,7 +13,7 @@ type Link string
 // Link methods, strongest first. A span without a parent has LinkNone.
 const (
 	LinkTraceparent Link = "traceparent" // trace id and span id that the caller sent
-	LinkSocket      Link = "socket"      // request and reply on one connection
+	LinkSocket      Link = "socket"      // who is at the other end of a connection, or had it before
 	LinkThread      Link = "thread"      // work of the thread that holds the parent
 	LinkTask        Link = "task"        // XAPI or xenopsd task id
 	LinkClone       Link = "clone"       // thread made by the parent's thread
@@ -30,6 +30,11 @@ type Span struct {
 	ParentID   trace.SpanID // zero for a root
 	TraceState string       // as the caller sent it, for the spans of its trace
 
+	// Native is the span of the toolstack's own tracing that the span lies under: the
+	// one that its message named as its caller's. Zero where that is the parent
+	// already, the parent lies under it too, or none was named.
+	Native trace.SpanID
+
 	// Tree numbers the local tree: the spans that this engine joined by its
 	// keys. Several calls of one trace are trees of their own. Last is set when, as
 	// far as is known, no span of the tree is open or waiting any more; a late
@@ -44,6 +49,8 @@ type Span struct {
 	Kind      trace.SpanKind
 	Start     int64 // ns since 1970
 	End       int64 // ns since 1970, not before Start
+
+	Wait event.Spent // the class of the wait that the span is, OnCPU if it is none
 
 	Error      string // XAPI failure code or another short reason; "" when it did not fail
 	Link       Link

@@ -9,6 +9,10 @@ type Stats struct {
 	Logs          uint64 `json:"logs"`
 	UnreadLogs    uint64 `json:"unread_logs"` // those that were wanted and are in no form that is known
 
+	Stretches    uint64    `json:"stretches"`     // of threads' time
+	BadStretches uint64    `json:"bad_stretches"` // that cannot be, or came after a later one
+	Waits        WaitStats `json:"waits"`
+
 	Spans         uint64          `json:"spans"`
 	OwnCalls      uint64          `json:"own_calls"`      // of the agent to XAPI, left out
 	Probes        uint64          `json:"probes"`         // of cached connections between hosts, left out
@@ -26,11 +30,13 @@ type Stats struct {
 	KeysAged          uint64 `json:"keys_aged"`          // messages and tasks whose other half never came
 	ConnsEvicted      uint64 `json:"conns_evicted"`
 	ThreadsEvicted    uint64 `json:"threads_evicted"`
+	TimesEvicted      uint64 `json:"times_evicted"` // what was known of a thread's time
 	MessagesEvicted   uint64 `json:"messages_evicted"`
 	JobsEvicted       uint64 `json:"jobs_evicted"`
 	TasksEvicted      uint64 `json:"tasks_evicted"`
 	PushesEvicted     uint64 `json:"pushes_evicted"`
 	HopsEvicted       uint64 `json:"hops_evicted"`
+	CallersEvicted    uint64 `json:"callers_evicted"`    // sockets whose other end, or next owner, was still to come
 	DeliveriesDropped uint64 `json:"deliveries_dropped"` // messages for which their reader made no thread
 	Reassigned        uint64 `json:"reassigned"`         // messages answered by another thread than expected
 	Conflicts         uint64 `json:"conflicts"`          // keys that named a parent in another trace or of another task
@@ -39,6 +45,7 @@ type Stats struct {
 	Trees      int `json:"trees"`
 	Conns      int `json:"conns"`
 	Threads    int `json:"threads"`
+	Times      int `json:"times"` // threads whose time is known
 	Keys       int `json:"keys"`
 }
 
@@ -53,8 +60,9 @@ func (e *Engine) Stats() Stats {
 	s.Trees = e.trees.len
 	s.Conns = len(e.conns.byFD)
 	s.Threads = len(e.threads.byTID)
+	s.Times = len(e.times.byTID)
 	s.Keys = e.messages.len() + e.jobs.len() + e.tasks.len() + e.ended.len() + e.pushes.len() +
-		e.hopsOut.len() + e.hopsIn.len()
+		e.hopsOut.len() + e.hopsIn.len() + e.callers.len() + e.handed.len()
 	return s
 }
 

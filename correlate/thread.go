@@ -13,6 +13,8 @@ type thread struct {
 	tid, tgid  uint32
 	stack      [8]*activity
 	n          int
+	stale      int     // so many at the bottom of the stack are of an older epoch: see gaps
+	epoch      uint32  // of all that is said here beside these
 	deliveries [32]ref // messages read for which a thread is still to be made, in order
 	first, due int
 	sending    ref  // the last call through message-switch
@@ -34,6 +36,7 @@ func (t *threadTable) init() { t.byTID = make(map[uint32]*thread) }
 func (e *Engine) threadOf(tgid, tid uint32) *thread {
 	if th := e.threads.byTID[tid]; th != nil && th.tgid == tgid {
 		e.threads.lru.moveToEnd(th)
+		e.refresh(th)
 		return th
 	}
 	return nil
@@ -56,7 +59,7 @@ func (e *Engine) useThread(tgid, tid uint32) *thread {
 		e.threads.free = th.next
 		th.next = nil
 	}
-	th.tid, th.tgid = tid, tgid
+	th.tid, th.tgid, th.epoch = tid, tgid, e.gaps.epoch
 	e.threads.byTID[tid] = th
 	e.threads.lru.add(th)
 	return th
@@ -117,6 +120,9 @@ func (th *thread) remove(a *activity) {
 			copy(th.stack[i:], th.stack[i+1:th.n])
 			th.n--
 			th.stack[th.n] = nil
+			if i < th.stale {
+				th.stale--
+			}
 			return
 		}
 	}
@@ -124,7 +130,7 @@ func (th *thread) remove(a *activity) {
 
 // top returns the innermost activity, nil when there is none.
 func (th *thread) top() *activity {
-	if th == nil || th.n == 0 {
+	if th == nil || th.n <= th.stale {
 		return nil
 	}
 	return th.stack[th.n-1]
@@ -132,7 +138,7 @@ func (th *thread) top() *activity {
 
 // operation returns the innermost operation of th and its depth.
 func (th *thread) operation() (a *activity, depth int) {
-	for i := th.n - 1; i >= 0; i-- {
+	for i := th.n - 1; i >= th.stale; i-- {
 		if th.stack[i].kind == operationActivity {
 			return th.stack[i], i
 		}
@@ -146,7 +152,10 @@ func (e *Engine) current(tgid, tid uint32) *activity {
 	if a := e.threadOf(tgid, tid).top(); a != nil {
 		return a
 	}
-	return e.processes.byTGID[tgid]
+	if a := e.processes.byTGID[tgid]; a != nil && a.epoch == e.gaps.epoch {
+		return a
+	}
+	return nil
 }
 
 // deliver notes that the next thread that th makes is for a.
@@ -179,6 +188,7 @@ func (e *Engine) dropDeliveries(th *thread) {
 
 func (e *Engine) handleFork(ev *event.Event) {
 	e.dropThread(ev.ChildTID, ev.Time, endUnseen)
+	e.dropTime(ev.ChildTID)
 	if ev.Flags&event.FlagThread == 0 {
 		e.processForked(ev)
 		return
@@ -189,7 +199,7 @@ func (e *Engine) handleFork(ev *event.Event) {
 	}
 	if r, ok := th.nextDelivery(); ok {
 		if a := r.get(); a != nil && a.open && a.thread == nil {
-			e.useThread(ev.TGID, ev.ChildTID).push(a)
+			e.enter(e.useThread(ev.TGID, ev.ChildTID), a)
 			a.set(threadID(ev.ChildTID))
 		}
 		return
@@ -199,7 +209,7 @@ func (e *Engine) handleFork(ev *event.Event) {
 		t := e.begin(taskActivity, a.component, ev.TGID, ev.Time, a, LinkClone)
 		t.name, t.method, t.prefix, t.spanKind = a.method, a.method, a.prefix, trace.SpanKindInternal
 		t.at(ev.TGID, ev.ChildTID)
-		e.useThread(ev.TGID, ev.ChildTID).push(t)
+		e.enter(e.useThread(ev.TGID, ev.ChildTID), t)
 	}
 }
 
@@ -209,5 +219,9 @@ func (e *Engine) handleExit(ev *event.Event) {
 	}
 	if ev.Flags&event.FlagLeader != 0 {
 		e.processExited(ev)
+		e.dropTimes(ev.TGID)
+	}
+	if tt := e.timeOf(ev.TGID, ev.TID); tt != nil {
+		e.dropTime(ev.TID)
 	}
 }

@@ -128,6 +128,8 @@ func (e *Engine) settle(t *tree) {
 		switch a.kind {
 		case rpcActivity:
 			e.settleRPC(a)
+		case callActivity:
+			e.settleCall(a)
 		case relayActivity:
 			e.settleRelay(a)
 		case operationActivity:

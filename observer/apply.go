@@ -48,7 +48,7 @@ func (s *Set) converge(obs []Observer) {
 	}
 	now := time.Now()
 	active := make([]Observer, 0, len(obs))
-	var wanted event.Components
+	var wanted Wanted
 	taken := map[*pipe]bool{}
 	inForce, again := map[string]bool{}, map[string]bool{}
 	for _, o := range obs {
@@ -66,8 +66,8 @@ func (s *Set) converge(obs []Observer) {
 			continue
 		}
 		inForce[o.UUID] = true
-		wanted |= want
 		steering, _ := o.Steering() // Stats shows what is wrong with it
+		wanted.add(want, &steering)
 		s.trust(o)
 		var pipes []*pipe
 		for _, e := range o.endpoints(steering) {
@@ -144,17 +144,17 @@ func (s *Set) subscribe(o Observer, st Steering, want event.Components, pipes []
 	i := slices.IndexFunc(s.subs, func(sub *subscription) bool { return sub.uuid == o.UUID })
 	var sub *subscription
 	if i < 0 {
-		sub = newSubscription(o.UUID, st.Processor)
+		sub = newSubscription(o.UUID, st.processors())
 	} else {
 		sub = s.subs[i]
 	}
-	tags := o.tags(s.host)
+	tags := o.Tags(s.host)
 	size := 0
 	for _, t := range tags {
 		size += len(t.Key) + len(t.Value.AsString())
 	}
 	s.mu.Lock()
-	sub.tags, sub.size, sub.edit = tags, size, st.Edit
+	sub.tags, sub.size, sub.edit, sub.native = tags, size, st.Edit, st.UnderNative
 	sub.claims, sub.outlets = sub.claimed(want, now), sub.connected(pipes, now)
 	if i < 0 {
 		s.subs = append(s.subs, sub)
@@ -162,7 +162,7 @@ func (s *Set) subscribe(o Observer, st Steering, want event.Components, pipes []
 	s.mu.Unlock()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	sub.pipeline.Configure(st.Processor)
+	sub.pipeline.Configure(st.processors())
 }
 
 // arm sees to the next tick, if there is anything to look at.

@@ -65,12 +65,12 @@ func (o Observer) observes(host string) bool {
 	return len(o.Hosts) == 0 || slices.ContainsFunc(o.Hosts, func(h string) bool { return strings.EqualFold(h, host) })
 }
 
-// tags returns the Observer's part of the tags of its spans on host h: XAPI's
+// Tags returns the Observer's part of the tags of its spans on host h: XAPI's
 // defaults, the name of the scope that tells dtagent's spans from the
 // toolstack's own, then the user's attributes, which may override any of them.
 // service.name is not among them unless the user gives it: it differs from span
 // to span.
-func (o Observer) tags(h Host) []attribute.KeyValue {
+func (o Observer) Tags(h Host) []attribute.KeyValue {
 	out := []attribute.KeyValue{
 		attribute.String("xs.pool.uuid", h.PoolUUID),
 		attribute.String("xs.host.name", h.Name),

@@ -162,7 +162,7 @@ func FuzzParse(f *testing.F) {
 		if _, err := Parse("f.json", out); err != nil {
 			t.Fatalf("%s: %v", out, err)
 		}
-		_ = o.tags(thisHost)
+		_ = o.Tags(thisHost)
 	})
 }
 

@@ -34,10 +34,10 @@ type Options struct {
 	// with observer-experimental-components.
 	Experimental event.Components
 
-	// OnWanted is called by Apply, never twice at once, when the union of the
-	// components of the Observers in force has changed. Before the first call
-	// it is empty. It must not call the Set.
-	OnWanted func(event.Components)
+	// OnWanted is called by Apply, never twice at once, when what the Observers in
+	// force want in all has changed. Before the first call that is nothing. It must
+	// not call the Set.
+	OnWanted func(Wanted)
 
 	// NewExporter makes the exporter of an endpoint, which tells the ledger what
 	// becomes of the spans if it is a Holder; nil: those of this project.
@@ -47,6 +47,26 @@ type Options struct {
 	// writes them, they are trimmed at once, each hour, and after each 32 MiB
 	// written: see bugtool.Trim.
 	NoTrim bool
+}
+
+// Wanted is what all Observers in force want together.
+type Wanted struct {
+	Components event.Components // of any of them
+	// Waits says that one of them wants spans of long waits, and WaitThreshold
+	// from which duration on: the shortest of those that do.
+	Waits         bool
+	WaitThreshold time.Duration
+}
+
+// add makes w what is wanted when an Observer wants c and steers so, too.
+func (w *Wanted) add(c event.Components, st *Steering) {
+	w.Components |= c
+	if st.Processor.NoWaits {
+		return
+	}
+	if d := st.waitThreshold(); !w.Waits || d < w.WaitThreshold {
+		w.Waits, w.WaitThreshold = true, d
+	}
 }
 
 // Set gives the Observers in force their spans. All methods may be called at
@@ -67,7 +87,7 @@ type Set struct {
 	active  []Observer
 	warned  map[string][]string // by uuid of the Observer
 	again   map[string]bool     // uuids that came more than once, which was logged
-	wanted  event.Components
+	wanted  Wanted
 	pipes   map[pipeKey]*pipe        // in use
 	made    uint64                   // pipes
 	leaving []*pipe                  // given up, oldest first: linger, then drain, then end
@@ -88,7 +108,7 @@ func NewSet(o Options) *Set {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.OnWanted == nil {
-		o.OnWanted = func(event.Components) {}
+		o.OnWanted = func(Wanted) {}
 	}
 	o.Limits = o.Limits.withDefaults()
 	s := &Set{o: o, host: o.Host, pipes: map[pipeKey]*pipe{}, left: map[string]uint64{}, trusts: map[string]*remote.Trust{}}
@@ -130,7 +150,7 @@ func (s *Set) Export(sp *correlate.Span) {
 }
 
 // Wanted returns what OnWanted was last told.
-func (s *Set) Wanted() event.Components {
+func (s *Set) Wanted() Wanted {
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	return s.wanted

@@ -23,6 +23,7 @@ import (
 	"github.com/go-quicktest/qt"
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/processor"
 	"github.com/xenserver/dtagent/probes/event"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
@@ -103,7 +104,7 @@ type bench struct {
 	made []*memory
 }
 
-func newBench(l Limits, wanted func(event.Components), export func(endpoint string) func(context.Context, []*Record) error) *bench {
+func newBench(l Limits, wanted func(Wanted), export func(endpoint string) func(context.Context, []*Record) error) *bench {
 	b := &bench{}
 	b.Set = NewSet(Options{Host: thisHost, Limits: l, NoTrim: true, OnWanted: wanted, NewExporter: func(_ Observer, endpoint string, _ *ledger) (Exporter, error) {
 		if strings.Contains(endpoint, "broken") {
@@ -148,7 +149,7 @@ func closeSet(t *testing.T, s *Set) Counters {
 
 func TestSetRoutes(t *testing.T) {
 	var wanted []string
-	b := newBench(fast, func(c event.Components) { wanted = append(wanted, c.String()) }, nil)
+	b := newBench(fast, func(w Wanted) { wanted = append(wanted, w.Components.String()) }, nil)
 	a, o := enabled(uuidA, "e1", "e2", "e1"), enabled(uuidB, "e1")
 	a.Components = []string{"xapi"}
 	a.Attributes = map[string]string{"custom.k": "v", "service.name": "mine", "dtagent.sampler": "ratio", "xs.host.name": "other"}
@@ -183,7 +184,7 @@ func TestSetRoutes(t *testing.T) {
 
 func TestSetWanted(t *testing.T) {
 	var wanted []string
-	b := newBench(fast, func(c event.Components) { wanted = append(wanted, c.String()) }, nil)
+	b := newBench(fast, func(w Wanted) { wanted = append(wanted, w.Components.String()) }, nil)
 	defer closeSet(t, b.Set)
 	a, o := enabled(uuidA, "e"), enabled(uuidB, "e")
 	a.Components, o.Components = []string{"xapi"}, []string{"xapi"}
@@ -198,6 +199,47 @@ func TestSetWanted(t *testing.T) {
 	o.Hosts = []string{uuidB} // not here
 	b.Apply([]Observer{o})
 	qt.Assert(t, qt.DeepEquals(wanted, []string{"xapi", event.DefaultComponents().String(), ""}))
+}
+
+// TestSetWaits: the probe tells what the one asks for that asks for most, and
+// each Observer gets what it asked for itself.
+func TestSetWaits(t *testing.T) {
+	var wanted []string
+	b := newBench(fast, func(w Wanted) {
+		wanted = append(wanted, fmt.Sprintf("%s %v %s", w.Components, w.Waits, w.WaitThreshold))
+	}, nil)
+	with := func(id string, settings ...string) Observer {
+		o := steeredObserver(id, "http://"+id[:1], settings...)
+		o.Components = []string{"xapi"}
+		return o
+	}
+	const uuidC = "cccccccc-0000-4000-8000-000000000003"
+	slow, fine, none := with(uuidA, "wait_threshold=10ms"), with(uuidB, "wait_threshold=200us"), with(uuidC, "waits=false", "wait_threshold=100us")
+	b.Apply([]Observer{none})
+	b.Apply([]Observer{none, slow})
+	b.Apply([]Observer{none, slow, fine})
+	qt.Check(t, qt.Equals(b.Wanted(), Wanted{event.Of(event.Xapi), true, 200 * time.Microsecond}))
+	for _, d := range []time.Duration{100 * time.Microsecond, 200 * time.Microsecond, 9 * time.Millisecond, 10 * time.Millisecond} {
+		sp := span(event.Xapi, "lock "+d.String())
+		sp.Wait, sp.End = event.Lock, sp.Start+int64(d)
+		b.Export(sp)
+	}
+	b.Export(span(event.Xapi, "VM.start"))
+	qt.Check(t, qt.Equals(b.processed(t, uuidA).Filtered[processor.UnwantedWait], 3))
+	qt.Check(t, qt.Equals(b.processed(t, uuidB).Filtered[processor.UnwantedWait], 1))
+	qt.Check(t, qt.Equals(b.processed(t, uuidC).Filtered[processor.UnwantedWait], 4))
+	delete(fine.Attributes, "dtagent.wait_threshold")
+	b.Apply([]Observer{none, slow, fine})
+	b.Apply([]Observer{slow})
+	b.Apply([]Observer{none})
+	b.Apply(nil)
+	qt.Check(t, qt.DeepEquals(wanted, []string{
+		"xapi false 0s", "xapi true 10ms", "xapi true 200µs", "xapi true 1ms", "xapi true 10ms", "xapi false 0s", " false 0s",
+	}))
+	closeSet(t, b.Set)
+	qt.Check(t, qt.DeepEquals(b.got("http://a"), []string{"lock 10ms", "VM.start"}))
+	qt.Check(t, qt.DeepEquals(b.got("http://b"), []string{"lock 200µs", "lock 9ms", "lock 10ms", "VM.start"}))
+	qt.Check(t, qt.DeepEquals(b.got("http://c"), []string{"VM.start"}))
 }
 
 // TestSetChange: what an Observer keeps goes on; its attributes change from the
@@ -500,7 +542,7 @@ func TestAccounting(t *testing.T) {
 func TestApplyStorm(t *testing.T) {
 	before := runtime.NumGoroutine()
 	var wanted atomic.Uint64
-	b := newBench(fast, func(c event.Components) { wanted.Store(uint64(c)) }, nil)
+	b := newBench(fast, func(w Wanted) { wanted.Store(uint64(w.Components)) }, nil)
 	const n = 5000
 	done := make(chan struct{})
 	b.Apply([]Observer{enabled(uuidA, "stays")})

@@ -49,6 +49,12 @@ var settings = []setting{
 	{"hold", "duration, 1s to " + durationText(processor.MaxHold), durationText(processor.DefaultHold) + ", or " + durationText(processor.SlowMargin) + " more than `keep.slow`",
 		"how long a local tree that shows no reason to be kept is held before it is filtered unfinished",
 		"1m", func(s *steerer, v string) { s.duration(v, &s.Processor.Hold, time.Second, processor.MaxHold) }},
+	{"waits", "`true`, `false`", "`true`",
+		"spans of long waits: for a lock, a file, the hypervisor, …",
+		"false", (*steerer).waits},
+	{"wait_threshold", "duration, 100us to 1h", "1ms",
+		"a wait that takes at least so long is a span",
+		"10ms", func(s *steerer, v string) { s.duration(v, &s.WaitThreshold, minWait, time.Hour) }},
 	{"min_duration", "duration", "off",
 		"filters shorter spans, but none that failed or is incomplete",
 		"500us", func(s *steerer, v string) { s.duration(v, &s.Processor.MinDuration, 0, math.MaxInt64) }},
@@ -61,6 +67,9 @@ var settings = []setting{
 	{"rename", "`old=new`", "none",
 		"renames attributes, all at once; where there is one of the new name already, the renamed one takes its place",
 		"xs.host.name=host.name", (*steerer).renames},
+	{"native_parent", "`true`, `false`", "`false`",
+		"hang what the toolstack's daemons send under the span of the toolstack's own tracing that sent it, where its id was seen: see [Beside the toolstack's own tracing](#beside-the-toolstacks-own-tracing)",
+		"true", func(s *steerer, v string) { s.bool(v, &s.UnderNative) }},
 	{"batch.interval", "duration, 10ms to 1h", "30s",
 		"how often a remote endpoint is sent to when there is little to send",
 		"5s", func(s *steerer, v string) { s.duration(v, &s.BatchInterval, 10*time.Millisecond, time.Hour) }},
@@ -81,6 +90,9 @@ var settings = []setting{
 const (
 	maxBatchSpans = 10_000
 	maxItems      = 100 // of one list
+
+	defaultWait = time.Millisecond
+	minWait     = 100 * time.Microsecond // shorter ones are too many
 )
 
 // steerer reads the settings of one Observer.
@@ -195,6 +207,12 @@ func (s *steerer) bool(v string, to *bool) {
 	}
 }
 
+func (s *steerer) waits(v string) {
+	on := true
+	s.bool(v, &on)
+	s.Processor.NoWaits = !on
+}
+
 func (s *steerer) patterns(v string, to *[]string) {
 	for _, p := range s.items(v) {
 		if _, err := glob.Parse(p); err != nil {
@@ -263,6 +281,9 @@ func (s *steerer) together() {
 	case !s.has("sampler.arg"):
 		s.key = "sampler"
 		s.warn("traceidratio without a ratio takes all traces; set %ssampler.arg, such as 0.1", steeringPrefix)
+	}
+	if s.key = "wait_threshold"; p.NoWaits && s.has(s.key) {
+		s.warn("it has no effect with %swaits=false", steeringPrefix)
 	}
 	s.key = "hold"
 	switch slow := p.KeepSlow + processor.SlowMargin; {

@@ -21,12 +21,14 @@ type Steering struct {
 	Components    event.Components // asked for besides Observer.Components
 	Endpoints     []string         // besides Observer.Endpoints; also otlp+http:// and otlp+https://
 	Processor     processor.Config
+	WaitThreshold time.Duration // a wait that takes so long is a span, unless Processor says that none is; 0: the default
 	Edit          *export.Edit  // of the tags; nil: none
 	BatchInterval time.Duration // of remote endpoints; 0: the default
 	BatchSpans    int           // of remote endpoints; 0: the default
 	CAFile        string        // PEM file that https receivers are checked against; "": the agent's
 	Metrics       bool          // make metrics from the spans
 	Logs          bool          // make log records from the spans
+	UnderNative   bool          // hang spans under those of the toolstack's own tracing
 }
 
 // Steering returns what the attributes dtagent.* say, and warnings, each about
@@ -56,6 +58,21 @@ func (o Observer) Steering() (Steering, []string) {
 	}
 	s.unknown(o.Attributes, known)
 	return s.Steering, s.warnings
+}
+
+// waitThreshold is how long a wait must be to be a span.
+func (s *Steering) waitThreshold() time.Duration {
+	if s.WaitThreshold == 0 {
+		return defaultWait
+	}
+	return s.WaitThreshold
+}
+
+// processors is what the Observer's pipeline is told.
+func (s *Steering) processors() processor.Config {
+	c := s.Processor
+	c.MinWait = s.waitThreshold() // other Observers may want shorter ones
+	return c
 }
 
 // steered tells whether there is any attribute dtagent.*.

@@ -27,7 +27,7 @@ func steered(words ...string) Observer {
 func TestSteering(t *testing.T) {
 	st, warnings := steered(
 		"components=qemu, xenguest;smapi", "endpoints=otlp+http://10.0.0.9:4318 otlp+https://u:p@c/v1/traces,http://z:9411/api/v2/spans", "sampler=traceidratio", "sampler.arg=0.25",
-		"keep.slow=2s", "keep.errors=true", "hold=1m30s", "min_duration=500us", "drop=event.*,*.get_*;GET?/rrd*", "redact=enduser.* client.address", "rename=xs.host.name=host.name,a=b",
+		"keep.slow=2s", "keep.errors=true", "hold=1m30s", "waits=true", "wait_threshold=250us", "min_duration=500us", "drop=event.*,*.get_*;GET?/rrd*", "redact=enduser.* client.address", "rename=xs.host.name=host.name,a=b",
 		"batch.interval=5s", "batch.spans=500", "ca_file=/etc/../etc/ca.pem", "metrics=true", "logs=true",
 	).Steering()
 	qt.Check(t, qt.HasLen(warnings, 0))
@@ -38,7 +38,7 @@ func TestSteering(t *testing.T) {
 		Endpoints:  []string{"otlp+http://10.0.0.9:4318", "otlp+https://u:p@c/v1/traces", "http://z:9411/api/v2/spans"},
 		Processor: processor.Config{Sampler: processor.TraceIDRatio, Ratio: 0.25, KeepSlow: 2 * time.Second, KeepErrors: true, Hold: 90 * time.Second,
 			MinDuration: 500 * time.Microsecond, Drop: []string{"event.*", "*.get_*", "GET?/rrd*"}},
-		BatchInterval: 5 * time.Second, BatchSpans: 500, CAFile: "/etc/ca.pem", Metrics: true, Logs: true,
+		WaitThreshold: 250 * time.Microsecond, BatchInterval: 5 * time.Second, BatchSpans: 500, CAFile: "/etc/ca.pem", Metrics: true, Logs: true,
 	}))
 	st, warnings = Observer{Attributes: map[string]string{"custom": "v"}}.Steering()
 	qt.Check(t, qt.DeepEquals(st, Steering{}))
@@ -93,6 +93,12 @@ func TestSteeringMistakes(t *testing.T) {
 		{"hold=10s|keep.slow=x", `keep.slow": "x" is not a duration`, Steering{Processor: processor.Config{Hold: 10 * time.Second}}},
 		{"hold=10s|keep.slow=8s", `hold": 10s is too short to know what takes 8s; 13s is used`, Steering{Processor: processor.Config{KeepSlow: 8 * time.Second, Hold: 13 * time.Second}}},
 		{"hold=6m|keep.errors=true", `hold": 6m0s must be from 1s to 5m`, Steering{Processor: processor.Config{KeepErrors: true}}},
+		{"waits=off", `waits": "off" must be true or false; it has no effect`, Steering{}},
+		{"wait_threshold=10us", `wait_threshold": 10µs must be from 100µs to 1h; it has no effect`, Steering{}},
+		{"wait_threshold=2h", `wait_threshold": 2h0m0s must be from 100µs to 1h; it has no effect`, Steering{}},
+		{"wait_threshold=5", `wait_threshold": "5" is not a duration`, Steering{}},
+		{"wait_threshold=0", ``, Steering{}},
+		{"waits=false|wait_threshold=5ms", `wait_threshold": it has no effect with dtagent.waits=false`, Steering{Processor: processor.Config{NoWaits: true}, WaitThreshold: 5 * time.Millisecond}},
 		{"min_duration=-1s", `min_duration": -1s must not be negative`, Steering{}},
 		{"drop=a[,VM.*,[b", `drop": pattern "a[" is malformed: a [ without ] or a \ at its end; write a name in which * stands for anything|drop": pattern "[b"`, Steering{Processor: processor.Config{Drop: []string{"VM.*"}}}},
 		{"redact=[", `redact": pattern "["`, Steering{}},
@@ -162,7 +168,7 @@ func TestWarnings(t *testing.T) {
 // TestSteeringNotExported: what steers is not told to receivers.
 func TestSteeringNotExported(t *testing.T) {
 	var keys []string
-	for _, kv := range steered("keep.slow=2s", "unknown=1").tags(thisHost) {
+	for _, kv := range steered("keep.slow=2s", "unknown=1").Tags(thisHost) {
 		keys = append(keys, string(kv.Key))
 	}
 	qt.Check(t, qt.IsTrue(slices.Contains(keys, "custom")))

@@ -26,6 +26,7 @@ type subscription struct {
 	tags    []attribute.KeyValue
 	size    int // bytes of tags, an estimate
 	edit    *export.Edit
+	native  bool // spans hang under the toolstack's own
 	claims  []claim
 	outlets []outlet
 }
@@ -65,7 +66,7 @@ func (s *subscription) pass(sp *correlate.Span) {
 	size := s.size + sp.Size()
 	for i := range s.outlets {
 		if o := &s.outlets[i]; ended(sp, o.before) {
-			o.pipe.push(export.Record{Span: sp, Attributes: s.tags, Edit: s.edit}, size)
+			o.pipe.push(export.Record{Span: sp, Attributes: s.tags, Edit: s.edit, UnderNative: s.native}, size)
 		}
 	}
 }

@@ -179,6 +179,7 @@ func (d *Decoder) log(e *event.Event, raw []byte) error {
 
 // Address families of dt_open: the numbers of Linux.
 const (
+	afUnix  = 1
 	afInet  = 2
 	afInet6 = 10
 )
@@ -196,6 +197,8 @@ func (d *Decoder) open(e *event.Event, raw []byte) error {
 	switch family := le.Uint16(raw[58:]); {
 	case (family == afInet || family == afInet6) && !peer.IsUnspecified():
 		e.Peer = netip.AddrPortFrom(peer.Unmap(), le.Uint16(raw[60:]))
+	case family == afUnix && e.How == event.Accepted:
+		e.PeerIno, e.PeerTGID = le.Uint64(raw[64:]), le.Uint32(raw[72:])
 	}
 	return nil
 }

@@ -53,13 +53,14 @@ func execRec(file string, args ...string) bpf.ExecRec {
 func records(t testing.TB) map[string][]byte {
 	v4 := netip.MustParseAddr("::ffff:10.0.0.1").As16()
 	v6 := netip.MustParseAddr("fe80::1").As16()
+	peer := [16]uint8{0x61, 0, 0, 0, 0, 0, 0, 0, 0x39, 0x05}
 	const xml = `<?xml version="1.0"?><methodCall><methodName>vdi_attach</methodName><params><param><value>OpaqueRef:secret`
 	return map[string][]byte{
 		"data":          record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, bpf.FlagMore), Born: 5, Ino: 99, First: 10, Last: 20, Bytes: 13, FD: 18, Calls: 48, HeadLen: 13, Dir: bpf.DirIn}, "POST / HTTP/1"),
 		"data cut":      record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, bpf.FlagCut), Born: 5, Bytes: 1 << 40, FD: 18, Calls: 1, HeadLen: 4, TailLen: 3, Dir: bpf.DirOut}, "headend"),
 		"data bulk":     record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, bpf.FlagCut|bpf.FlagMore), Bytes: 70000, Calls: 2, Dir: bpf.DirOut}, ""),
 		"log":           record(t, bpf.LogRec{Hdr: hdr(bpf.KindLog, 0), Bytes: 2000, HeadLen: 5}, "<175>"),
-		"open unix":     record(t, bpf.OpenRec{Hdr: hdr(bpf.KindOpen, 0), Born: 6, Ino: 98, FD: 18, ListenFD: 5, How: bpf.HowAccepted, Family: 1}, ""),
+		"open unix":     record(t, bpf.OpenRec{Hdr: hdr(bpf.KindOpen, 0), Born: 6, Ino: 98, FD: 18, ListenFD: 5, How: bpf.HowAccepted, Family: 1, Peer: peer}, ""),
 		"open v4":       record(t, bpf.OpenRec{Hdr: hdr(bpf.KindOpen, 0), Born: 6, FD: 19, ListenFD: 3, How: bpf.HowAccepted, Family: 10, PeerPort: 44312, Peer: v4}, ""),
 		"open v6":       record(t, bpf.OpenRec{Hdr: hdr(bpf.KindOpen, 0), Born: 6, FD: 19, ListenFD: -1, How: bpf.HowConnected, Family: 10, PeerPort: 80, Peer: v6}, ""),
 		"close":         record(t, bpf.CloseRec{Hdr: hdr(bpf.KindClose, 0), Born: 6, FD: 18}, ""),

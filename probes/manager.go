@@ -101,8 +101,15 @@ func Open(k *bpf.Kernel, o Options) (*Manager, error) {
 // Wall returns t in nanoseconds since 1970.
 func (m *Manager) Wall(t event.Time) int64 { return m.clock.Wall(t) }
 
+// Offsets returns what Wall goes by now. It is shared and must not be changed.
+func (m *Manager) Offsets() clock.Offsets { return m.clock.Offsets() }
+
 // Now returns the present time on the clock of events.
 func (m *Manager) Now() (event.Time, error) { return m.clock.Now() }
+
+// Gaps counts events that the kernel side has lost, before a KindLost tells of them:
+// see bpf.Session.Gaps.
+func (m *Manager) Gaps() uint64 { return m.session.Gaps() }
 
 // Want attaches exactly what the components of c need and detaches the rest;
 // none detaches everything. When it returns, the processes that were running

@@ -21,16 +21,16 @@ import (
 )
 
 // BenchmarkCall is what an API call costs its two processes with the probes
-// off and on: a header of 250 bytes read in some 60 calls, a body, two writes
+// off and on, and with the threads' time told, too: a header of 250 bytes read in some 60 calls, a body, two writes
 // and a log line.
 func BenchmarkCall(b *testing.B) {
-	for _, mode := range []string{"off", "legacy", "modern"} {
+	for _, mode := range []string{"off", "legacy", "legacy-waits", "modern", "modern-waits"} {
 		b.Run(mode, func(b *testing.B) {
 			v := startVictim(b, "xapi")
 			var events atomic.Int64
 			var m *Manager
 			if mode != "off" {
-				k, err := bpf.Open(bpf.Options{Legacy: mode == "legacy"})
+				k, err := bpf.Open(bpf.Options{Legacy: strings.HasPrefix(mode, "legacy")})
 				if err != nil {
 					b.Skip("needs eBPF: " + err.Error())
 				}
@@ -41,6 +41,7 @@ func BenchmarkCall(b *testing.B) {
 				wg.Go(func() { _ = m.Run(ctx, func(*event.Event) { events.Add(1) }) })
 				defer wg.Wait()
 				defer cancel()
+				qt.Assert(b, qt.IsNil(m.SetWaits(strings.HasSuffix(mode, "-waits"), 0)))
 				qt.Assert(b, qt.IsNil(m.Want(event.Of(event.Xapi))))
 			}
 			c := v.dial()

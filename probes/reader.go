@@ -79,7 +79,8 @@ func (m *Manager) record(rec *bpf.Record, ev *event.Event, sink func(*event.Even
 		if probeOf(ev.Kind) == bpf.Stream {
 			r.redactor.Reset() // what it thinks of connections may be wrong
 		}
-		r.lost = event.Event{Kind: event.KindLost, CPU: ev.CPU, Time: ev.Time, Count: rec.Lost}
+		first := event.Time(rec.Since)
+		r.lost = event.Event{Kind: event.KindLost, CPU: ev.CPU, Time: first, First: first, Last: ev.Time, Count: rec.Lost}
 		sink(&r.lost)
 	}
 	switch ev.Kind {

@@ -86,7 +86,7 @@ func TestScriptsAreBounded(t *testing.T) {
 func TestLost(t *testing.T) {
 	m, handle, events := handler(t)
 	data := func(dir uint8, flags uint16, text string, lost uint64) {
-		handle(bpf.Record{CPU: 3, Lost: lost, Raw: record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, flags), Bytes: uint64(len(text)), HeadLen: uint16(len(text)), Dir: dir}, text)})
+		handle(bpf.Record{CPU: 3, Lost: lost, Since: 50, Raw: record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, flags), Bytes: uint64(len(text)), HeadLen: uint16(len(text)), Dir: dir}, text)})
 	}
 	request := "POST /jsonrpc HTTP/1.1\r\ncontent-length: 32\r\n\r\n{\"method\":\"Async.VM.start\",\"x\":1}"
 	reply := "HTTP/1.1 200 OK\r\ncontent-length: 60\r\n\r\n{\"result\":\"" + task + "\"}"
@@ -99,7 +99,9 @@ func TestLost(t *testing.T) {
 	qt.Assert(t, qt.HasLen(all, 5))
 	qt.Check(t, qt.Equals(all[3].Kind, event.KindLost))
 	qt.Check(t, qt.Equals(all[3].CPU, 3))
-	qt.Check(t, qt.Equals(all[3].Time, all[4].Time))
+	qt.Check(t, qt.Equals(all[3].Last, all[4].Time))
+	qt.Check(t, qt.Equals(all[3].First, 50)) // when the record before was made
+	qt.Check(t, qt.Equals(all[3].Time, 50))  // it goes before what was made then
 	qt.Check(t, qt.Equals(all[3].Count, 5))
 	qt.Check(t, qt.IsFalse(holds(event.KindData, "OpaqueRef:8")(all[4:])))
 	qt.Check(t, qt.Equals(m.count.gaps.Load(), 5))

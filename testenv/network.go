@@ -4,6 +4,7 @@ package testenv
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -152,4 +153,18 @@ func (d *Dom0) Dial(ctx context.Context, network, address string) (c net.Conn, e
 		return e
 	})
 	return c, err
+}
+
+// DialTLS connects to the dom0's stunnel inside its network namespace. The
+// certificate, which is self-signed, is not checked.
+func (d *Dom0) DialTLS(ctx context.Context) (net.Conn, error) {
+	raw, err := d.Dial(ctx, "tcp", d.TLSAddr().String())
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true}) // of this machine
+	if err := c.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, raw.Close())
+	}
+	return c, nil
 }

@@ -93,6 +93,12 @@ static __always_inline __u8 dt_fd_wait(__s32 fd, __u64 state)
 	return state & TASK_UNINTERRUPTIBLE ? DT_FILE : DT_PIPE;
 }
 
+static __always_inline void dt_peer_facts(struct dt_open *o, __s32 fd)
+{
+	(void)o;
+	(void)fd;
+}
+
 static __always_inline void dt_exit_facts(struct dt_exit *e, __s32 code, __u8 known)
 {
 	e->code = code;
@@ -141,8 +147,8 @@ static __always_inline long dt_output(void *ctx, void *rec, __u64 size, const st
 #define S_IFDIR 0040000
 #define S_IFIFO 0010000
 
-/* The inode behind fd of the current process, 0 if there is none. */
-static __always_inline struct inode *dt_inode(__s32 fd)
+/* An open file of the current process, 0 if there is none. */
+static __always_inline struct file *dt_file(__s32 fd)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
@@ -152,17 +158,57 @@ static __always_inline struct inode *dt_inode(__s32 fd)
 	if (fd < 0 || (__u32)fd >= BPF_CORE_READ(fdt, max_fds))
 		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), slot + fd);
+	return file;
+}
+
+/* The inode behind fd of the current process, 0 if there is none. */
+static __always_inline struct inode *dt_inode(__s32 fd)
+{
+	struct file *file = dt_file(fd);
+
 	return BPF_CORE_READ(file, f_inode);
+}
+
+static __always_inline __u64 dt_socket_of(const struct inode *inode)
+{
+	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return 0;
+	return BPF_CORE_READ(inode, i_ino);
 }
 
 /* The inode number of a socket of the current process, 0 if fd is none. */
 static __always_inline __u64 dt_socket_ino(__s32 fd)
 {
-	struct inode *inode = dt_inode(fd);
+	return dt_socket_of(dt_inode(fd));
+}
 
-	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
-		return 0;
-	return BPF_CORE_READ(inode, i_ino);
+/*
+ * Who is at the other end of an accepted unix socket: the process that connected,
+ * and the inode of its socket. Where AF_UNIX is a module, its types are not in the
+ * kernel's BTF and there is no inode.
+ */
+static __always_inline void dt_peer_facts(struct dt_open *o, __s32 fd)
+{
+	struct file *file = dt_file(fd);
+	struct socket *socket = BPF_CORE_READ(file, private_data);
+	struct inode *inode;
+	struct sock *sk;
+	__u32 tgid;
+	__u64 ino;
+
+	if (!o->ino) /* no socket */
+		return;
+	sk = BPF_CORE_READ(socket, sk);
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) != AF_UNIX)
+		return;
+	o->family = AF_UNIX;
+	tgid = BPF_CORE_READ(sk, sk_peer_pid, numbers[0].nr);
+	__builtin_memcpy(&o->peer[8], &tgid, sizeof(tgid));
+	if (!bpf_core_field_exists(((struct unix_sock *)0)->peer))
+		return;
+	inode = BPF_CORE_READ((struct unix_sock *)sk, peer, sk_socket, file, f_inode);
+	ino = dt_socket_of(inode);
+	__builtin_memcpy(&o->peer[0], &ino, sizeof(ino));
 }
 
 /* What a read or write of fd waits for. */

@@ -118,7 +118,12 @@ struct dt_open {
 	__u16 family;    /* AF_UNIX, AF_INET, AF_INET6, 0 if not known */
 	__u16 peer_port; /* host order */
 	__u16 pad;
-	__u8 peer[16]; /* IPv6, or IPv4 mapped; all zero if not known */
+	/*
+	 * AF_INET, AF_INET6: IPv6, or IPv4 mapped. AF_UNIX, DT_ACCEPTED: inode (8
+	 * bytes) of the socket at the other end and tgid (4) of who connected it.
+	 * Zero if not known.
+	 */
+	__u8 peer[16];
 };
 
 struct dt_close {

@@ -111,16 +111,11 @@ static __always_inline void dt_send_by(__u32 probe, void *ctx, struct dt_hdr *h,
 		dt_lost_by(probe, DT_LOSS_OUTPUT);
 }
 
-#include "dt_thread.h"
-
-/* The same, after the record that says how the thread has spent its time until now. */
 static __always_inline void dt_send(void *ctx, struct dt_hdr *h, __u64 size)
 {
-	struct dt_config *conf = dt_conf();
-
-	if (conf && conf->wait_ns)
-		dt_stretch(ctx);
-	dt_send_by(DT_PROBE, ctx, h, size, conf);
+	dt_send_by(DT_PROBE, ctx, h, size, dt_conf());
 }
+
+#include "dt_thread.h"
 
 #endif

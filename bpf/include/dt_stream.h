@@ -61,6 +61,7 @@ struct dt_inflight {
 	__u64 buf;
 	__u64 len;
 	__u64 born; /* of the socket at enter */
+	__u64 msg;  /* recvmsg: its msghdr, else 0 */
 	__s32 fd;
 	__s32 nr; /* of the system call */
 	__u8 op;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * How the threads of targets spend their time. The wait probe keeps the account
- * of each; every probe that makes a record has the account told first, so that
- * a span which begins or ends there knows what lies before and what after.
+ * of each. Who makes a record with which a span can end (bytes written, a log
+ * line, the end of a thread) has the account told first, so that the span knows
+ * what lies before its end.
  */
 #ifndef DT_THREAD_H
 #define DT_THREAD_H
@@ -156,7 +157,6 @@ static __always_inline struct dt_thread *dt_thread_self(void)
 	return th && th->r.h.tgid == id >> 32 ? th : 0;
 }
 
-/* Ends the stretch of the running thread, which is about to make a record. */
 static __noinline int dt_stretch(void *ctx)
 {
 	struct dt_thread *th = dt_thread_self();
@@ -173,6 +173,15 @@ static __noinline int dt_stretch(void *ctx)
 	dt_ran(th, now);
 	dt_tell(ctx, th, now, now, conf);
 	return 0;
+}
+
+/* The running thread is about to make a record with which a span can end. */
+static __always_inline void dt_tell_time(void *ctx)
+{
+	struct dt_config *conf = dt_conf();
+
+	if (conf && conf->wait_ns)
+		dt_stretch(ctx);
 }
 
 #endif

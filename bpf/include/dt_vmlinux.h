@@ -81,6 +81,15 @@ struct dt_msghdr {
 	__u64 controllen;
 };
 
+/* include/linux/socket.h: struct cmsghdr and the first descriptor of SCM_RIGHTS. */
+struct dt_rights {
+	__u64 len;
+	__s32 level;
+	__s32 type;
+	__s32 fd;
+	__s32 pad;
+};
+
 struct dt_sockaddr {
 	__u16 family;
 	__u8 port[2]; /* network order */
@@ -89,6 +98,8 @@ struct dt_sockaddr {
 };
 
 #define AF_UNIX 1
+#define SOL_SOCKET 1
+#define SCM_RIGHTS 1
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
@@ -122,8 +133,34 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+struct sock_common {
+	unsigned short skc_family;
+};
+
+struct upid {
+	int nr;
+};
+
+struct pid {
+	struct upid numbers[1];
+};
+
+struct socket;
+
+struct sock {
+	struct sock_common __sk_common;
+	struct socket *sk_socket;
+	struct pid *sk_peer_pid;
+};
+
+struct unix_sock {
+	struct sock *peer;
+};
+
 struct socket {
 	short type;
+	struct file *file;
+	struct sock *sk;
 };
 
 struct sched_entity {

@@ -31,7 +31,7 @@ it: what is still open is sent, which takes up to five seconds.`,
 	var level, experimental string
 	flags := cmd.Flags()
 	flags.StringVar(&c.ObserversDir, "observers-dir", observer.DefaultDir, "directory of the local Observers")
-	flags.StringVar(&c.Control, "control", defaultControl, "socket for dtagent status and trace")
+	flags.StringVar(&c.Control, "control", defaultControl, "socket for dtagent status, trace and record")
 	flags.StringVar(&c.XAPISocket, "xapi-socket", xapi.DefaultSocket, "XAPI's socket, for the Observers of the pool; empty: only local ones")
 	flags.StringVar(&c.StateDir, "state-dir", defaultState, "directory of what outlives the agent: spans not delivered yet, and the pool's last Observers; empty: nothing does")
 	flags.StringVar(&c.SpanLog, "span-log", spanlog.DefaultPath, "file of the log records that Observers with dtagent.logs ask for")
@@ -47,6 +47,9 @@ it: what is still open is sent, which takes up to five seconds.`,
 	flags.StringVar(&c.Host.PoolUUID, "pool-uuid", "", "uuid of the pool (default: XAPI's)")
 	flags.DurationVar(&c.ClockOffset, "clock-offset", 0, "added to wall time, for tests of pools")
 	_ = flags.MarkHidden("clock-offset") // it exists
+	flags.IntVar(&c.BufferBytes, "buffer-bytes", 0, "of the kernel's buffer, for tests of losses")
+	flags.IntVar(&c.QueueEvents, "queue-events", 0, "that wait for the engine at most, for tests of losses")
+	_ = errors.Join(flags.MarkHidden("buffer-bytes"), flags.MarkHidden("queue-events")) // they exist
 	flags.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
 		var l slog.Level

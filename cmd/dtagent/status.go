@@ -80,6 +80,10 @@ func printStatus(out io.Writer, s *control.Status) error {
 		links[string(l)] = n
 	}
 	fmt.Fprintf(w, "\tlinks: %s\n", counts(links))
+	if e := &s.Engine; e.Stretches > 0 {
+		fmt.Fprintf(w, "\tlong waits: %d spans, %d for answers to calls with spans of their own, %d of idle threads, %d dropped\n",
+			e.Waits.Spans, e.Waits.Answered, e.Waits.Idle, e.Waits.Dropped)
+	}
 
 	fmt.Fprintf(w, "lost events\t%d\n", s.Lost())
 	slices.SortStableFunc(s.Losses, func(a, b control.Loss) int { return cmp.Compare(b.Count, a.Count) })
@@ -88,12 +92,17 @@ func printStatus(out io.Writer, s *control.Status) error {
 		case l.Count == 0:
 		case l.Cause == control.CauseNoStart:
 			fmt.Fprintf(w, "\t(%s: %d came without the start of their call, which was before the probes were attached)\n", l.Probe, l.Count)
+		case l.Cause == control.CauseNoSwitch:
+			fmt.Fprintf(w, "\t(%s: %d times it was not seen that a thread got or lost its CPU: how it spent that time is not known)\n", l.Probe, l.Count)
 		default:
 			fmt.Fprintf(w, "\t%s: %s: %d\n", l.Probe, l.Cause, l.Count)
 		}
 	}
 	if s.Handover.Dropped > 0 {
 		fmt.Fprintf(w, "\tqueue to the correlation full: %d\n", s.Handover.Dropped)
+	}
+	if r := s.Recordings; r.Active > 0 || r.Lost > 0 {
+		fmt.Fprintf(w, "recordings\t%d being made; %d events lost to slow recorders\n", r.Active, r.Lost)
 	}
 
 	printXAPI(w, s.XAPI)

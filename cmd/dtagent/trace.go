@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
 	"github.com/xenserver/dtagent/cmd/dtagent/tree"
@@ -26,59 +27,87 @@ and have nothing to tell, as polling for the end of a task, share a line:
 "×14", their time together, and the longest of them.`,
 		Args: cobra.NoArgs,
 	}
-	var f tree.Filter
+	var show shower
 	var quiet time.Duration
-	var count int
 	flags := cmd.Flags()
 	socket := flags.String("control", defaultControl, "socket of the agent")
 	file := flags.String("file", "", "read a file (.ndjson, .zst) or a directory of them, not the agent")
-	flags.StringVar(&f.Method, "method", "", "only traces with a span of that name, such as VM.start or 'VM.*'")
-	flags.StringVar(&f.Task, "task", "", "only traces of that task: R:…, OpaqueRef:… or uuid")
-	flags.StringVar(&f.VM, "vm", "", "only traces that concern the VM of that uuid")
-	flags.StringVar(&f.TraceID, "trace-id", "", "only the trace whose id begins so")
-	flags.DurationVar(&f.MinDuration, "min-duration", 0, "only traces with a span at least that long, such as 100ms")
+	show.flags(flags)
 	flags.DurationVar(&quiet, "quiet", 2*time.Second, "live: how long a trace gets nothing new before it is printed")
-	all := flags.Bool("all", false, "a line for every span: calls that repeat, as polling does, are not put on one")
-	flags.IntVar(&count, "count", 0, "stop after that many traces (0: never)")
 
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
-		if err := f.Check(); err != nil {
-			return &verbError{verb: "trace", code: exitUsage, err: fmt.Errorf("--method %q: %w", f.Method, err)}
-		}
 		ctx, stop := context.WithCancel(cmd.Context())
 		defer stop()
-		style := tree.Style{Colour: onTerminal(cmd.OutOrStdout()), Zone: time.Local, All: *all}
-		shown := 0
-		var failed error
-		show := func(t *tree.Trace) {
-			if failed != nil || count > 0 && shown >= count || !f.Match(t) {
-				return
-			}
-			if asJSON(cmd) {
-				failed = json.NewEncoder(cmd.OutOrStdout()).Encode(t)
-			} else {
-				if failed = tree.Print(cmd.OutOrStdout(), t, style); failed == nil {
-					_, failed = fmt.Fprintln(cmd.OutOrStdout())
-				}
-			}
-			if shown++; failed != nil || shown == count {
-				stop()
-			}
+		if err := show.begin(cmd, stop); err != nil {
+			return err
 		}
 		if *file != "" {
-			err := showFiles(*file, show)
-			if err == nil && shown == 0 {
+			err := showFiles(*file, show.trace)
+			if err == nil && show.shown == 0 {
 				fmt.Fprintf(cmd.ErrOrStderr(), "dtagent trace: %s holds no trace that suits\n", *file)
 			}
-			return errors.Join(err, failed)
+			return errors.Join(err, show.err)
 		}
-		err := follow(ctx, control.NewClient(*socket), quiet, show, func() {
+		err := follow(ctx, control.NewClient(*socket), quiet, show.trace, func() {
 			fmt.Fprintln(cmd.ErrOrStderr(), "dtagent trace: waiting for traces to finish; Ctrl-C ends it")
 		})
-		return errors.Join(err, failed)
+		return errors.Join(err, show.err)
 	})
 	return cmd
 }
+
+// shower prints the traces that its flags choose.
+type shower struct {
+	filter tree.Filter
+	all    bool
+	count  int
+
+	cmd   *cobra.Command
+	style tree.Style
+	stop  func() // called when no more are wanted
+	shown int
+	err   error // after it nothing is printed
+}
+
+// flags adds the flags that choose.
+func (s *shower) flags(flags *pflag.FlagSet) {
+	flags.StringVar(&s.filter.Method, "method", "", "only traces with a span of that name, such as VM.start or 'VM.*'")
+	flags.StringVar(&s.filter.Task, "task", "", "only traces of that task: R:…, OpaqueRef:… or uuid")
+	flags.StringVar(&s.filter.VM, "vm", "", "only traces that concern the VM of that uuid")
+	flags.StringVar(&s.filter.TraceID, "trace-id", "", "only the trace whose id begins so")
+	flags.DurationVar(&s.filter.MinDuration, "min-duration", 0, "only traces with a span at least that long, such as 100ms")
+	flags.BoolVar(&s.all, "all", false, "a line for every span: calls that repeat, as polling does, are not put on one")
+	flags.IntVar(&s.count, "count", 0, "stop after that many traces (0: never)")
+}
+
+// begin checks the flags. stop is called when no more traces are wanted.
+func (s *shower) begin(cmd *cobra.Command, stop func()) error {
+	if err := s.filter.Check(); err != nil {
+		return &verbError{verb: cmd.Name(), code: exitUsage, err: fmt.Errorf("--method %q: %w", s.filter.Method, err)}
+	}
+	s.cmd, s.stop = cmd, stop
+	s.style = tree.Style{Colour: onTerminal(cmd.OutOrStdout()), Zone: time.Local, All: s.all}
+	return nil
+}
+
+// trace prints t, if it is chosen.
+func (s *shower) trace(t *tree.Trace) {
+	if s.err != nil || s.enough() || !s.filter.Match(t) {
+		return
+	}
+	out := s.cmd.OutOrStdout()
+	if asJSON(s.cmd) {
+		s.err = json.NewEncoder(out).Encode(t)
+	} else if s.err = tree.Print(out, t, s.style); s.err == nil {
+		_, s.err = fmt.Fprintln(out)
+	}
+	if s.shown++; s.err != nil || s.enough() {
+		s.stop()
+	}
+}
+
+// enough tells whether as many were printed as were asked for.
+func (s *shower) enough() bool { return s.count > 0 && s.shown >= s.count }
 
 // showFiles shows the traces of a file or directory. What can be read is shown
 // also when some of it cannot.

@@ -201,6 +201,13 @@ func (r *Reader) Reset() { *r = Reader{buf: r.buf[:0], join: r.join[:0]} }
 // message before has not ended by its content-length.
 func (r *Reader) Turn() { r.turned = true }
 
+// Lost says that it is not known what bytes were missed: all that comes is raw up
+// to the next turn of direction. The client's address stays.
+func (r *Reader) Lost() {
+	r.buf, r.parsed = r.buf[:0], false
+	r.state, r.left, r.turned = inRaw, -1, false
+}
+
 // Head is the last head that was read.
 func (r *Reader) Head() *Head { return &r.head }
 

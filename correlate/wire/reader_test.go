@@ -331,6 +331,29 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
+// TestLost: after bytes of which nothing is known, the next turn begins a message, in
+// whatever state the Reader was; the client stays known.
+func TestLost(t *testing.T) {
+	for _, before := range []string{"", "POST / HTTP/1.1\r\ncontent-le", "POST / HTTP/1.1\r\ncontent-length: 1000\r\n\r\n{", "nonsense\r\n"} {
+		var r Reader
+		next := func(text string) (parts []Part) {
+			for p := []byte(text); len(p) > 0; {
+				n, part := r.Next(p)
+				parts = append(parts, part)
+				p = p[n:]
+			}
+			return parts
+		}
+		next("PROXY TCP4 10.0.0.1 10.0.0.2 40000 443\r\n" + before)
+		r.Lost()
+		qt.Check(t, qt.DeepEquals(next("GET / HTTP/1.1\r\n\r\n"), []Part{PartRaw})) // the middle of something
+		r.Turn()
+		qt.Check(t, qt.DeepEquals(next("GET / HTTP/1.1\r\ncontent-length: 1\r\n\r\nx"), []Part{PartHead, PartBody}))
+		qt.Check(t, qt.Equals(r.Client().String(), "10.0.0.1:40000"))
+		qt.Check(t, qt.Equals(r.Left(), 0))
+	}
+}
+
 func TestReaderNoAllocation(t *testing.T) {
 	head, body := []byte(memberHead), make([]byte, 120)
 	twice := []byte("GET / HTTP/1.1\r\nbaggage: a=1\r\nbaggage: b=2\r\n\r\n")

@@ -19,14 +19,14 @@ const (
 
 const ellipsis = "…"
 
-// AppendSpan appends one zipkin-v2 span to dst with the keys in the order, and
-// the strings in the escaping, of the toolstack's own files (tracing_export.ml,
-// Yojson): tags as they are given, annotations, localEndpoint, kind (not for
+// AppendSpan appends one zipkin-v2 span, the child of parent, to dst with the keys
+// in the order, and the strings in the escaping, of the toolstack's own files
+// (tracing_export.ml, Yojson): tags as they are given, annotations, localEndpoint, kind (not for
 // INTERNAL), duration, timestamp, name, parentId (not for roots), traceId, id.
 // Times are truncated to microseconds. Bytes that are not UTF-8 become U+FFFD,
 // so that the line is JSON whatever a caller sent. It does not allocate when
 // dst has room and the tags are strings, numbers or booleans.
-func AppendSpan(dst []byte, s *correlate.Span, tags []attribute.KeyValue) []byte {
+func AppendSpan(dst []byte, s *correlate.Span, parent trace.SpanID, tags []attribute.KeyValue) []byte {
 	dst = append(dst, `{"tags":{`...)
 	for i, t := range tags {
 		if i > 0 {
@@ -49,9 +49,9 @@ func AppendSpan(dst []byte, s *correlate.Span, tags []attribute.KeyValue) []byte
 	dst = strconv.AppendInt(dst, s.Start/1000, 10)
 	dst = append(dst, `,"name":`...)
 	dst = appendString(dst, s.Name, MaxName)
-	if s.ParentID.IsValid() {
+	if parent.IsValid() {
 		dst = append(dst, `,"parentId":"`...)
-		dst = append(hex.AppendEncode(dst, s.ParentID[:]), '"')
+		dst = append(hex.AppendEncode(dst, parent[:]), '"')
 	}
 	dst = append(dst, `,"traceId":"`...)
 	dst = hex.AppendEncode(dst, s.TraceID[:])

@@ -27,10 +27,10 @@ func TestAppendSpanSample(t *testing.T) {
 	for _, kv := range [][2]string{{"xs.pool.uuid", "p"}, {"xs.observer.uuid", "u"}, {"xs.observer.name", "dt"}, {"xs.host.uuid", "h"}, {"xs.host.name", "h1"}, {"service.name", "xapi"}, {"span.depth", "2"}} {
 		tags = append(tags, attribute.String(kv[0], kv[1]))
 	}
-	qt.Assert(t, qt.Equals("["+string(AppendSpan(nil, s, tags))+"]", sample))
+	qt.Assert(t, qt.Equals("["+string(AppendSpan(nil, s, s.ParentID, tags))+"]", sample))
 
 	s.Kind, s.ParentID, s.End = trace.SpanKindInternal, trace.SpanID{}, s.Start-5
-	qt.Assert(t, qt.Equals(string(AppendSpan(nil, s, nil)),
+	qt.Assert(t, qt.Equals(string(AppendSpan(nil, s, s.ParentID, nil)),
 		`{"tags":{},"annotations":[],"localEndpoint":{"serviceName":"xapi"},"duration":0,"timestamp":1677671549043900,"name":"VM.start","traceId":"9dda2bd691624f9e2fce578f3a941b87","id":"d3ee4b91c27d703a"}`))
 }
 
@@ -82,7 +82,7 @@ func FuzzAppendSpan(f *testing.F) {
 	f.Add("\x00\xff\"\\", "\u2028", strings.Repeat("é", MaxValue), int64(-1), int64(1<<62))
 	f.Fuzz(func(t *testing.T, name, key, value string, start, end int64) {
 		s := &correlate.Span{Service: name, Name: name, Start: start, End: end, Kind: trace.SpanKind(len(name) % 6)}
-		line := AppendSpan(nil, s, []attribute.KeyValue{attribute.String(key, value)})
+		line := AppendSpan(nil, s, s.ParentID, []attribute.KeyValue{attribute.String(key, value)})
 		var got struct {
 			Tags      map[string]string
 			Name      string
@@ -132,7 +132,7 @@ func TestAppendSpanAllocs(t *testing.T) {
 	buf, tags := make([]byte, 0, 4096), make([]attribute.KeyValue, 0, 64)
 	n := testing.AllocsPerRun(1000, func() {
 		tags = r.AppendTags(tags[:0])
-		buf = AppendSpan(buf[:0], r.Span, tags)
+		buf = AppendSpan(buf[:0], r.Span, r.ParentID(), tags)
 	})
 	qt.Assert(t, qt.Equals(n, 0))
 }
@@ -150,7 +150,7 @@ func BenchmarkEncode(b *testing.B) {
 	b.Run("span", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			buf = AppendSpan(buf[:0], r.Span, tags)
+			buf = AppendSpan(buf[:0], r.Span, r.ParentID(), tags)
 		}
 		b.SetBytes(int64(len(buf)))
 	})

@@ -94,7 +94,7 @@ func (e *Exporter) Export(_ context.Context, batch []*export.Record) error {
 	for _, r := range batch {
 		f := e.file(r.Span.Service)
 		e.tags = r.AppendTags(e.tags[:0])
-		e.span = AppendSpan(e.span[:0], r.Span, e.tags)
+		e.span = AppendSpan(e.span[:0], r.Span, r.ParentID(), e.tags)
 		if f.spans > 0 && len(f.line)+len(e.span)+len(",]\n") > maxLine {
 			flush(f)
 		}

@@ -37,7 +37,7 @@ func TestNativeFiles(t *testing.T) {
 				out = append(out, ',')
 			}
 			s, tags := decodeNative(t, r)
-			one := AppendSpan(nil, s, tags)
+			one := AppendSpan(nil, s, s.ParentID, tags)
 			qt.Assert(t, qt.Equals(string(one), string(r)))
 			out = append(out, one...)
 			spans++

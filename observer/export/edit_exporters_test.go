@@ -36,7 +36,7 @@ func TestEditExporters(t *testing.T) {
 	}
 	type wire struct{ Tags map[string]string }
 
-	body := bugtool.AppendSpan(nil, r.Span, r.AppendTags(nil))
+	body := bugtool.AppendSpan(nil, r.Span, r.ParentID(), r.AppendTags(nil))
 	var one wire
 	qt.Assert(t, qt.IsNil(json.Unmarshal(body, &one)))
 	qt.Check(t, qt.DeepEquals(one.Tags, want))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/xenserver/dtagent/correlate"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Tags that dtagent adds to every span from the fields of correlate.Span.
@@ -23,6 +24,9 @@ const (
 	// KeyTraceState is the tag by which the OpenTelemetry Collector's zipkin
 	// translator carries the W3C tracestate, for which zipkin has no field.
 	KeyTraceState attribute.Key = "w3c.tracestate"
+	// KeyLocalSpan is the tag with the id of the parent among dtagent's own spans
+	// of a span that hangs under one of the toolstack's.
+	KeyLocalSpan attribute.Key = "dt.local.span_id"
 )
 
 // Record is one span on its way to one endpoint of one Observer.
@@ -33,6 +37,18 @@ type Record struct {
 	Attributes []attribute.KeyValue
 	// Edit changes the final tags; nil: nothing. Shared by all records.
 	Edit *Edit
+	// UnderNative hangs the span under the toolstack's own, where one is known.
+	UnderNative bool
+}
+
+// ParentID returns the id of the span's parent, zero if it has none: that of
+// another of dtagent's spans or of the caller's, or, with UnderNative, of the span
+// of the toolstack's own tracing that it lies under.
+func (r *Record) ParentID() trace.SpanID {
+	if r.UnderNative && r.Span.Native.IsValid() {
+		return r.Span.Native
+	}
+	return r.Span.ParentID
 }
 
 // AppendTags appends the final tags of the record's span to dst and returns
@@ -54,6 +70,9 @@ func (r *Record) AppendTags(dst []attribute.KeyValue) []attribute.KeyValue {
 	dst = append(dst, KeyServiceName.String(s.Service))
 	if s.TraceState != "" {
 		dst = append(dst, KeyTraceState.String(s.TraceState))
+	}
+	if p := r.ParentID(); p != s.ParentID {
+		dst = append(dst, KeyLocalSpan.String(s.ParentID.String()))
 	}
 	if s.Error != "" {
 		dst = append(dst, KeyError.String("true"))

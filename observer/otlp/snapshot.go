@@ -29,6 +29,7 @@ const (
 type snapshot struct {
 	sdktrace.ReadOnlySpan
 	span     *correlate.Span
+	parent   trace.SpanID
 	name     string
 	state    trace.TraceState
 	tags     []attribute.KeyValue
@@ -85,7 +86,7 @@ func source(k attribute.Key, r *export.Record) bool {
 }
 
 func (rs *resources) snapshot(r *export.Record) *snapshot {
-	s := &snapshot{span: r.Span, name: valid(r.Span.Name)}
+	s := &snapshot{span: r.Span, parent: r.ParentID(), name: valid(r.Span.Name)}
 	state, stateErr := trace.ParseTraceState(r.Span.TraceState)
 	s.tags = r.AppendTags(make([]attribute.KeyValue, 0, len(r.Attributes)+len(r.Span.Attributes)+8))
 	if r.Span.Error != "" {
@@ -169,10 +170,10 @@ func (s *snapshot) SpanContext() trace.SpanContext {
 	})
 }
 
-// Parent is remote when it is the caller's own span.
+// Parent is remote when it is the caller's own span, or one of the toolstack's.
 func (s *snapshot) Parent() trace.SpanContext {
-	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: s.span.TraceID, SpanID: s.span.ParentID, TraceFlags: trace.FlagsSampled,
-		Remote: s.span.Link == correlate.LinkTraceparent})
+	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: s.span.TraceID, SpanID: s.parent, TraceFlags: trace.FlagsSampled,
+		Remote: s.span.Link == correlate.LinkTraceparent || s.parent != s.span.ParentID})
 }
 
 func (s *snapshot) SpanKind() trace.SpanKind         { return s.span.Kind }

@@ -46,6 +46,10 @@ type Config struct {
 	// KeepSlow needs if that is more. More than MaxHold is MaxHold.
 	Hold time.Duration
 
+	// NoWaits filters all spans of waits, MinWait the shorter ones.
+	NoWaits bool
+	MinWait time.Duration
+
 	// MinDuration filters shorter spans, but neither failed nor incomplete ones.
 	MinDuration time.Duration
 	// Drop filters spans whose name matches one of these patterns, see
@@ -56,7 +60,7 @@ type Config struct {
 // Equal tells whether both say the same.
 func (c Config) Equal(d Config) bool {
 	return c.Sampler == d.Sampler && c.Ratio == d.Ratio && c.KeepSlow == d.KeepSlow && c.KeepErrors == d.KeepErrors &&
-		c.Hold == d.Hold && c.MinDuration == d.MinDuration && slices.Equal(c.Drop, d.Drop)
+		c.Hold == d.Hold && c.NoWaits == d.NoWaits && c.MinWait == d.MinWait && c.MinDuration == d.MinDuration && slices.Equal(c.Drop, d.Drop)
 }
 
 // tail tells whether trees are held.

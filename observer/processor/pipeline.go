@@ -1,7 +1,7 @@
 // Package processor decides which of the spans that an Observer asks for go to
 // its endpoints: a chain of stages in the model of the OpenTelemetry SDK's span
-// processors. In this order: head sampling by trace id, tail sampling by local
-// tree, minimum duration, span names. A span that is filtered is counted by the
+// processors. In this order: head sampling by trace id, waits, tail sampling by
+// local tree, minimum duration, span names. A span that is filtered is counted by the
 // stage that did it.
 package processor
 
@@ -52,6 +52,8 @@ func (p *Pipeline) OnEnd(sp *correlate.Span) {
 	switch {
 	case !p.sampled(sp):
 		p.stats.Filtered[SampledOut]++
+	case p.isUnwantedWait(sp):
+		p.stats.Filtered[UnwantedWait]++
 	case p.c.tail():
 		p.hold(sp)
 	default:

@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-quicktest/qt"
 	"github.com/xenserver/dtagent/correlate"
+	"github.com/xenserver/dtagent/probes/event"
 	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
@@ -424,7 +425,10 @@ func TestTogether(t *testing.T) {
 	}
 	last := map[uint64]int{} // by tree: guarded by the Pipeline
 	passed := 0
-	p := New(Config{KeepErrors: true}, func(sp *correlate.Span) {
+	for i := range configs {
+		configs[i].MinWait = 5 * time.Millisecond
+	}
+	p := New(configs[1], func(sp *correlate.Span) {
 		if n := int(sp.Attributes[0].Value.AsInt64()); n <= last[sp.Tree] {
 			t.Errorf("tree %d: %d after %d", sp.Tree, n, last[sp.Tree])
 		} else {
@@ -443,8 +447,11 @@ func TestTogether(t *testing.T) {
 				sp := &correlate.Span{TraceID: trace.TraceID{8: byte(rng.Uint32()), 15: byte(tree)}, Tree: tree, Name: fmt.Sprint(rng.IntN(10)), End: rng.Int64N(20 * ms),
 					Last: rng.IntN(10) == 0, Attributes: []attribute.KeyValue{attribute.Int("n", i+1)}}
 				sp.TraceID[8] = byte(tree) // the head sampler takes all of a tree or none
-				if rng.IntN(100) == 0 {
+				switch rng.IntN(100) {
+				case 0:
 					sp.Error = "E"
+				case 1, 2:
+					sp.Wait = event.Lock
 				}
 				p.OnEnd(sp)
 				if i%100 == 0 {
@@ -507,14 +514,35 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
+// TestWaits: they are filtered before anything is held, and count for no tree.
+func TestWaits(t *testing.T) {
+	wait := func(b *bench, end int64) {
+		b.OnEnd(&correlate.Span{TraceID: trace.TraceID{1}, Tree: 1, Name: "lock", Wait: event.Lock, End: end * ms, Incomplete: "x"})
+	}
+	b := newBench(t, Config{MinWait: 2 * time.Millisecond})
+	wait(b, 1)
+	wait(b, 2)
+	b.span(1, "a", 0, 1, "")
+	b.expect("lock", "a")
+	qt.Check(t, qt.Equals(b.check().Filtered[UnwantedWait], 1))
+
+	b = newBench(t, Config{NoWaits: true, KeepSlow: time.Second})
+	wait(b, 10_000)
+	b.span(1, "b", 0, 1, "")
+	qt.Check(t, qt.Equals(b.check().Held, 1))
+	qt.Check(t, qt.Equals(b.check().Filtered[UnwantedWait], 1))
+}
+
 func TestEqual(t *testing.T) {
-	full := Config{TraceIDRatio, 0.5, 1, true, 2, 3, []string{"a"}}
+	full := Config{TraceIDRatio, 0.5, 1, true, 2, true, 4, 3, []string{"a"}}
 	qt.Check(t, qt.IsTrue(full.Equal(full)))
 	qt.Check(t, qt.IsTrue(Config{}.Equal(Config{Drop: []string{}})))
 	for i, c := range []Config{
-		{AlwaysOff, 0.5, 1, true, 2, 3, []string{"a"}}, {TraceIDRatio, 0.6, 1, true, 2, 3, []string{"a"}}, {TraceIDRatio, 0.5, 2, true, 2, 3, []string{"a"}},
-		{TraceIDRatio, 0.5, 1, false, 2, 3, []string{"a"}}, {TraceIDRatio, 0.5, 1, true, 3, 3, []string{"a"}}, {TraceIDRatio, 0.5, 1, true, 2, 4, []string{"a"}},
-		{TraceIDRatio, 0.5, 1, true, 2, 3, []string{"b"}},
+		{AlwaysOff, 0.5, 1, true, 2, true, 4, 3, []string{"a"}}, {TraceIDRatio, 0.6, 1, true, 2, true, 4, 3, []string{"a"}},
+		{TraceIDRatio, 0.5, 2, true, 2, true, 4, 3, []string{"a"}}, {TraceIDRatio, 0.5, 1, false, 2, true, 4, 3, []string{"a"}},
+		{TraceIDRatio, 0.5, 1, true, 3, true, 4, 3, []string{"a"}}, {TraceIDRatio, 0.5, 1, true, 2, false, 4, 3, []string{"a"}},
+		{TraceIDRatio, 0.5, 1, true, 2, true, 5, 3, []string{"a"}}, {TraceIDRatio, 0.5, 1, true, 2, true, 4, 4, []string{"a"}},
+		{TraceIDRatio, 0.5, 1, true, 2, true, 4, 3, []string{"b"}},
 	} {
 		qt.Check(t, qt.IsFalse(full.Equal(c)), qt.Commentf("%d", i))
 	}
@@ -534,7 +562,7 @@ func TestCauses(t *testing.T) {
 	for c := range NumCauses {
 		qt.Check(t, qt.Matches(c.String(), `[a-z_]+`))
 	}
-	qt.Check(t, qt.Equals(NumCauses.String(), "cause(6)"))
+	qt.Check(t, qt.Equals(NumCauses.String(), "cause(7)"))
 }
 
 func BenchmarkPipeline(b *testing.B) {

@@ -11,6 +11,7 @@ type Cause uint8
 // The causes, in the order of the stages.
 const (
 	SampledOut   Cause = iota // by the head sampler
+	UnwantedWait              // by NoWaits or MinWait
 	NotKept                   // its tree was seen whole and was neither slow nor failed
 	HoldEnded                 // its tree had shown no reason to be kept when its hold ended, and was not finished
 	HoldOverflow              // as HoldEnded, but too much was held and its tree was the oldest
@@ -19,7 +20,7 @@ const (
 	NumCauses
 )
 
-var causeNames = [NumCauses]string{"sampled_out", "not_kept", "hold_ended", "hold_overflow", "too_short", "name_dropped"}
+var causeNames = [NumCauses]string{"sampled_out", "unwanted_wait", "not_kept", "hold_ended", "hold_overflow", "too_short", "name_dropped"}
 
 // String returns the name that status and metrics show.
 func (c Cause) String() string {

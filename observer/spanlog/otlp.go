@@ -143,8 +143,8 @@ func (e *otlpExporter) emit(now time.Time) {
 		attribute.String("span.name", valid(short(s.Name, maxName))),
 		attribute.String("span.kind", kind(s.Kind)),
 	}
-	if s.ParentID.IsValid() {
-		same = append(same, attribute.String("parent_id", s.ParentID.String()))
+	if s.parent.IsValid() {
+		same = append(same, attribute.String("parent_id", s.parent.String()))
 	}
 	var r otellog.Record
 	r.SetObservedTimestamp(now)

@@ -29,6 +29,7 @@ const (
 // its final tags, so that what an Observer redacts is redacted here too.
 type span struct {
 	*correlate.Span
+	parent  trace.SpanID
 	service string
 	failure string // "": it did not fail
 	tags    []attribute.KeyValue
@@ -36,7 +37,7 @@ type span struct {
 }
 
 func (s *span) set(r *export.Record) {
-	s.Span = r.Span
+	s.Span, s.parent = r.Span, r.ParentID()
 	s.tags = r.AppendTags(s.tags[:0])
 	s.service, s.failure = "", ""
 	if r.Span.Error != "" {
@@ -88,8 +89,8 @@ func (s *span) end() slog.Record {
 
 func (s *span) identity(r *slog.Record) {
 	r.AddAttrs(slog.String("trace_id", s.TraceID.String()), slog.String("span_id", s.SpanID.String()))
-	if s.ParentID.IsValid() {
-		r.AddAttrs(slog.String("parent_id", s.ParentID.String()))
+	if s.parent.IsValid() {
+		r.AddAttrs(slog.String("parent_id", s.parent.String()))
 	}
 	r.AddAttrs(slog.String("service.name", short(s.service, maxName)), slog.String("name", short(s.Name, maxName)), slog.String("kind", kind(s.Kind)))
 }

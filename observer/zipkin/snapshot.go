@@ -62,7 +62,7 @@ func (s *snapshot) SpanContext() trace.SpanContext {
 }
 
 func (s *snapshot) Parent() trace.SpanContext {
-	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: s.rec.Span.TraceID, SpanID: s.rec.Span.ParentID, TraceFlags: trace.FlagsSampled})
+	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: s.rec.Span.TraceID, SpanID: s.rec.ParentID(), TraceFlags: trace.FlagsSampled})
 }
 
 func (s *snapshot) SpanKind() trace.SpanKind { return s.rec.Span.Kind }

@@ -1,7 +1,5 @@
 //go:build linux
 
-// Package clock turns the kernel's ktime into wall time. It is the only place
-// that does.
 package clock
 
 import (
@@ -45,16 +43,10 @@ type Clock struct {
 	steps   atomic.Uint64
 }
 
-// offsets is immutable; the newest is first.
+// offsets is immutable.
 type offsets struct {
-	n   int
-	all [kept]offset
-}
-
-type offset struct {
-	since event.Time // valid for events from here on
-	add   int64      // wall time minus ktime
-	error int64      // at most this much off
+	all   Offsets // at most kept
+	error int64   // the newest is at most this much off
 }
 
 // New returns a Clock that has compared the clocks once. A nil src means the
@@ -72,15 +64,10 @@ func New(src Source) (*Clock, error) {
 
 // Wall returns t in nanoseconds since 1970. A time from before a step of the
 // wall clock is what the clock showed then.
-func (c *Clock) Wall(t event.Time) int64 {
-	o := c.offsets.Load()
-	for i := range o.n - 1 {
-		if t >= o.all[i].since {
-			return int64(t) + o.all[i].add
-		}
-	}
-	return int64(t) + o.all[o.n-1].add
-}
+func (c *Clock) Wall(t event.Time) int64 { return c.offsets.Load().all.Wall(t) }
+
+// Offsets returns what Wall goes by now. It is shared and must not be changed.
+func (c *Clock) Offsets() Offsets { return c.offsets.Load().all }
 
 // Now returns the present ktime.
 func (c *Clock) Now() (event.Time, error) {
@@ -100,24 +87,29 @@ func (c *Clock) Refresh() error {
 		return fmt.Errorf("clock: %w", err)
 	}
 	old := c.offsets.Load()
-	next := &offsets{n: 1}
-	if old != nil {
-		diff := now.add - old.all[0].add
-		if max(diff, -diff) <= now.error+old.all[0].error {
-			return nil
-		}
-		c.steps.Add(1)
-		next.n = min(old.n+1, kept)
-		copy(next.all[1:], old.all[:])
+	if old == nil {
+		c.offsets.Store(&offsets{all: Offsets{now.Offset}, error: now.error})
+		return nil
 	}
-	next.all[0] = now
-	c.offsets.Store(next)
+	diff := now.Add - old.all[0].Add
+	if max(diff, -diff) <= now.error+old.error {
+		return nil
+	}
+	c.steps.Add(1)
+	all := append(Offsets{now.Offset}, old.all[:min(len(old.all), kept-1)]...)
+	c.offsets.Store(&offsets{all: all, error: now.error})
 	return nil
+}
+
+// reading is one comparison of the clocks.
+type reading struct {
+	Offset
+	error int64 // at most this much off
 }
 
 // compare reads the clocks several times and takes the reading that the wall
 // clock was taken within the shortest time of.
-func (c *Clock) compare() (best offset, err error) {
+func (c *Clock) compare() (best reading, err error) {
 	best.error = -1
 	for range readings {
 		before, err := c.src.Monotonic()
@@ -134,7 +126,7 @@ func (c *Clock) compare() (best offset, err error) {
 		}
 		half := (after - before + 1) / 2
 		if best.error < 0 || half < best.error {
-			best = offset{since: event.Time(before), add: wall - before - half, error: half}
+			best = reading{Offset{Since: event.Time(before), Add: wall - before - half}, half}
 		}
 	}
 	return best, nil

@@ -23,7 +23,7 @@ const (
 	KindFork  Kind = 5 // a new thread (FlagThread) or process, made by TID: ChildTGID, ChildTID
 	KindExec  Kind = 6 // a successful execve: Program, Operation
 	KindExit  Kind = 7 // end of a thread, of the process with FlagLeader: Code, CPUTime
-	KindLost  Kind = 8 // records of CPU that never arrived: Count; made in user space
+	KindLost  Kind = 8 // events that never arrived, made from First to Last: Count, 0 if not known; made in user space
 	KindTime  Kind = 9 // how thread TID spent the stretch from First to Last: Spent, and for a long wait Wait, Runnable, Syscall, Detail
 )
 
@@ -98,6 +98,8 @@ type Event struct {
 
 	Listener string         // KindOpen: path or address of the accepting socket, "" if not known
 	Peer     netip.AddrPort // KindOpen: of a TCP socket
+	PeerIno  uint64         // KindOpen: inode of the socket at the other end of an accepted unix socket, 0 if not known
+	PeerTGID uint32         // KindOpen: the process that connected it, 0 if not known
 
 	ChildTGID uint32
 	ChildTID  uint32
@@ -111,7 +113,8 @@ type Event struct {
 	Count uint64 // KindLost
 
 	// KindTime. The stretches of a thread do not overlap and come in order; one ends
-	// before each other event that the thread makes. A wait of at least the probe's
+	// before each event of the thread with which a span can end: bytes written, a log
+	// line, an exit. A wait of at least the probe's
 	// threshold is a stretch of its own, told when it has ended.
 	Spent    Times  // what of it was spent how; less than the stretch where something was not seen
 	Wait     Spent  // the long wait that the stretch is, OnCPU if it is none

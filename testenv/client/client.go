@@ -91,6 +91,9 @@ func Dial(dial func(ctx context.Context) (net.Conn, error), o Options) *Client {
 // With returns a client of the same xapi with other options.
 func (c *Client) With(o Options) *Client { return &Client{dial: c.dial, o: o} }
 
+// Trace changes the traceparent of the calls from now on; "" sends none.
+func (c *Client) Trace(traceparent string) { c.o.Traceparent = traceparent }
+
 // Login opens a session and returns its reference.
 func (c *Client) Login(ctx context.Context) (string, error) {
 	v, err := c.Call(ctx, "session.login_with_password", "root", "", "1.0", "partner")

@@ -174,22 +174,33 @@ func (d *Daemon) Wait(ctx context.Context, most time.Duration, what string, ok f
 // than the engine holds a tree back.
 const stillness = 2500 * time.Millisecond
 
+// backlog is the longest time for which an event may wait for the engine while
+// no span is made.
+const backlog = time.Second
+
 // Settled waits until the spans of all that has ended have gone where they
-// should. What is still open, such as a long poll, it does not wait for.
+// should. What is still open, such as a long poll, it does not wait for. Threads
+// tell how they spend their time also when they do nothing, so there are always
+// events; what counts is that none waits for long.
 func (d *Daemon) Settled(ctx context.Context, most time.Duration) error {
-	var last uint64
-	since := time.Now()
+	var last, mark uint64
+	since := time.Now() // nothing was made
+	clear := since      // all that was queued then has been taken
 	return d.Wait(ctx, most, "has sent its spans", func(s *control.Status) bool {
+		now := time.Now()
 		var queued uint64
 		for _, o := range s.Observers {
 			for _, e := range o.Endpoints {
 				queued += e.Queued
 			}
 		}
-		if n := s.Engine.Spans; n != last || s.Handover.Queued > 0 || queued > 0 {
-			last, since = n, time.Now()
+		if n := s.Engine.Spans; n != last || queued > 0 {
+			last, since = n, now
 		}
-		return time.Since(since) > stillness
+		if s.Sorter.Events >= mark {
+			mark, clear = s.Sorter.Events+uint64(s.Handover.Queued), now
+		}
+		return now.Sub(since) > stillness && now.Sub(clear) < backlog
 	})
 }
 
@@ -199,7 +210,7 @@ func (d *Daemon) Run(ctx context.Context, args ...string) (string, error) {
 	switch args[0] {
 	case "observer":
 		args = append(args, "--observers-dir", d.ObserversDir())
-	case "status", "trace":
+	case "status", "trace", "record":
 		args = append(args, "--control", d.Control())
 	}
 	cmd := exec.CommandContext(ctx, d.o.Binary, args...)

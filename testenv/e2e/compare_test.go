@@ -21,14 +21,15 @@ const (
 
 // comparison of the spans of one call with the ground truth.
 type comparison struct {
-	t      testing.TB
-	truth  *truth.Log
-	offset int64                    // ns since 1970 at ktime 0
-	ahead  map[string]time.Duration // by host: what its clock is ahead of the others'
-	slack  time.Duration            // what a span may be outside beyond that: hosts that share few processors make each other wait
-	spans  int
-	off    []time.Duration // how far inside, or outside, each start and end is
-	bad    []string
+	t       testing.TB
+	truth   *truth.Log
+	offset  int64                    // ns since 1970 at ktime 0
+	ahead   map[string]time.Duration // by host: what its clock is ahead of the others'
+	slack   time.Duration            // what a span may be outside beyond that: hosts that share few processors make each other wait
+	spans   int
+	natives int             // of spans: those of which the toolstack's own span is known
+	off     []time.Duration // how far inside, or outside, each start and end is
+	bad     []string
 }
 
 // links are the methods by which the parent of an entry can be found, by kind,
@@ -65,6 +66,7 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 	if got := n.Error(); (got != "") != (e.Err != "") || e.Err != "" && !strings.Contains(got, e.Err) {
 		c.errorf("%s: error is %q, not %q", path, got, e.Err)
 	}
+	c.native(e, n, path)
 	start := e.Start
 	if parent, ok := c.truth.ByID(e.Parent); ok && (e.Kind == truth.RPC || e.Kind == truth.Task) {
 		// The span begins when the message was delivered, the thread made; the
@@ -92,6 +94,30 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 	}
 }
 
+// native compares the toolstack's own span that a message names, and its trace.
+func (c *comparison) native(e truth.Entry, n *tree.Node, path string) {
+	if e.Native == "" {
+		if n.Tags[nativeSpan] != "" {
+			c.errorf("%s: lies under native span %s, of which nothing was sent", path, n.Tags[nativeSpan])
+		}
+		return
+	}
+	trace, span := e.Native[3:35], e.Native[36:52]
+	if n.TraceID != trace {
+		c.errorf("%s: is in trace %s, the toolstack's is %s", path, n.TraceID, trace)
+	}
+	if n.Tags[nativeSpan] != span {
+		c.errorf("%s: lies under native span %q, not %s", path, n.Tags[nativeSpan], span)
+	}
+	if n.Tags["dt.local.span_id"] != "" && n.ParentID != span {
+		c.errorf("%s: hangs under %s, not under native span %s", path, n.ParentID, span)
+	}
+	c.natives++
+}
+
+// nativeSpan is the tag with the toolstack's span that a span lies under.
+const nativeSpan = "dt.native.span_id"
+
 // nameOf is the name that the entry's span has: a task is called as the method
 // that it does, the call that made it as it was sent.
 func nameOf(e truth.Entry) string {
@@ -103,13 +129,12 @@ func nameOf(e truth.Entry) string {
 
 // visible returns what happened below an entry, as far as the kernel side can
 // see it. An atom has a log line only when an operation other than Atomic
-// performs it; what a silent one did counts as its parent's. The calls of SM
-// scripts back to xapi have no key to their script: they are roots.
+// performs it; what a silent one did counts as its parent's.
 func (c *comparison) visible(e truth.Entry) []truth.Entry {
 	var out []truth.Entry
 	for _, child := range c.truth.Children(e.ID) {
 		switch {
-		case child.Kind == truth.Delay, child.Kind == truth.API && e.Kind == truth.Process:
+		case child.Kind == truth.Delay:
 		case child.Kind == truth.Client && (strings.HasPrefix(child.Name, "system.isAlive:") || strings.HasPrefix(child.Name, "POST /remote_db_access")):
 			// Probes and members' access to the database are not reported: they are in
 			// nobody's trace.

@@ -61,18 +61,20 @@ func TestVMStartTree(t *testing.T) {
 
 // TestVMStartTreeBesideToolstackTracing does it with the toolstack's own tracing
 // on, in both forms of debug_info that carry a trace context, and with requests
-// as member hosts frame them.
+// as member hosts frame them. A trace that no caller gave is the toolstack's. Where
+// spans hang under the toolstack's own, dtagent's tree is made of what they say.
 func TestVMStartTreeBesideToolstackTracing(t *testing.T) {
 	for _, tracing := range []struct {
 		name  string
 		knobs testenv.Knobs
+		words []string
 	}{
-		{"debug_info with JSON, log lines with the context", testenv.Knobs{Native: config.NativeOn, LogTrace: true}},
-		{"debug_info with a bare traceparent", testenv.Knobs{Native: config.NativeBare}},
+		{"debug_info with JSON, log lines with the context", testenv.Knobs{Native: config.NativeOn, LogTrace: true}, []string{"attributes:dtagent.native_parent=true"}},
+		{"debug_info with a bare traceparent", testenv.Knobs{Native: config.NativeBare}, nil},
 	} {
 		t.Run(tracing.name, func(t *testing.T) {
 			l := newLab(t, testenv.Options{VMs: 4, Knobs: tracing.knobs})
-			l.observe()
+			l.observe(tracing.words...)
 			session := l.session()
 			vm := 0
 			for _, framed := range []bool{false, true} {
@@ -91,7 +93,7 @@ func TestVMStartTreeBesideToolstackTracing(t *testing.T) {
 						began := ktime(t)
 						_, err := l.dial("unix", o).Call(context.Background(), "VM.start", session, target.Ref, false, false)
 						qt.Assert(t, qt.IsNil(err))
-						l.compare(began, "VM.start", id, parent)
+						qt.Check(t, qt.IsTrue(l.compare(began, "VM.start", id, parent) > 0))
 					})
 				}
 			}
@@ -102,8 +104,9 @@ func TestVMStartTreeBesideToolstackTracing(t *testing.T) {
 }
 
 // compare finds the one call of method since began, in ground truth and spans,
-// and compares them. id and parent are the caller's, "" if it sent none.
-func (l *lab) compare(began int64, method, id, parent string) {
+// and compares them. id and parent are the caller's, "" if it sent none. It
+// returns of how many spans the toolstack's own is known.
+func (l *lab) compare(began int64, method, id, parent string) (natives int) {
 	t := l.t
 	t.Helper()
 	traces := l.traces()
@@ -144,4 +147,5 @@ func (l *lab) compare(began int64, method, id, parent string) {
 	}
 	c.subtree(*entry, root, "")
 	c.report(*entry, of)
+	return c.natives
 }

@@ -50,6 +50,7 @@ type Entry struct {
 	TGID  uint32 `json:"tgid"`
 	TID   uint32 `json:"tid"` // the thread that did it; for a process its own pid
 
+	Native      string `json:"native,omitempty"`      // send: the traceparent of the toolstack's own span that the message names
 	Traceparent string `json:"traceparent,omitempty"` // as the caller sent it, when xapi would use it
 	Tag         string `json:"tag,omitempty"`         // task tag: `R:8ae06e1ea3d1`, `D:…`
 	Detail      string `json:"detail,omitempty"`      // API: transport and path; operation: xenopsd's task id; send and RPC: `<queue> <id>`
@@ -63,6 +64,10 @@ type Log struct {
 	Entries []Entry
 	byID    map[string]int
 }
+
+// Between is what keys begin with that name a thing on another host. All others
+// are of one host, and hosts use the same ones.
+const Between = "tunnel:"
 
 // Read reads and joins the files of directories, one for each dom0. Keys that more
 // than one entry carries mean the last of them that had begun when the child did.
@@ -121,7 +126,7 @@ func (l *Log) join() {
 		e := &l.Entries[i]
 		if e.Parent == "" && e.ParentKey != "" {
 			for _, j := range byKey[e.ParentKey] {
-				if j != i && l.Entries[j].Start <= e.Start {
+				if o := &l.Entries[j]; j != i && o.Start <= e.Start && (o.Host == e.Host || strings.HasPrefix(e.ParentKey, Between)) {
 					e.Parent = l.Entries[j].ID
 				}
 			}

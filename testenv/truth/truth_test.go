@@ -63,6 +63,27 @@ func TestReadOfSeveralHosts(t *testing.T) {
 	qt.Check(t, qt.Equals(path[1].Host, "two"))
 }
 
+// TestHostsUseTheSameKeys: numbers of messages and processes are those of a host.
+func TestHostsUseTheSameKeys(t *testing.T) {
+	one, two := filepath.Join(t.TempDir(), "one"), filepath.Join(t.TempDir(), "two")
+	for i, dir := range []string{one, two} {
+		qt.Assert(t, qt.IsNil(os.Mkdir(dir, 0o755)))
+		w, err := truth.NewWriter(dir, filepath.Base(dir))
+		qt.Assert(t, qt.IsNil(err))
+		start := int64(i)
+		w.Add(truth.Entry{ID: w.ID(), Kind: truth.Send, Name: "send q M", Keys: []string{"switch:q 1"}, Start: 1 + start, End: 9})
+		w.Add(truth.Entry{ID: w.ID(), Kind: truth.RPC, Name: "M", ParentKey: "switch:q 1", Start: 3 + start, End: 8})
+		qt.Assert(t, qt.IsNil(w.Flush()))
+	}
+	l, err := truth.Read(one, two)
+	qt.Assert(t, qt.IsNil(err))
+	for _, e := range l.Find(truth.RPC, "M") {
+		parent, ok := l.ByID(e.Parent)
+		qt.Assert(t, qt.IsTrue(ok))
+		qt.Check(t, qt.Equals(parent.Host, e.Host))
+	}
+}
+
 func TestReadRefusesHalfALine(t *testing.T) {
 	dir := t.TempDir()
 	qt.Assert(t, qt.IsNil(os.WriteFile(filepath.Join(dir, "x.truth"), []byte(`{"id":"x`), 0o644)))

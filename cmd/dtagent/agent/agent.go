@@ -25,6 +25,7 @@ import (
 	"github.com/xenserver/dtagent/observer/xapi"
 	"github.com/xenserver/dtagent/probes"
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/recording"
 	"github.com/xenserver/dtagent/probes/target"
 )
 
@@ -44,17 +45,17 @@ type Config struct {
 	Proc         string           // where processes are looked for; "": /proc
 	Legacy       bool             // the programs for Linux 4.19 even where the modern ones work
 	ClockOffset  time.Duration    // added to wall time, for tests of pools
+	BufferBytes  int              // of the kernel's buffer, of each CPU's in the legacy tier; 0: as bpf has it
+	QueueEvents  int              // that wait for the engine at most; 0: handoverEvents
 	Host         observer.Host    // what it is told about this host: goes before what XAPI says
 	Known        observer.Host    // what is known of this host otherwise
 	Log          *slog.Logger     // nil: discarded
 }
 
 const (
-	tick         = 20 * time.Millisecond  // how often the engine comes for events, and its clock moves on
-	sortWindow   = 100 * time.Millisecond // longest time by which the records of two CPUs can mix
-	sortEvents   = 8192
-	startUp      = 3 * time.Second // after which what only starting took is let go of
-	flushTimeout = 5 * time.Second // for the exporters, when the agent stops
+	tick         = 20 * time.Millisecond // how often the engine comes for events, and its clock moves on
+	startUp      = 3 * time.Second       // after which what only starting took is let go of
+	flushTimeout = 5 * time.Second       // for the exporters, when the agent stops
 )
 
 // Run is the daemon. It returns when ctx ends, with all spans flushed and all
@@ -77,7 +78,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		}
 		defer page.Close()
 	}
-	k, err := bpf.Open(bpf.Options{Legacy: c.Legacy, Log: c.Log.With("component", "bpf")})
+	k, err := bpf.Open(bpf.Options{Legacy: c.Legacy, RingBytes: c.BufferBytes, PerfBytes: c.BufferBytes, Log: c.Log.With("component", "bpf")})
 	if err != nil {
 		return fmt.Errorf("%w\n`dtagent check` says what this kernel and host allow", err)
 	}
@@ -91,13 +92,13 @@ func Run(ctx context.Context, c Config) (err error) {
 	debug.FreeOSMemory() // loading took several times what the agent lives on
 	a := &agent{
 		c: c, started: time.Now(), manager: m,
-		queue: newHandover(), wanted: make(chan event.Components, 1), stats: make(chan chan counts), ended: make(chan struct{}),
+		queue: newHandover(cmp.Or(c.QueueEvents, handoverEvents)), wanted: make(chan observer.Wanted, 1), stats: make(chan chan counts), ended: make(chan struct{}),
 	}
 	if err := a.observers(); err != nil {
 		return err
 	}
-	a.server = control.NewServer(a.status, c.Log.With("component", "control"))
 	a.tier = k.Tier().String()
+	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record}, c.Log.With("component", "control"))
 	return a.run(ctx, ln, page)
 }
 
@@ -120,10 +121,11 @@ type agent struct {
 	xapi    *xapi.Source // nil: the Observers of the pool are not followed
 	metrics *metrics.Registry
 	server  *control.Server
+	live    recording.Live // to those who record
 	queue   *handover
-	wanted  chan event.Components // the newest wish of the Observers; holds one
-	stats   chan chan counts      // questions to the engine's goroutine
-	ended   chan struct{}         // closed when the engine has gone
+	wanted  chan observer.Wanted // the newest wish of the Observers; holds one
+	stats   chan chan counts     // questions to the engine's goroutine
+	ended   chan struct{}        // closed when the engine has gone
 
 	mu      sync.Mutex
 	trouble error        // of the last change of probes
@@ -204,49 +206,48 @@ type counts struct {
 // correlate runs the engine until there are no more events.
 func (a *agent) correlate() {
 	defer close(a.ended)
-	engine := correlate.New(correlate.Config{
-		Wall: a.manager.Wall,
-		Emit: func(s *correlate.Span) {
-			a.set.Export(s)
-			a.server.Publish(s)
-		},
-	})
-	sorter := correlate.NewSorter(sortWindow, sortEvents, engine.Handle)
+	defer a.live.Close()
+	e := newEngine(&a.live, correlate.Config{Emit: func(s *correlate.Span) {
+		a.set.Export(s)
+		a.server.Publish(s)
+	}})
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	var b batch
+	var gaps gapWatch
 	for more := true; more; {
 		select {
 		case <-ticker.C:
 		case <-a.queue.half:
 		case answer := <-a.stats:
-			answer <- counts{engine.Stats(), sorter.Stats()}
+			var c counts
+			c.engine, c.sorter = e.pipeline.Stats()
+			answer <- c
 			continue
 		}
 		now, err := a.manager.Now() // before the events that the reader puts meanwhile
-		b, more = a.queue.take(b)
-		for i := range b.events {
-			sorter.Add(&b.events[i])
-		}
-		if err != nil { // the next events bring the time
+		if err != nil {             // the next events bring the time
 			a.c.Log.Error("clock", "err", err)
-			continue
+			now = 0
 		}
-		sorter.Advance(now)
-		engine.Advance(now - event.Time(sortWindow))
+		b, more = a.queue.take(b)
+		if lost, ok := gaps.look(now, a.manager.Gaps(), a.manager.Now); ok {
+			b.events = append(b.events, lost)
+		}
+		lossesFirst(b.events)
+		e.turn(b.events, now, a.manager.Offsets())
 	}
-	sorter.Drain()
-	engine.Drain()
+	e.pipeline.Drain()
 }
 
 // want notes what the Observers ask for; attach does it. Only the newest wish
 // counts. It is never called twice at once.
-func (a *agent) want(c event.Components) {
+func (a *agent) want(w observer.Wanted) {
 	select {
 	case <-a.wanted:
 	default:
 	}
-	a.wanted <- c
+	a.wanted <- w
 }
 
 // attach makes the probes follow the Observers. What failed is tried again.
@@ -255,28 +256,31 @@ func (a *agent) attach(ctx context.Context) {
 	retry := time.NewTimer(again)
 	retry.Stop()
 	defer retry.Stop()
-	var c event.Components
+	var w observer.Wanted
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case c = <-a.wanted:
+		case w = <-a.wanted:
 		case <-retry.C:
 		}
-		err := a.manager.Want(c)
+		err := follow(a.manager, w)
 		a.mu.Lock()
 		changed := (err == nil) != (a.trouble == nil)
 		a.trouble = err
 		a.mu.Unlock()
 		switch {
-		case err != nil:
+		case err == nil:
+			retry.Stop()
+			a.c.Log.Info("probes follow the Observers", "components", w.Components.String(), "waits", w.Waits)
+		case errors.Is(err, errNoWaits):
+			retry.Stop() // the kernel will not have learnt it
+			a.c.Log.Error("probes follow the Observers in part", "components", w.Components.String(), "err", err)
+		default:
 			if changed {
-				a.c.Log.Error("probes do not follow the Observers", "components", c, "err", err)
+				a.c.Log.Error("probes do not follow the Observers", "components", w.Components, "err", err)
 			}
 			retry.Reset(again)
-		default:
-			retry.Stop()
-			a.c.Log.Info("probes follow the Observers", "components", c.String())
 		}
 	}
 }
@@ -286,7 +290,8 @@ func (a *agent) status() control.Status {
 	s := control.Status{
 		Version: a.c.Version, PID: os.Getpid(), Started: a.started, UptimeSeconds: time.Since(a.started).Seconds(),
 		Tier: a.tier, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
-		Handover:     control.Handover{Capacity: handoverEvents, Queued: a.queue.waiting(), Dropped: a.queue.dropped.Load()},
+		Handover:     control.Handover{Capacity: a.queue.max, Queued: a.queue.waiting(), Dropped: a.queue.dropped.Load()},
+		Recordings:   a.live.Stats(),
 		ObserversDir: a.c.ObserversDir, BugtoolDir: a.c.BugtoolDir,
 		StateDir: a.c.StateDir, Metrics: a.c.Metrics,
 		Observers: a.set.Stats(), Mistakes: []control.Mistake{}, Process: cost(), Components: []string{},
@@ -299,7 +304,7 @@ func (a *agent) status() control.Status {
 		st := a.xapi.Status()
 		s.XAPI = &st
 	}
-	for _, c := range a.set.Wanted().All() {
+	for _, c := range a.set.Wanted().Components.All() {
 		s.Components = append(s.Components, c.String())
 	}
 	a.mu.Lock()

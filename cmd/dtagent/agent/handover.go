@@ -18,16 +18,43 @@ const (
 // for by its clock, or when it is half full: waking a goroutine for each event
 // would cost several times what the event does. When it is full new events are
 // dropped and counted, since the reader must not stop: the kernel's buffer behind
-// it would overflow. The engine is told by a KindLost where they are missing, so
-// that the spans they could have touched say so.
+// it would overflow. The engine is told by a KindLost when they were made, at the
+// end of the batch that was full, so that the spans they could have touched say so.
 type handover struct {
+	max     int           // events
 	half    chan struct{} // wakes the engine
 	dropped atomic.Uint64
 
 	mu      sync.Mutex
 	filling batch
-	gap     uint64 // events dropped since the last one that was taken
+	gap     gap // since the last event that was taken
 	closed  bool
+}
+
+// gap is what was dropped: so many events that were made in that time.
+type gap struct {
+	events      uint64
+	first, last event.Time
+}
+
+func (g *gap) add(ev *event.Event) {
+	first, last := ev.Time, ev.Time
+	if ev.Kind == event.KindLost { // tells of others
+		first, last = min(first, ev.First), max(last, ev.Last)
+	}
+	if g.events == 0 {
+		g.first, g.last = first, last
+	}
+	g.events++
+	g.first, g.last = min(g.first, first), max(g.last, last)
+}
+
+// end appends the gap, if there is one, to b.
+func (g *gap) end(b *batch) {
+	if g.events > 0 {
+		b.events = append(b.events, event.Event{Kind: event.KindLost, Time: g.first, First: g.first, Last: g.last, Count: g.events})
+		*g = gap{}
+	}
 }
 
 // batch holds copies of events, in order; their heads and tails are its own.
@@ -36,26 +63,22 @@ type batch struct {
 	payload []byte
 }
 
-func newHandover() *handover { return &handover{half: make(chan struct{}, 1)} }
+func newHandover(max int) *handover { return &handover{max: max, half: make(chan struct{}, 1)} }
 
 // put copies ev into the queue. It never waits for the engine.
 func (h *handover) put(ev *event.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	b := &h.filling
-	if len(b.events) >= handoverEvents || len(b.payload)+len(ev.Head)+len(ev.Tail) > handoverBytes {
+	if len(b.events) >= h.max || len(b.payload)+len(ev.Head)+len(ev.Tail) > handoverBytes {
 		h.dropped.Add(1)
-		h.gap++
+		h.gap.add(ev)
 		return
-	}
-	if h.gap > 0 { // the one event by which a batch can be longer
-		b.events = append(b.events, event.Event{Kind: event.KindLost, CPU: ev.CPU, Time: ev.Time, Count: h.gap})
-		h.gap = 0
 	}
 	b.events = append(b.events, *ev)
 	own := &b.events[len(b.events)-1]
 	own.Head, own.Tail = b.copy(ev.Head), b.copy(ev.Tail)
-	if len(b.events) >= handoverEvents/2 || len(b.payload) >= handoverBytes/2 {
+	if len(b.events) >= h.max/2 || len(b.payload) >= handoverBytes/2 {
 		h.wake()
 	}
 }
@@ -88,6 +111,7 @@ func (h *handover) take(done batch) (full batch, more bool) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.gap.end(&h.filling) // the one event by which a batch can be longer
 	full, h.filling = h.filling, done
 	return full, !h.closed
 }

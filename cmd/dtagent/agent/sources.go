@@ -25,6 +25,7 @@ type sources struct {
 	mu    sync.Mutex
 	pool  []observer.Observer
 	local []observer.Observer
+	xapi  observer.Host // this host as XAPI names it
 }
 
 // applyLocal takes the Observers of the local directory.
@@ -39,7 +40,7 @@ func (s *sources) applyLocal(obs []observer.Observer) {
 func (s *sources) applyXAPI(st xapi.State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pool = st.Observers
+	s.pool, s.xapi = st.Observers, st.Host
 	s.set.SetHost(s.host(st.Host))
 	s.apply()
 }
@@ -51,6 +52,13 @@ func (s *sources) host(pool observer.Host) observer.Host {
 		Name:     cmp.Or(s.given.Name, pool.Name, s.known.Name),
 		PoolUUID: cmp.Or(s.given.PoolUUID, pool.PoolUUID, s.known.PoolUUID),
 	}
+}
+
+// thisHost is host as far as XAPI has answered.
+func (s *sources) thisHost() observer.Host {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.host(s.xapi)
 }
 
 // apply puts both in force. An Observer of the pool goes before a local one

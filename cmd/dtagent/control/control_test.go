@@ -23,7 +23,7 @@ func start(t *testing.T, status Status) (*Server, string) {
 	path := filepath.Join(t.TempDir(), "run", "control.sock")
 	ln, err := Listen(path)
 	qt.Assert(t, qt.IsNil(err))
-	s := NewServer(func() Status { return status }, slog.New(slog.DiscardHandler))
+	s := NewServer(Sources{Status: func() Status { return status }}, slog.New(slog.DiscardHandler))
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ln) }()
 	t.Cleanup(func() {

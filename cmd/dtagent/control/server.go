@@ -14,6 +14,7 @@ import (
 
 	"github.com/xenserver/dtagent/cmd/dtagent/zipkin"
 	"github.com/xenserver/dtagent/correlate"
+	"github.com/xenserver/dtagent/probes/recording"
 )
 
 const (
@@ -22,12 +23,20 @@ const (
 	patience    = 10 * time.Second // for a peer to send its request or to take a piece of the answer
 )
 
+// Sources are what a Server gets its answers from. Its functions are called by
+// several goroutines.
+type Sources struct {
+	Status func() Status
+	// Record begins a recording of what the engine is given; the Server leaves the Tap.
+	Record func() (*recording.Header, *recording.Tap, error)
+}
+
 // Server answers on the control socket. Its methods may be used by several
 // goroutines.
 type Server struct {
-	status func() Status
-	http   *http.Server
-	stop   chan struct{}
+	from Sources
+	http *http.Server
+	stop chan struct{}
 
 	watched atomic.Int32 // len(readers), to be asked without the lock
 	mu      sync.Mutex
@@ -41,13 +50,13 @@ type reader struct {
 	dropped uint64               // set before spans is closed
 }
 
-// NewServer returns a Server that tells what status returns. status is called
-// by several goroutines.
-func NewServer(status func() Status, log *slog.Logger) *Server {
-	s := &Server{status: status, stop: make(chan struct{}), readers: map[*reader]bool{}}
+// NewServer returns a Server that tells what from has.
+func NewServer(from Sources, log *slog.Logger) *Server {
+	s := &Server{from: from, stop: make(chan struct{}), readers: map[*reader]bool{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", s.serveStatus)
 	mux.HandleFunc("GET /trace", s.serveTrace)
+	mux.HandleFunc("GET /record", s.serveRecord)
 	s.http = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: patience,
@@ -126,7 +135,7 @@ func (s *Server) leave(r *reader) {
 func (s *Server) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(s.status())
+	_ = json.NewEncoder(w).Encode(s.from.Status())
 }
 
 func (s *Server) serveTrace(w http.ResponseWriter, req *http.Request) {

@@ -1,5 +1,5 @@
-// Package control is the agent's unix socket: what it tells about itself, and
-// the stream of finished spans. Only root gets to it.
+// Package control is the agent's unix socket: what it tells about itself, the
+// stream of finished spans, and what dtagent record writes. Only root gets to it.
 package control
 
 import (
@@ -8,6 +8,7 @@ import (
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer"
 	"github.com/xenserver/dtagent/observer/xapi"
+	"github.com/xenserver/dtagent/probes/recording"
 )
 
 // Status is what the agent tells about itself. Counters begin with its start.
@@ -32,6 +33,8 @@ type Status struct {
 	Handover Handover              `json:"handover"`
 	Sorter   correlate.SorterStats `json:"sorter"`
 	Engine   correlate.Stats       `json:"engine"`
+
+	Recordings recording.LiveStats `json:"recordings"` // that dtagent record makes
 
 	ObserversDir string                   `json:"observers_dir"`
 	XAPI         *xapi.Status             `json:"xapi,omitempty"` // nil: the Observers of the pool are not followed
@@ -71,11 +74,15 @@ type Loss struct {
 // begun before the probes were attached came without their start.
 const CauseNoStart = "start of the call not seen"
 
+// CauseNoSwitch is the cause of another: that a thread got or lost its CPU was
+// not seen, so a part of its time is in no way of spending it.
+const CauseNoSwitch = "switch of a thread not seen"
+
 // Lost is how many events got lost, for whatever cause.
 func (s *Status) Lost() uint64 {
 	n := s.Handover.Dropped
 	for _, l := range s.Losses {
-		if l.Cause != CauseNoStart {
+		if l.Cause != CauseNoStart && l.Cause != CauseNoSwitch {
 			n += l.Count
 		}
 	}

@@ -520,7 +520,7 @@ func TestSameAsAgent(t *testing.T) {
 	qt.Assert(t, qt.Equals(lost, 0))
 	var text []byte
 	for i, r := range both {
-		text = bugtool.AppendSpan(append(text, "[,"[i]), r.Span, r.AppendTags(nil))
+		text = bugtool.AppendSpan(append(text, "[,"[i]), r.Span, r.ParentID(), r.AppendTags(nil))
 	}
 	spans, err := zipkin.Parse(append(text, ']'))
 	qt.Assert(t, qt.IsNil(err))

@@ -1,6 +1,8 @@
 package tree
 
 import (
+	"cmp"
+	"slices"
 	"strings"
 	"time"
 
@@ -58,13 +60,19 @@ func (c *Collector) Add(now time.Time, s zipkin.Span) {
 	}
 }
 
-// Advance hands on what is ready at now. Call it at least once a second.
+// Advance hands on what is ready at now, what has waited longest first. Call it at
+// least once a second.
 func (c *Collector) Advance(now time.Time) {
+	var ready []string
 	for id, p := range c.traces {
 		quiet := now.Sub(p.last)
 		if quiet >= c.o.Patience || quiet >= c.o.Quiet && p.rooted() {
-			c.finish(now, id)
+			ready = append(ready, id)
 		}
+	}
+	slices.SortFunc(ready, c.older)
+	for _, id := range ready {
+		c.finish(now, id)
 	}
 	for id, at := range c.recent {
 		if now.Sub(at) > c.o.Patience {
@@ -82,12 +90,17 @@ func (c *Collector) Drain(now time.Time) {
 
 func (c *Collector) oldest() string {
 	var oldest string
-	for id, p := range c.traces {
-		if oldest == "" || p.last.Before(c.traces[oldest].last) || p.last.Equal(c.traces[oldest].last) && id < oldest {
+	for id := range c.traces {
+		if oldest == "" || c.older(id, oldest) < 0 {
 			oldest = id
 		}
 	}
 	return oldest
+}
+
+// older compares by how long traces have waited.
+func (c *Collector) older(a, b string) int {
+	return cmp.Or(c.traces[a].last.Compare(c.traces[b].last), strings.Compare(a, b))
 }
 
 // maxRecent bounds the memory of traces that were handed on.

@@ -1,6 +1,9 @@
 package tree
 
-import "github.com/xenserver/dtagent/cmd/dtagent/zipkin"
+import (
+	"github.com/xenserver/dtagent/cmd/dtagent/zipkin"
+	"github.com/xenserver/dtagent/observer/export"
+)
 
 // A call that one host of a pool passes on to another is a CLIENT span there and
 // a SERVER span here. The hosts' agents do not talk, so two things are left to
@@ -10,6 +13,10 @@ import "github.com/xenserver/dtagent/cmd/dtagent/zipkin"
 // remoteSpan is the tag with the parent that a call from another host has when
 // that host's CLIENT span is in no file: see package correlate.
 const remoteSpan = "dt.remote.span_id"
+
+// localSpan is the tag with the parent of a span that hangs under one of the
+// toolstack's own, in a file without those: see export.KeyLocalSpan.
+const localSpan = string(export.KeyLocalSpan)
 
 // passed finds the CLIENT spans below which calls of other traces hang.
 type passed map[string]*Node // by span id; nil: more than one has it

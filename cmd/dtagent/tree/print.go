@@ -42,7 +42,8 @@ func (st Style) paint(code, s string) string {
 
 // Print writes the tree of one trace, a line a span: its name, service, start
 // after the trace's own, duration, how its parent was found, and where its
-// time went. Siblings that repeat, as polling does, share a line unless Style.All
+// time went: the longest part, and other ways of spending time that had a good
+// part in it. Siblings that repeat, as polling does, share a line unless Style.All
 // is set: see fold. Names come from other programs; what a terminal could take for
 // a command is escaped.
 func Print(w io.Writer, t *Trace, st Style) error {
@@ -115,8 +116,11 @@ func Print(w io.Writer, t *Trace, st Style) error {
 			"  " + st.paint(faint, pad(r.link, link))
 		if len(r.folded) > 0 {
 			line += "  longest " + duration(r.longest())
-		} else if wh := r.node.Where(); wh.What != "" {
+		} else if wh, others := r.node.where(); wh.What != "" {
 			line += fmt.Sprintf("  %3.0f %% %s", wh.Share*100, cut(clean(wh.What), 40))
+			for _, o := range others {
+				line += fmt.Sprintf(", %.0f %% %s", o.Share*100, cut(clean(o.What), 20))
+			}
 		}
 		if e := r.node.Error(); e != "" {
 			line += "  " + st.paint(red, "error: "+cut(clean(e), 80))
@@ -219,14 +223,21 @@ func fold(lines []row, nodes []*Node) []row {
 	return lines
 }
 
-// dull tells that nothing is below the span but one answer at most, and that
-// nothing is wrong.
-func (n *Node) dull() bool {
-	if n.Error() != "" || n.Incomplete() != "" || len(n.Children) > 1 {
+// dull tells that nothing is below the span but waits and one answer at most,
+// and that nothing is wrong.
+func (n *Node) dull() bool { return n.quiet(1) }
+
+// quiet tells that nothing is wrong with the span, and that there are no more
+// than answers spans below it that are as quiet, waits left out.
+func (n *Node) quiet(answers int) bool {
+	if n.Error() != "" || n.Incomplete() != "" {
 		return false
 	}
 	for _, c := range n.Children {
-		if len(c.Children) > 0 || !c.dull() {
+		if c.isWait() {
+			continue
+		}
+		if answers--; answers < 0 || !c.quiet(0) {
 			return false
 		}
 	}

@@ -74,6 +74,9 @@ func Build(spans []zipkin.Span) []*Trace {
 		if p := calls.parent(n); p != nil {
 			return p
 		}
+		if p := nodes[key{n.TraceID, n.Tags[localSpan]}]; p != nil {
+			return p
+		}
 		return nodes[key{n.TraceID, n.Tags[remoteSpan]}]
 	}
 	for _, n := range all {
@@ -174,7 +177,7 @@ func (t *Trace) All(fn func(n *Node)) {
 
 // Where is the part of a span that took most of its time.
 type Where struct {
-	What  string  `json:"what"`  // "self", the name of a child, or the class of wait
+	What  string  `json:"what"`  // "self", the name of a child, or a way of spending time
 	Share float64 `json:"share"` // of the span's duration, 0 to 1
 }
 
@@ -182,20 +185,63 @@ type Where struct {
 const Self = "self"
 
 // Where says where the time of the span went: to the work below it that took
-// longest, to the class of wait with the largest dt.time.<class>_us if the span
-// has such attributes, or to itself, which is what neither explains. Work below
-// it is its children and what they left to run after their own end, as xenopsd's
-// workers do. Time outside the span does not count.
+// longest, to the way of spending time with the largest dt.time.<way>_us if the
+// span has such attributes, or to itself, which is what neither explains. Work below
+// it is its children, spans of waits left out, and what they left to run after
+// their own end, as xenopsd's workers do. Time outside the span does not count. Of
+// a wait it tells the queueing for a CPU at its end.
 func (n *Node) Where() Where {
+	w, _ := n.where()
+	return w
+}
+
+// where is Where, and the other ways in which a good part of the time was spent,
+// longest first.
+func (n *Node) where() (w Where, others []Where) {
 	if n.Duration <= 0 {
-		return Where{}
+		return Where{}, nil
 	}
+	longest, covered := n.work()
+	ways := n.ways(covered)
+	w = Where{What: Self, Share: float64(n.Duration - covered)}
+	for _, x := range ways {
+		w.Share -= x.Share
+	}
+	if len(ways) > 0 && (ways[0].Share >= w.Share || n.isWait()) {
+		w, ways = ways[0], ways[1:]
+	}
+	if longest != nil && float64(longest.within(n)) > w.Share {
+		if w.What != Self {
+			ways = append([]Where{w}, ways...)
+		}
+		w = Where{What: longest.Name, Share: float64(longest.within(n))}
+	}
+	w.Share = min(w.Share/float64(n.Duration), 1)
+	if n.isWait() && (w.What == Self || w.Share < goodPart) {
+		return Where{}, nil
+	}
+	for _, x := range ways {
+		if x.Share /= float64(n.Duration); x.Share >= goodPart && len(others) < maxOthers {
+			others = append(others, x)
+		}
+	}
+	return w, others
+}
+
+const (
+	goodPart  = 0.1 // of a span's time, to be shown besides the longest part
+	maxOthers = 2
+)
+
+// work returns what took longest of the work below n, nil if there is none, and
+// how long any of it ran, in µs.
+func (n *Node) work() (longest *Node, covered int64) {
 	var work []*Node
 	seen := 0
 	for stack := slices.Clone(n.Children); len(stack) > 0 && seen < maxBelow; seen++ {
 		c := stack[len(stack)-1]
 		stack = append(stack[:len(stack)-1], c.Children...)
-		if c.within(n) <= 0 {
+		if c.within(n) <= 0 || c.isWait() {
 			continue
 		}
 		if c.ParentID == n.ID || c.outlives {
@@ -203,8 +249,6 @@ func (n *Node) Where() Where {
 		}
 	}
 	slices.SortStableFunc(work, func(a, b *Node) int { return cmp.Compare(a.Timestamp, b.Timestamp) })
-	var longest *Node
-	var covered int64
 	until := n.Timestamp
 	for _, c := range work {
 		if longest == nil || c.within(n) > longest.within(n) {
@@ -215,16 +259,11 @@ func (n *Node) Where() Where {
 			until = to
 		}
 	}
-	what, most := Self, n.Duration-covered
-	class, wait, waits := n.waits()
-	if most -= waits; wait > 0 && wait >= most {
-		what, most = class, wait
-	}
-	if longest != nil && longest.within(n) > most {
-		what, most = longest.Name, longest.within(n)
-	}
-	return Where{What: what, Share: min(float64(most)/float64(n.Duration), 1)}
+	return longest, covered
 }
+
+// isWait tells that the span is a wait, not work.
+func (n *Node) isWait() bool { return n.Tags["dt.wait.class"] != "" }
 
 // maxBelow bounds how far Where looks down.
 const maxBelow = 10_000
@@ -234,23 +273,41 @@ func (c *Node) within(n *Node) int64 {
 	return min(c.End(), n.End()) - max(c.Timestamp, n.Timestamp)
 }
 
-// waits returns the longest class of wait of the span, how long it took, and
-// how long all of them did, in µs.
-func (n *Node) waits() (class string, longest, sum int64) {
+// idle are the ways of spending time that can be waiting for work below a span.
+var idle = []string{"lock", "child", "network", "poll", "pipe", "sleep", "other"}
+
+// ways returns how n's thread spent its time, in µs, longest first, as far as it
+// was not for work below it, which took covered: while that runs, who has asked for
+// it waits in one of the idle ways.
+func (n *Node) ways(covered int64) (ways []Where) {
+	var sum int64
 	for k, v := range n.Tags {
-		c, ok := strings.CutPrefix(k, "dt.time.")
+		way, ok := strings.CutPrefix(k, "dt.time.")
 		if !ok {
 			continue
 		}
-		c, ok = strings.CutSuffix(c, "_us")
+		way, ok = strings.CutSuffix(way, "_us")
 		us, err := strconv.ParseInt(v, 10, 64)
-		if !ok || err != nil || us <= 0 {
+		if !ok || err != nil || us <= 0 || way == "rest" {
 			continue
 		}
-		us = min(us, n.Duration) // of several threads it can be more
-		if sum = min(sum+us, n.Duration); us > longest || us == longest && c < class {
-			class, longest = c, us
-		}
+		ways = append(ways, Where{way, float64(min(us, n.Duration))}) // of several threads it can be more
 	}
-	return class, longest, sum
+	slices.SortFunc(ways, func(a, b Where) int {
+		return cmp.Or(cmp.Compare(b.Share, a.Share), cmp.Compare(a.What, b.What))
+	})
+	left := float64(covered)
+	for i := range ways {
+		w := &ways[i]
+		if slices.Contains(idle, w.What) {
+			d := min(w.Share, left)
+			w.Share -= d
+			left -= d
+		}
+		w.Share = min(w.Share, float64(n.Duration-sum))
+		sum += int64(w.Share)
+	}
+	ways = slices.DeleteFunc(ways, func(w Where) bool { return w.Share <= 0 })
+	slices.SortStableFunc(ways, func(a, b Where) int { return cmp.Compare(b.Share, a.Share) })
+	return ways
 }

@@ -93,7 +93,19 @@ func TestPrint(t *testing.T) {
 		span("2", "34991b6261208b64", "xapi", "SERVER", "VM.unpause", 20, 10, "dt.link.method", "traceparent"),
 		span("3", "", "xapi", "SERVER", "host.get_all", 40, 10, "dt.link.method", "none"),
 	}
-	for name, spans := range map[string][]zipkin.Span{"shutdown": shutdown(), "ring": ring, "hostile": hostile, "deep": deep, "two": two, "polled": polled} {
+	waits := []zipkin.Span{
+		span("1", "", "xapi", "SERVER", "VM.start", 0, 100_000, "dt.link.method", "none",
+			"dt.time.cpu_us", "5000", "dt.time.lock_us", "60000", "dt.time.fsync_us", "22000", "dt.time.rest_us", "13000"),
+		span("2", "1", "xapi", "PRODUCER", "send q VM.start", 1_000, 60_000, "dt.link.method", "thread"), // waited for at a lock
+		span("3", "1", "xapi", "", "fsync", 70_000, 22_000, "dt.link.method", "thread", "dt.wait.class", "fsync", "dt.time.runq_us", "2000"),
+		span("4", "2", "xenopsd", "", "VM_start", 2_000, 50_000, "dt.link.method", "queue",
+			"dt.time.cpu_us", "1000", "dt.time.hypercall_us", "30000", "dt.time.runq_us", "9000", "dt.time.xenstore_us", "8000", "dt.time.rest_us", "2000"),
+		span("5", "4", "xenopsd", "", "hypercall domctl", 3_000, 20_000, "dt.link.method", "thread", "dt.wait.class", "hypercall", "dt.time.runq_us", "9000"),
+	}
+	for i := range 4 {
+		waits = append(waits, span(fmt.Sprint(10+i), "4", "xenopsd", "", "xenstore", 25_000+int64(i)*3_000, 2_000, "dt.link.method", "thread", "dt.wait.class", "xenstore"))
+	}
+	for name, spans := range map[string][]zipkin.Span{"waits": waits, "shutdown": shutdown(), "ring": ring, "hostile": hostile, "deep": deep, "two": two, "polled": polled} {
 		t.Run(name, func(t *testing.T) {
 			for _, st := range []struct {
 				file  string

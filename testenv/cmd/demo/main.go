@@ -1,6 +1,7 @@
 // Command demo shows dtagent at work: it starts a simulated dom0 and the real
 // agent with real eBPF, makes calls as a partner's script does, and prints the
-// traces that came of them.
+// traces that came of them. Where eBPF is not to be had it says what is missing, and
+// plays a recording of the same instead.
 package main
 
 import (
@@ -8,9 +9,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"maps"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -35,15 +36,31 @@ const (
 	tracestate    = "partner=backup-42"
 )
 
+// options are what the demonstration is told.
+type options struct {
+	binary string
+	zipkin string
+	live   bool
+	record string
+	log    io.Writer // of the agent; nil: not shown
+}
+
 func main() {
-	binary := flag.String("dtagent", "bin/dtagent", "the agent's binary")
-	zipkin := flag.String("zipkin", "", "also send the spans to this zipkin endpoint, such as http://host:9411/api/v2/spans")
+	var o options
+	flag.StringVar(&o.binary, "dtagent", "bin/dtagent", "the agent's binary")
+	flag.StringVar(&o.zipkin, "zipkin", "", "also send the spans to this zipkin endpoint, such as http://host:9411/api/v2/spans")
+	flag.BoolVar(&o.live, "live", false, "fail where the real thing is not possible, and play no recording")
+	flag.StringVar(&o.record, "record", "", "record the demonstration into this file, which is replaced; not with a recording")
 	verbose := flag.Bool("v", false, "show the agent's log")
 	flag.Parse()
+	if *verbose {
+		o.log = os.Stderr
+	}
+	o.live = o.live || o.record != ""
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
-	err := run(ctx, *binary, *zipkin, *verbose)
+	err := demonstrate(ctx, o)
 	cancel()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -51,13 +68,28 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, binary, zipkin string, verbose bool) (err error) {
-	check := exec.CommandContext(ctx, binary, "check")
-	if out, err := check.CombinedOutput(); err != nil {
-		os.Stdout.Write(out)
-		return errors.New("dtagent cannot trace on this machine; what is missing, and how to get it, is said above")
+// demonstrate shows the real thing, or else what is missing for it and a recording.
+func demonstrate(ctx context.Context, o options) error {
+	missing, err := lacking(ctx, o.binary)
+	if err != nil {
+		return err
 	}
+	if missing == "" {
+		err := run(ctx, o)
+		if o.live || !errors.Is(err, testenv.ErrPrivilege) {
+			return err
+		}
+		missing = fmt.Sprintf("  %v\n    do:  run as root, in a container with CAP_SYS_ADMIN\n", err)
+	}
+	fmt.Printf("dtagent cannot trace on this machine. What is missing:\n%s", missing)
+	if o.live {
+		return errors.New("the real thing was asked for, and is not possible here")
+	}
+	return play(ctx, o)
+}
 
+func run(ctx context.Context, o options) (err error) {
+	binary, zipkin := o.binary, o.zipkin
 	dir, err := os.MkdirTemp("", "dtagent-demo-")
 	if err != nil {
 		return err
@@ -94,11 +126,8 @@ func run(ctx context.Context, binary, zipkin string, verbose bool) (err error) {
 	say("Starting the agent: dtagent run")
 	// Only the simulated dom0: on a real one the demonstration must not show
 	// the real toolstack.
-	o := daemon.Options{Binary: binary, Dir: dir, Only: slices.Collect(maps.Values(dom0.Processes())), Args: []string{"--host-uuid", dom0.HostUUID(), "--host-name", "demo-host"}}
-	if verbose {
-		o.Log = os.Stderr
-	}
-	agent, err := daemon.Start(ctx, o)
+	do := daemon.Options{Binary: binary, Log: o.log, Dir: dir, Only: slices.Collect(maps.Values(dom0.Processes())), Args: []string{"--host-uuid", dom0.HostUUID(), "--host-name", "demo-host"}}
+	agent, err := daemon.Start(ctx, do)
 	if err != nil {
 		return err
 	}
@@ -117,6 +146,11 @@ func run(ctx context.Context, binary, zipkin string, verbose bool) (err error) {
 		return err
 	}
 
+	recorder, err := startRecorder(ctx, o, dir, agent)
+	if err != nil {
+		return err
+	}
+	defer recorder.kill()
 	say("A partner's script shuts %s down: traceparent 00-%s-%s-00", vm.Name, shutdownTrace, shutdownSpan)
 	if err := shutdownVM(ctx, dom0, vm); err != nil {
 		return err
@@ -129,20 +163,16 @@ func run(ctx context.Context, binary, zipkin string, verbose bool) (err error) {
 		return err
 	}
 
+	if err := recorder.end(); err != nil {
+		return err
+	}
+
 	status, err := agent.Status(ctx)
 	if err != nil {
 		return err
 	}
-	for _, id := range []string{shutdownTrace, startTrace} {
-		fmt.Println()
-		out, err := agent.Run(ctx, "trace", "--file", agent.SpansDir(), "--trace-id", id)
-		if err != nil {
-			return err
-		}
-		if strings.TrimSpace(out) == "" {
-			return fmt.Errorf("no span of trace %s came out\n%s", id, agent.Log())
-		}
-		fmt.Print(out)
+	if err := show(ctx, binary, agent.SpansDir()); err != nil {
+		return fmt.Errorf("%w\n%s", err, agent.Log())
 	}
 	return report(agent, status)
 }
@@ -220,6 +250,22 @@ func startVM(ctx context.Context, dom0 *testenv.Dom0, vm testenv.VM) error {
 	}
 }
 
+// show prints the two traces from bugtool files.
+func show(ctx context.Context, binary, dir string) error {
+	for _, id := range []string{shutdownTrace, startTrace} {
+		fmt.Println()
+		out, err := dtagent(ctx, binary, "trace", "--file", dir, "--trace-id", id)
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(out) == "" {
+			return fmt.Errorf("no span of trace %s came out", id)
+		}
+		fmt.Print(out)
+	}
+	return nil
+}
+
 // report says where the spans are and what became of them.
 func report(agent *daemon.Daemon, s *control.Status) error {
 	say("%d spans, %d of them incomplete; the agent took %.2f s of CPU and %.1f MiB", s.Engine.Spans, s.Engine.Incomplete, s.Process.CPUSeconds, float64(s.Process.RSSBytes)/(1<<20))
@@ -229,7 +275,12 @@ func report(agent *daemon.Daemon, s *control.Status) error {
 			say("endpoint %s: %d sent, %d dropped %s", e.Endpoint, e.Sent, e.Lost(), e.LastError)
 		}
 	}
-	files, err := filepath.Glob(filepath.Join(agent.SpansDir(), "*"))
+	return list(agent.SpansDir())
+}
+
+// list names the files of spans.
+func list(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {
 		return err
 	}

@@ -222,6 +222,11 @@ func (c *Client) Call(t *node.Thread, queue, method, params string) (json.RawMes
 	c.mu.Lock()
 	s := t.Begin(truth.Send, "send "+queue+" "+method)
 	defer s.End()
+	var named Params
+	if json.Unmarshal([]byte(params), &named) == nil {
+		_, sender := node.ParseDebugInfo(named.DebugInfo())
+		s.Native = sender.String()
+	}
 	n, err := c.post(queue, body)
 	c.mu.Unlock()
 	if err != nil {
