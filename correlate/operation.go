@@ -200,6 +200,9 @@ func (e *Engine) startOperation(ev *event.Event, l *logline.Line, n *logline.Anc
 		}
 	}
 	a := e.begin(operationActivity, ev.Component, ev.TGID, ev.Time, parent, link)
+	if parent != nil && parent.kind == operationActivity {
+		e.weaken(a) // its step may not have been seen
+	}
 	a.spanKind = trace.SpanKindInternal
 	a.xenops = n.Xenops
 	e.scratch, _ = logline.AppendName(e.scratch[:0], n.Operation)

@@ -89,13 +89,15 @@ func (e *Engine) peekOutgoing(c *conn, b *body, whole bool) bool {
 		e.remote(a, p.context)
 	case !a.parentID.IsValid():
 		e.joinTaskOf(a, p.inTask())
-		e.weaken(a)
 	case p.context.IsValid():
-		a.native = p.context
+		if p.context.SpanID != parent.parentID { // else it is the client's, passed on as it came
+			a.native = p.context
+		}
 		e.fix(a.tree.find(), p.context.TraceID)
 	}
 	e.calls(a, &call)
 	if parent == nil {
+		e.weaken(a)
 		e.leaveOut(c, a, &call) // the call that is passed on may have been before the probe
 	}
 	if p.length >= 0 {

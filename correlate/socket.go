@@ -50,9 +50,9 @@ func (e *Engine) connected(c *conn, ev *event.Event) {
 		e.callers.del(c.ino)
 		return
 	}
-	if work != nil {
-		p := e.callers.put(c.ino, e.now)
-		p.work, p.known = work.ref(), true
+	p := e.callers.put(c.ino, e.now)
+	if p.known = true; work != nil {
+		p.work = work.ref()
 	}
 }
 
@@ -146,6 +146,9 @@ func (e *Engine) handedOver(c *conn, ev *event.Event) bool {
 		return false
 	}
 	c.call = ref{}
+	if a.thread != nil {
+		a.thread.remove(a) // which ends before anybody goes on
+	}
 	ino := c.ino
 	e.dropConn(c, "")
 	if a.passed {
@@ -195,7 +198,7 @@ func (e *Engine) passed(c *conn, ev *event.Event) {
 		at := h.at
 		h.call = ref{}
 		e.handed.del(c.ino)
-		e.finish(call, max(at, ev.Time), "")
+		e.finish(call, at, "")
 	} else {
 		call.passed = true
 	}

@@ -180,6 +180,7 @@ func TestPassedOn(t *testing.T) {
 				}
 				s.close(xapi, "pass")
 				s.close(xapi, "c")
+				s.threadExit(xapi, 110)
 				if order[0] == 'c' {
 					take()
 				}

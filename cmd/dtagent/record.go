@@ -164,7 +164,7 @@ func (r *recorder) run(ctx context.Context, c *control.Client, talk bool) (recor
 	if r.file == nil {
 		return recordSummary{}, cmp.Or(err, errors.New("interrupted before it began"))
 	}
-	err = errors.Join(err, r.end(reason))
+	err = r.end(reason, err)
 	t := r.out.Totals()
 	return recordSummary{
 		File: r.path, ID: r.id, Bytes: r.out.Bytes(), Events: t.Events, Lost: t.Lost, Missing: t.Missing,
@@ -195,14 +195,19 @@ func (r *recorder) begin(h *recording.Header, talk bool) error {
 	return nil
 }
 
-// end ends the file. After a failed write there is no end to be written.
-func (r *recorder) end(reason string) error {
-	err := r.out.End(reason)
-	if err == nil {
-		err = r.file.Sync()
+// end ends the file. After a write that failed there is no end to be written. It
+// returns err and what else went wrong.
+func (r *recorder) end(reason string, err error) error {
+	werr := r.out.End(reason)
+	if werr == nil {
+		werr = r.file.Sync()
 	}
-	if err != nil {
-		err = fmt.Errorf("%s: %w; what was written before is good", r.path, err)
+	switch {
+	case werr == nil:
+	case errors.Is(err, werr): // the same
+		err = fmt.Errorf("%w; what was written before is good", err)
+	default:
+		err = errors.Join(err, fmt.Errorf("%s: %w; what was written before is good", r.path, werr))
 	}
 	return errors.Join(err, r.file.Close())
 }

@@ -101,6 +101,9 @@ func pathOf(target []byte) []byte {
 	if i := bytes.IndexAny(target, "?#"); i >= 0 {
 		target = target[:i]
 	}
+	if path := bytes.TrimRight(target, "*"); len(path) > 0 {
+		target = path // the query was masked, with its '?'
+	}
 	return target
 }
 

@@ -42,6 +42,8 @@ func TestHead(t *testing.T) {
 			`GET / 1.1 length=-1 keep tracestate="a=1,b=2,c=3" baggage="n=4;l=2;m=3;k=1"`, 0},
 		{"dbg", "GET / HTTP/1.1\r\nx-http-other-config-dbg: my tag R:8ae06e1ea3d1\r\n\r\n", `GET / 1.1 length=-1 keep dbg="my tag R:8ae06e1ea3d1"`, 0},
 		{"query", "PUT /import?session_id=OpaqueRef:1&task_id=x HTTP/1.1\r\n\r\n", `PUT /import 1.1 length=-1 keep`, -1},
+		{"masked query", "GET /rrd_updates******** HTTP/1.1\r\n\r\n", `GET /rrd_updates 1.1 length=-1 keep`, 0},
+		{"asterisk", "OPTIONS * HTTP/1.1\r\n\r\n", `OPTIONS * 1.1 length=-1 keep`, 0},
 		{"absolute target", "GET http://host:80/rrd_updates?start=1 HTTP/1.1\r\n\r\n", `GET /rrd_updates 1.1 length=-1 keep`, 0},
 		{"close", "GET / HTTP/1.1\r\nConnection: Close\r\n\r\n", `GET / 1.1 length=-1`, 0},
 		{"1.0 keep-alive", "GET / HTTP/1.0\r\nconnection: Keep-Alive\r\n\r\n", `GET / 1.0 length=-1 keep`, 0},

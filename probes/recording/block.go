@@ -3,6 +3,7 @@ package recording
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/xenserver/dtagent/probes/clock"
 	"github.com/xenserver/dtagent/probes/event"
@@ -121,4 +122,21 @@ func (c *cursor) item(it *Item, now *event.Time, names names) {
 	default:
 		c.err = fmt.Errorf("%w: item of kind %d", ErrNewer, uint8(it.Kind))
 	}
+}
+
+// ParseBlock returns the block that is in raw, which is copied.
+func ParseBlock(raw []byte) (*Block, error) {
+	if len(raw) > maxFrame {
+		return nil, fmt.Errorf("%w: block of %d bytes", ErrDamaged, len(raw))
+	}
+	b := &Block{raw: slices.Clone(raw)}
+	c, n := cursor{b: b.raw}, names{}
+	var it Item
+	for len(c.b) > 0 {
+		if c.item(&it, &b.now, n); c.err != nil {
+			return nil, c.err
+		}
+		b.totals.count(&it)
+	}
+	return b, nil
 }

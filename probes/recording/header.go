@@ -70,6 +70,23 @@ func (t *Totals) add(o Totals) {
 	t.at(o.Last)
 }
 
+// count counts an item.
+func (t *Totals) count(it *Item) {
+	switch it.Kind {
+	case ItemEvent:
+		t.Events++
+		t.at(it.Event.Time)
+		if it.Event.Kind == event.KindLost {
+			t.Missing += it.Event.Count
+		}
+	case ItemLost:
+		t.Lost += it.Lost
+		t.at(it.Now)
+	case ItemTick:
+		t.at(it.Now)
+	}
+}
+
 // at notes that there is something of that time.
 func (t *Totals) at(now event.Time) {
 	if now == 0 {

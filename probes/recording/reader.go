@@ -86,19 +86,7 @@ func (r *Reader) Next(it *Item) error {
 		r.err = fmt.Errorf("%w, in the block before byte %d", err, at)
 		return r.err
 	}
-	switch it.Kind {
-	case ItemEvent:
-		r.totals.Events++
-		r.totals.at(it.Event.Time)
-		if it.Event.Kind == event.KindLost {
-			r.totals.Missing += it.Event.Count
-		}
-	case ItemLost:
-		r.totals.Lost += it.Lost
-		r.totals.at(it.Now)
-	case ItemTick:
-		r.totals.at(it.Now)
-	}
+	r.totals.count(it)
 	return nil
 }
 

@@ -304,6 +304,9 @@ func (c *Client) Request(ctx context.Context, method, uri string, body []byte) (
 	if c.o.Traceparent != "" {
 		head += "traceparent: " + c.o.Traceparent + "\r\n"
 	}
+	if c.o.Tracestate != "" {
+		head += "tracestate: " + c.o.Tracestate + "\r\n"
+	}
 	one := c.With(Options{Shape: Node})
 	r, err := one.exchange(ctx, []byte(head+"connection: close\r\n\r\n"), body)
 	if err != nil {

@@ -67,15 +67,23 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 		c.errorf("%s: error is %q, not %q", path, got, e.Err)
 	}
 	c.native(e, n, path)
-	start := e.Start
-	if parent, ok := c.truth.ByID(e.Parent); ok && (e.Kind == truth.RPC || e.Kind == truth.Task) {
+	start, ahead := e.Start, c.ahead[e.Host].Nanoseconds()
+	parent, ok := c.truth.ByID(e.Parent)
+	switch {
+	case ok && (e.Kind == truth.RPC || e.Kind == truth.Task):
 		// The span begins when the message was delivered, the thread made; the
 		// entry when that thread came to run.
 		start = parent.Start
+	case ok && e.Kind == truth.API && parent.Kind != truth.Client:
+		// A request of a process that the call started, or one passed on: the entry
+		// begins when the thread that has read its first bytes comes to run again.
+		start = 0
+		c.notBefore(path+" start", parent.Start+ahead, n.Timestamp+n.Skew)
 	}
 	// The clocks of a pool's hosts differ; the tree takes that off its times.
-	ahead := c.ahead[e.Host].Nanoseconds()
-	c.time(path+" start", start+ahead, n.Timestamp+n.Skew, 1)
+	if start != 0 {
+		c.time(path+" start", start+ahead, n.Timestamp+n.Skew, 1)
+	}
 	c.time(path+" end", e.End+ahead, n.End()+n.Skew, -1)
 
 	left := slices.Clone(n.Children)
@@ -97,7 +105,7 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 // native compares the toolstack's own span that a message names, and its trace.
 func (c *comparison) native(e truth.Entry, n *tree.Node, path string) {
 	if e.Native == "" {
-		if n.Tags[nativeSpan] != "" {
+		if n.Tags[nativeSpan] != "" && e.Kind != truth.Client {
 			c.errorf("%s: lies under native span %s, of which nothing was sent", path, n.Tags[nativeSpan])
 		}
 		return
@@ -135,6 +143,9 @@ func (c *comparison) visible(e truth.Entry) []truth.Entry {
 	for _, child := range c.truth.Children(e.ID) {
 		switch {
 		case child.Kind == truth.Delay:
+		case child.Kind == truth.API && e.Kind == truth.Client && c.below(e, truth.Process):
+			// A member passes a script's call on as it came, without a trace or a task:
+			// nothing tells the coordinator whose it is.
 		case child.Kind == truth.Client && (strings.HasPrefix(child.Name, "system.isAlive:") || strings.HasPrefix(child.Name, "POST /remote_db_access")):
 			// Probes and members' access to the database are not reported: they are in
 			// nobody's trace.
@@ -145,6 +156,16 @@ func (c *comparison) visible(e truth.Entry) []truth.Entry {
 		}
 	}
 	return out
+}
+
+// below tells whether there is an entry of a kind above e.
+func (c *comparison) below(e truth.Entry, k truth.Kind) bool {
+	for _, a := range c.truth.Path(e.ID) {
+		if a.Kind == k {
+			return true
+		}
+	}
+	return false
 }
 
 // nearest returns the node of the entry's name that began nearest to it.
@@ -166,6 +187,13 @@ func (c *comparison) time(what string, ktime, micros, inwards int64) {
 	c.off = append(c.off, d.Abs())
 	if d < -outside-c.slack {
 		c.errorf("%s: %v outside", what, -d)
+	}
+}
+
+// notBefore says that a span cannot begin before a time.
+func (c *comparison) notBefore(what string, ktime, micros int64) {
+	if d := time.Duration(ktime+c.offset) - time.Duration(micros)*time.Microsecond; d > outside+c.slack {
+		c.errorf("%s: %v outside", what, d)
 	}
 }
 

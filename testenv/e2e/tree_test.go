@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -113,7 +114,7 @@ func (l *lab) compare(began int64, method, id, parent string) (natives int) {
 	c := &comparison{t: t, truth: l.truth(), offset: wallOffset(t)}
 	var entry *truth.Entry
 	for _, e := range c.truth.Find(truth.API, method) {
-		if e.Start >= began {
+		if e.Start >= began && e.Parent == "" {
 			qt.Assert(t, qt.IsNil(entry), qt.Commentf("the ground truth has two calls of %s", method))
 			entry = &e
 		}
@@ -134,6 +135,11 @@ func (l *lab) compare(began int64, method, id, parent string) (natives int) {
 		}
 	}
 	if root == nil {
+		for _, tr := range traces {
+			var b strings.Builder
+			_ = tree.Print(&b, tr, tree.Style{}) // a Builder does not fail
+			t.Log(b.String())
+		}
 		t.Fatalf("no span of %s; there are %d traces", method, len(traces))
 	}
 	if id != "" {

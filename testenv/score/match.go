@@ -92,20 +92,24 @@ type matcher struct {
 	log     *truth.Log
 	offset  int64 // ns since 1970 at ktime 0
 	entries map[place][]int
-	span    []*zipkin.Span          // by entry
+	span    []*zipkin.Span          // by entry; the first, where losses broke it into several
+	pieces  []*zipkin.Span          // the others
 	entry   map[*zipkin.Span]int    // index in log
 	byID    map[string]*zipkin.Span // by span id: these are unique in the world
 }
 
-// slack is how far a span that was cut, or whose end was missed, may be outside
-// its entry and still be it.
+// slack is how much earlier than its entry a span may end and still be it: the entry
+// of a call begins when its thread comes to run, of a span that was cut the end may
+// have been before.
 const slack = 20 * time.Millisecond
 
 func newMatcher(log *truth.Log, spans []zipkin.Span, offset int64) *matcher {
 	m := &matcher{log: log, offset: offset, entries: map[place][]int{}, span: make([]*zipkin.Span, len(log.Entries)),
 		entry: map[*zipkin.Span]int{}, byID: map[string]*zipkin.Span{}}
 	for i := range log.Entries { // in order of their beginning
-		if e := &log.Entries[i]; !silent(log, e) {
+		// Of requests that are not reported there can be a span when what tells that they
+		// are such was lost.
+		if e := &log.Entries[i]; !silent(log, e) || e.Kind == truth.API || e.Kind == truth.Client {
 			m.entries[placeOf(e)] = append(m.entries[placeOf(e)], i)
 		}
 	}
@@ -118,9 +122,18 @@ func newMatcher(log *truth.Log, spans []zipkin.Span, offset int64) *matcher {
 		}
 	}
 	slices.SortStableFunc(order, func(a, b *zipkin.Span) int { return cmp.Compare(a.Timestamp, b.Timestamp) })
+	var left []*zipkin.Span
 	for _, s := range order {
-		if i, ok := m.find(s); ok {
+		if i, ok := m.find(s, false); ok {
 			m.span[i], m.entry[s] = s, i
+		} else {
+			left = append(left, s)
+		}
+	}
+	for _, s := range left {
+		if i, ok := m.find(s, true); ok && s.Incomplete() != "" {
+			m.entry[s] = i
+			m.pieces = append(m.pieces, s)
 		}
 	}
 	return m
@@ -138,20 +151,28 @@ func nameOf(e *truth.Entry) string {
 	return e.Name
 }
 
-// find returns the entry that s is of: of those in its place that no span has yet
-// the one of its name during which it began, or nearest to which; if there is none
-// of its name, of all.
-func (m *matcher) find(s *zipkin.Span) (int, bool) {
+// find returns the entry that s is of: of those in its place that no span has yet,
+// or of all, the one of its name during which it began, or else was, or nearest to
+// which; if there is none of its name, of any.
+func (m *matcher) find(s *zipkin.Span, all bool) (int, bool) {
 	start, end := m.ktime(s.Timestamp), m.ktime(s.End())
-	best, distance, named := -1, int64(0), false
+	best, named := -1, false
+	var distance, late int64 // of best: how far s was from it, and the starts from each other
 	for _, i := range m.entries[placeOfSpan(s)] {
 		e := &m.log.Entries[i]
-		if m.span[i] != nil || e.Start > end+slack.Nanoseconds() || e.End < start-slack.Nanoseconds() {
+		if host := s.Tags["xs.host.name"]; host != "" && host != e.Host {
+			continue // hosts of a simulated pool share the numbers of processes
+		}
+		if m.span[i] != nil && !all || e.Start > end+slack.Nanoseconds() || e.End < start {
 			continue
 		}
-		d, same := max(e.Start-start, start-e.End, 0), nameOf(e) == s.Name
-		if best < 0 || same && !named || same == named && d <= distance {
-			best, distance, named = i, d, same
+		d, same := int64(0), nameOf(e) == s.Name
+		if start < e.Start || start > e.End { // a call's entry can begin late: see bounds
+			d = 1 + max(e.Start-end, start-e.End, 0)
+		}
+		l := max(e.Start-start, start-e.Start)
+		if best < 0 || same && !named || same == named && (d < distance || d == distance && l < late) {
+			best, named, distance, late = i, same, d, l
 		}
 	}
 	return best, best >= 0

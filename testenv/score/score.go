@@ -53,7 +53,7 @@ func Compare(log *truth.Log, spans []zipkin.Span, since, until, offset int64) *R
 			continue
 		}
 		c.Entries++
-		c.link(e, s)
+		c.link(e, s, false)
 		switch {
 		case s == nil:
 			c.Absent++
@@ -64,6 +64,11 @@ func Compare(log *truth.Log, spans []zipkin.Span, since, until, offset int64) *R
 			} else {
 				c.bounds(e, s)
 			}
+		}
+	}
+	for _, s := range c.pieces {
+		if e := &log.Entries[c.entry[s]]; e.End <= until && c.counts(e) {
+			c.link(e, s, true)
 		}
 	}
 	c.Extra = len(c.byID) - len(c.entry)
@@ -151,8 +156,9 @@ func (c *comparison) untold(e, p *truth.Entry) bool {
 	return e.Traceparent == "" && !strings.HasPrefix(direct.Tag, "R:")
 }
 
-// link judges the link of e's span, nil if there is none.
-func (c *comparison) link(e *truth.Entry, s *zipkin.Span) {
+// link judges the link of e's span, nil if there is none. Of further pieces of it
+// only counts what is wrong.
+func (c *comparison) link(e *truth.Entry, s *zipkin.Span, piece bool) {
 	method := expected[e.Kind]
 	p := c.above(e)
 	var made string // id of the span's parent
@@ -173,6 +179,9 @@ func (c *comparison) link(e *truth.Entry, s *zipkin.Span) {
 	}
 	l, k := links(c.Methods, method), links(c.Kinds, string(e.Kind))
 	count := func(one Links) {
+		if piece && one.Wrong == 0 {
+			return
+		}
 		l.add(one)
 		k.add(one)
 		if one.Missed+one.Above > 0 && s != nil && s.Incomplete() == "" {
@@ -201,7 +210,9 @@ func (c *comparison) link(e *truth.Entry, s *zipkin.Span) {
 			count(Links{Wrong: 1})
 		}
 	case c.untold(e, p):
-		c.Untold++
+		if !piece {
+			c.Untold++
+		}
 		if made != "" {
 			c.Guessed++
 			if !c.ancestor(e, made) {

@@ -77,7 +77,9 @@ func (x *xapi) serve(t *node.Thread, l listener, fd int) {
 		}
 	}
 	t.Log(node.Debug, "http", "Closing connection")
-	unix.Close(fd)
+	if c.fd >= 0 { // else it was passed on
+		unix.Close(fd)
+	}
 }
 
 // one does one request and tells whether another may follow.
@@ -198,6 +200,10 @@ func (c *conn) route(s *node.Span, r *request) bool {
 		return false
 	case r.method == "POST" && r.path == databasePath && c.x.pool.coordinates():
 		return c.database(s, r)
+	}
+	if path := c.passedTo(r); path != "" {
+		c.passOn(s, r, path)
+		return false
 	}
 	for _, h := range handlers {
 		if h == "GET /" && r.path != "/" {

@@ -13,12 +13,17 @@ import (
 	"sync"
 	"time"
 
+	"github.com/xenserver/dtagent/testenv/internal/forwarded"
 	"github.com/xenserver/dtagent/testenv/internal/mswitch"
 	"github.com/xenserver/dtagent/testenv/internal/node"
+	"github.com/xenserver/dtagent/testenv/internal/sys"
 )
 
 // Queue is where xenopsd takes its orders.
 const Queue = "org.xen.xapi.xenops.classic"
+
+// Forwarded is where it takes the connections of migrations that xapi passes on.
+const Forwarded = "/var/lib/xcp/xenopsd.forwarded"
 
 type daemon struct {
 	p       *node.Proc
@@ -66,11 +71,28 @@ func Run(p *node.Proc) error {
 	}
 	p.Go("", d.holder)
 	p.Go("", node.Tick)
-	if err := mswitch.Listen(p, Queue, d.call); err != nil {
+	if err := forwarded.Listen(p, Forwarded, d.service); err != nil {
 		return err
 	}
-	return nil
+	return mswitch.Listen(p, Queue, d.call)
 }
+
+// service is what another host's xenopsd asks for, on the socket on which it asked
+// xapi. What it sends of a domain's memory is taken.
+func (d *daemon) service(t *node.Thread, r forwarded.Request, fd int) error {
+	t.Tag = r.Method + " " + r.URI
+	t.Log(node.Debug, "xenops_server", "%s %s", r.Method, r.URI)
+	if r.Method == "PUT" {
+		if err := sys.ReadFull(fd, make([]byte, MigrationBytes)); err != nil {
+			return err
+		}
+		d.store.get("domain/migration")
+	}
+	return forwarded.Answer(fd, "text/plain", "done")
+}
+
+// MigrationBytes is how much a caller of PUT /services/xenops/… sends.
+const MigrationBytes = 100_000
 
 // client is made by the first thread that needs it, as in xenopsd.
 func (d *daemon) client() (*mswitch.Client, error) {
