@@ -169,7 +169,7 @@ func (e *Engine) peek(c *conn, ev *event.Event, whole bool) {
 	done := false
 	switch {
 	case reply:
-		done = e.peekReply(a, b, whole)
+		done = e.peekReply(c, a, b, whole)
 	case c.role == serverRole:
 		done = e.peekRequest(c, a, b, whole)
 	default:
@@ -237,7 +237,7 @@ func (e *Engine) calls(a *activity, call *wire.Call) {
 	a.set(attribute.String("rpc.method", a.name))
 }
 
-func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
+func (e *Engine) peekReply(c *conn, a *activity, b *body, whole bool) bool {
 	if a.method == "" {
 		return true
 	}
@@ -247,6 +247,15 @@ func (e *Engine) peekReply(a *activity, b *body, whole bool) bool {
 	}
 	if code := e.outcome(&r); code != "" {
 		a.err = code
+	}
+	if c.role == serverRole && c.component == event.Xenopsd {
+		if n, ok := jobNumber(r.Value); ok && r.Status == wire.Succeeded {
+			e.answered(a, n)
+		} else if r.Status == wire.Unknown {
+			return whole
+		} else {
+			e.unanswered(a)
+		}
 	}
 	if r.Status == wire.Succeeded && a.prefix != wire.NoPrefix {
 		if r.Task.IsZero() && !whole {
