@@ -46,6 +46,7 @@ func run(ctx context.Context) error {
 	traced := flag.String("traceparent", "both", "whether calls carry a trace context: yes, no, both")
 	ring := flag.Int("buffer", 0, "bytes of the agents' buffer in the kernel: a small one loses events")
 	queue := flag.Int("queue", 0, "events that the agents' queue holds: a short one loses events")
+	legacy := flag.Bool("legacy", false, "the agents load the programs for Linux 4.19")
 	examples := flag.Int("examples", 10, "links that are not right to be shown")
 	flag.Parse()
 
@@ -67,6 +68,9 @@ func run(ctx context.Context) error {
 	}
 	if *queue > 0 {
 		o.AgentArgs = append(o.AgentArgs, "--queue-events", fmt.Sprint(*queue))
+	}
+	if *legacy {
+		o.AgentArgs = append(o.AgentArgs, "--legacy")
 	}
 	lossy := *ring > 0 || *queue > 0
 	o.Knobs.AtomTime = map[string]time.Duration{"*": time.Millisecond}
