@@ -68,7 +68,13 @@ type Loss struct {
 // gaps are the causes after which something is missing that no record tells of.
 // What else is lost is told by the records that were made, or concerns nothing
 // but the socket that it was lost of.
-var gaps = [...]lossCause{lossOutput, lossGathers, lossInflight, lossFault, lossIovec, lossTargets, lossClones}
+var gaps = [...]struct {
+	probe Probe
+	cause lossCause
+}{
+	{Stream, lossOutput}, {Stream, lossGathers}, {Stream, lossInflight}, {Stream, lossFault}, {Stream, lossIovec},
+	{Process, lossOutput}, {Process, lossTargets}, {Process, lossClones},
+}
 
 // Probe is a set of programs that are attached together.
 type Probe uint8

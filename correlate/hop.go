@@ -77,18 +77,14 @@ func (e *Engine) hopSpan(seen *table[hopKey, alike], p *hop, method []byte) (id 
 	e.scratch = b
 	sum := sha256.Sum256(b)
 	key := hopKey(sum[:])
-	same := seen.renew(key, e.now)
-	e.scratch = binary.BigEndian.AppendUint32(append(e.scratch[:0], key[:]...), same.n)
-	same.n++
-	if e.gaps.any && e.now < e.gaps.last+hopShadow {
-		same.unsure = true
-	}
+	n, sure := seen.renew(key, e.now).another(&e.gaps, e.now)
+	e.scratch = binary.BigEndian.AppendUint32(append(e.scratch[:0], key[:]...), n)
 	sum = sha256.Sum256(e.scratch)
 	copy(id[:], sum[:])
 	if !id.IsValid() {
 		id[len(id)-1] = 1
 	}
-	return id, !same.unsure
+	return id, sure
 }
 
 // taskTrace is the trace id of a tree of which only the XAPI task is known, on

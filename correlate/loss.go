@@ -56,15 +56,14 @@ func (e *Engine) handleLost(ev *event.Event) {
 	g := &e.gaps
 	g.epoch++
 	g.any = true
+	goesOn := g.until != 0 // then what is open has been touched already
 	g.until = max(g.until, ev.Last, ev.Time)
 	g.last = max(g.last, g.until)
-	for a := e.activities.live.head; a != nil; a = a.next {
+	for a := e.activities.live.head; a != nil && !goesOn; a = a.next {
 		if a.open {
 			e.touch(a)
 		}
 	}
-	e.hopsOut.each(doubt)
-	e.hopsIn.each(doubt)
 }
 
 // beginEpoch is called before each event that may be part of a gap or the first
@@ -158,12 +157,18 @@ func (e *Engine) resync(c *conn) {
 // alike counts the calls between hosts that look the same.
 type alike struct {
 	n      uint32
-	unsure bool // one may have been missed
+	unsure bool       // one may have been missed
+	last   event.Time // of the latest
 }
 
-func doubt(_ hopKey, a *alike) bool {
-	a.unsure = true
-	return true
+// another returns how many there were before, and whether that is sure.
+func (a *alike) another(g *gaps, now event.Time) (before uint32, sure bool) {
+	if g.any && (now < g.last+hopShadow || a.n > 0 && a.last <= g.last) {
+		a.unsure = true
+	}
+	a.last = now
+	a.n++
+	return a.n - 1, !a.unsure
 }
 
 // adopt gives a call of a thread that is not known to work for anything the best

@@ -289,3 +289,26 @@ func TestLostHop(t *testing.T) {
 		})
 	}
 }
+
+// What was counted before a gap is not sure for good; what begins long after one is.
+func TestAlike(t *testing.T) {
+	var g gaps
+	var old, young alike
+	check := func(a *alike, now event.Time, before uint32, sure bool) {
+		t.Helper()
+		n, ok := a.another(&g, now)
+		qt.Check(t, qt.Equals(n, before))
+		qt.Check(t, qt.Equals(ok, sure))
+	}
+	check(&old, 10, 0, true)
+	check(&old, 20, 1, true)
+	g.any, g.last = true, 30
+	check(&old, 30+2*hopShadow, 2, false)
+	check(&old, 31+2*hopShadow, 3, false)
+	check(&young, 30+2*hopShadow, 0, true)
+	check(&young, 31+2*hopShadow, 1, true)
+	g.last = 32 + 2*hopShadow
+	check(&young, g.last+1, 2, false)
+	var fresh alike
+	check(&fresh, g.last+1, 0, false) // one like it may have been in the gap
+}

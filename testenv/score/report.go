@@ -70,7 +70,8 @@ type Report struct {
 	Methods map[string]*Links // by link method
 	Kinds   map[string]*Links // by kind of the span
 	Untold  int               // links that no message names: they can be made by nobody
-	Guessed int               // of these, those that were made all the same: they count as wrong
+	OfXapi  int               // roots that hang under a span of XAPI's own tracing
+	Guessed int               // of Untold, those that were made all the same: they count as wrong
 
 	Traces     int // with spans of the truth
 	Joined     int // of these, those with spans of more than one caller
@@ -94,7 +95,7 @@ func (r *Report) Total() (l Links) {
 // bounds are not added but the worse is kept.
 func (r *Report) Add(o *Report) {
 	for _, v := range []struct{ to, from *int }{
-		{&r.Entries, &o.Entries}, {&r.Spans, &o.Spans}, {&r.Absent, &o.Absent}, {&r.Extra, &o.Extra}, {&r.Untold, &o.Untold}, {&r.Guessed, &o.Guessed},
+		{&r.Entries, &o.Entries}, {&r.Spans, &o.Spans}, {&r.Absent, &o.Absent}, {&r.Extra, &o.Extra}, {&r.Untold, &o.Untold}, {&r.Guessed, &o.Guessed}, {&r.OfXapi, &o.OfXapi},
 		{&r.Traces, &o.Traces}, {&r.Joined, &o.Joined}, {&r.Incomplete, &o.Incomplete}, {&r.Unmarked, &o.Unmarked},
 	} {
 		*v.to += *v.from
@@ -150,9 +151,9 @@ func (r *Report) Print(w io.Writer) error {
 		return err
 	}
 	_, err := fmt.Fprintf(w, "\n%d things happened that have a span, %d spans of them were found, %d are absent; %d spans more are of what had not ended.\n"+
-		"%d links are told by nothing on the wire; %d of them were made.\n"+
+		"%d links are told by nothing on the wire; %d of them were made. %d roots hang under spans of XAPI's own.\n"+
 		"%d traces, %d with more than one caller. %d spans are marked incomplete; %d lack a link or have one further up and are not.\n",
-		r.Entries, r.Spans, r.Absent, r.Extra, r.Untold, r.Guessed, r.Traces, r.Joined, r.Incomplete, r.Unmarked)
+		r.Entries, r.Spans, r.Absent, r.Extra, r.Untold, r.Guessed, r.OfXapi, r.Traces, r.Joined, r.Incomplete, r.Unmarked)
 	return err
 }
 

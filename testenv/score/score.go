@@ -23,23 +23,27 @@ const maxExamples = 40
 // comparison is a Report in the making.
 type comparison struct {
 	*matcher
-	since int64
-	until int64
+	Trial
 	bound map[string][]time.Duration
 	*Report
 }
 
-// Compare compares the spans of all hosts with the truth of all that happened
-// from since to until (ktime). offset is what added to ktime gives ns since 1970;
-// the hosts' clocks are the same.
-func Compare(log *truth.Log, spans []zipkin.Span, since, until, offset int64) *Report {
-	c := &comparison{matcher: newMatcher(log, spans, offset), since: since, until: until, bound: map[string][]time.Duration{},
+// Trial is what is known of the time in which spans were made.
+type Trial struct {
+	Since, Until int64 // ktime; what happened before or after does not count
+	Offset       int64 // added to ktime gives ns since 1970; the hosts' clocks are the same
+	Native       bool  // XAPI's own tracing was on: roots can hang under spans of its own
+}
+
+// Compare compares the spans of all hosts with the truth.
+func Compare(log *truth.Log, spans []zipkin.Span, t Trial) *Report {
+	c := &comparison{matcher: newMatcher(log, spans, t.Offset), Trial: t, bound: map[string][]time.Duration{},
 		Report: &Report{Methods: map[string]*Links{}, Kinds: map[string]*Links{}, Bounds: map[string]*Bounds{}}}
 	callers := map[string]map[string]bool{} // by trace
 	for i := range log.Entries {
 		e := &log.Entries[i]
 		caller, known := c.caller(e)
-		if e.End == 0 || e.End > until || !c.counts(e) {
+		if e.End == 0 || e.End > t.Until || !c.counts(e) {
 			continue
 		}
 		s := c.span[i]
@@ -67,7 +71,7 @@ func Compare(log *truth.Log, spans []zipkin.Span, since, until, offset int64) *R
 		}
 	}
 	for _, s := range c.pieces {
-		if e := &log.Entries[c.entry[s]]; e.End <= until && c.counts(e) {
+		if e := &log.Entries[c.entry[s]]; e.End <= t.Until && c.counts(e) {
 			c.link(e, s, true)
 		}
 	}
@@ -97,7 +101,7 @@ func keys(m map[string]bool) func(func(string) bool) {
 // beginning, which the agent saw. What has not ended is not in the truth.
 func (c *comparison) counts(e *truth.Entry) bool {
 	for n := 0; n < 100; n++ {
-		if e.Start < c.since {
+		if e.Start < c.Since {
 			return false
 		}
 		p, ok := c.log.ByID(e.Parent)
@@ -197,7 +201,11 @@ func (c *comparison) link(e *truth.Entry, s *zipkin.Span, piece bool) {
 	}
 	switch {
 	case p == nil && remote == "": // a root
-		if made != "" {
+		switch {
+		case made == "":
+		case c.Native && s.Link() == "traceparent" && c.byID[made] == nil:
+			c.OfXapi++
+		default:
 			count(Links{Wrong: 1})
 		}
 	case p == nil:

@@ -22,6 +22,7 @@ type scene struct {
 	t       *testing.T
 	entries []truth.Entry
 	spans   []zipkin.Span
+	native  bool
 }
 
 // happened adds an entry that lasted from start to end, in ms.
@@ -51,7 +52,7 @@ func (s *scene) compare() *Report {
 	qt.Assert(s.t, qt.IsNil(os.WriteFile(filepath.Join(dir, "x.truth"), b, 0o600)))
 	log, err := truth.Read(dir)
 	qt.Assert(s.t, qt.IsNil(err))
-	return Compare(log, s.spans, 50e6, 900e6, offset)
+	return Compare(log, s.spans, Trial{Since: 50e6, Until: 900e6, Offset: offset, Native: s.native})
 }
 
 const sent = "00-000000000000000000000000000000a1-00000000000000b1-01"
@@ -189,6 +190,22 @@ func TestUntold(t *testing.T) {
 	qt.Check(t, qt.Equals(s.compare().Guessed, 1)) // an ancestor, by luck
 	s.spans[5].ParentID = "x"
 	qt.Check(t, qt.Equals(s.compare().Total(), Links{Right: 5, Wrong: 1}))
+}
+
+// TestNative: what nobody called for can hang under a span of XAPI's own, when there
+// are such spans.
+func TestNative(t *testing.T) {
+	s := &scene{t: t}
+	s.happened("send", "", truth.Send, "send q M", 1, 100, 110).Detail = "q 1"
+	z := s.said("s", "4711", "PRODUCER", "send q M", "traceparent", 1, 100, 110)
+	z.Tags["messaging.destination.name"], z.Tags["messaging.message.id"] = "q", "1"
+	qt.Check(t, qt.Equals(s.compare().Total(), Links{Wrong: 1}))
+	s.native = true
+	r := s.compare()
+	qt.Check(t, qt.Equals(r.Total(), Links{}))
+	qt.Check(t, qt.Equals(r.OfXapi, 1))
+	s.spans[0].Tags["dt.link.method"] = "thread"
+	qt.Check(t, qt.Equals(s.compare().Total(), Links{Wrong: 1}))
 }
 
 // TestSilent: what makes no sign has no span, and what it does is its parent's.

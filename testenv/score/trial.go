@@ -14,6 +14,7 @@ import (
 	"github.com/xenserver/dtagent/cmd/dtagent/zipkin"
 	"github.com/xenserver/dtagent/testenv"
 	"github.com/xenserver/dtagent/testenv/client"
+	"github.com/xenserver/dtagent/testenv/config"
 	"github.com/xenserver/dtagent/testenv/daemon"
 	"github.com/xenserver/dtagent/testenv/truth"
 )
@@ -104,7 +105,7 @@ func Run(ctx context.Context, o Options) (r *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Report = Compare(log, spans, since, until, offset)
+	r.Report = Compare(log, spans, Trial{Since: since, Until: until, Offset: offset, Native: o.Knobs.Native != config.NativeOff})
 	return r, nil
 }
 

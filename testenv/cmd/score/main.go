@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/xenserver/dtagent/testenv"
+	"github.com/xenserver/dtagent/testenv/config"
 	"github.com/xenserver/dtagent/testenv/daemon"
 	"github.com/xenserver/dtagent/testenv/score"
 )
@@ -46,6 +47,8 @@ func run(ctx context.Context) error {
 	traced := flag.String("traceparent", "both", "whether calls carry a trace context: yes, no, both")
 	ring := flag.Int("buffer", 0, "bytes of the agents' buffer in the kernel: a small one loses events")
 	queue := flag.Int("queue", 0, "events that the agents' queue holds: a short one loses events")
+	native := flag.String("native", "off", "XAPI's own tracing: off, on, bare (a traceparent without JSON)")
+	legacy := flag.Bool("legacy", false, "the agents load the programs for Linux 4.19")
 	examples := flag.Int("examples", 10, "links that are not right to be shown")
 	flag.Parse()
 
@@ -67,6 +70,18 @@ func run(ctx context.Context) error {
 	}
 	if *queue > 0 {
 		o.AgentArgs = append(o.AgentArgs, "--queue-events", fmt.Sprint(*queue))
+	}
+	switch *native {
+	case "off":
+	case "on":
+		o.Knobs.Native, o.Knobs.LogTrace = config.NativeOn, true
+	case "bare":
+		o.Knobs.Native = config.NativeBare
+	default:
+		return fmt.Errorf("-native %s: there are off, on and bare", *native)
+	}
+	if *legacy {
+		o.AgentArgs = append(o.AgentArgs, "--legacy")
 	}
 	lossy := *ring > 0 || *queue > 0
 	o.Knobs.AtomTime = map[string]time.Duration{"*": time.Millisecond}
