@@ -527,6 +527,9 @@ func FuzzEngine(f *testing.F) {
 				ChildTGID: uint32(ids&1) + uint32(kind>>7)*3, ChildTID: uint32(bits >> 4),
 				Program: string(head[:min(len(head), 8)]), Head: head, Bytes: uint64(n) + uint64(kind>>6)*100, Count: 1,
 			}
+			if ev.Kind == event.KindLost {
+				ev.Last = now + event.Time(bits)*1e6 // it goes on
+			}
 			if kind >= 128 {
 				ev.Head, ev.Tail = head[:n/2], head[n/2:]
 			}
