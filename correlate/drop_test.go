@@ -378,7 +378,7 @@ func play(t testing.TB, events []event.Event) (spans []*Span, stats Stats) {
 	e := New(config(s, Limits{}))
 	for i := range events {
 		e.Handle(&events[i])
-		if i%50 == 0 {
+		if i%500 == 0 {
 			e.check(t)
 			e.Advance(events[i].Time)
 		}
