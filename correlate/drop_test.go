@@ -378,7 +378,7 @@ func handleAll(t testing.TB, events []event.Event) (spans []*Span, stats Stats) 
 	e := New(config(s, Limits{}))
 	for i := range events {
 		e.Handle(&events[i])
-		if i%50 == 0 {
+		if i%500 == 0 {
 			e.check(t)
 			e.Advance(events[i].Time)
 		}
@@ -444,7 +444,7 @@ func TestBustle(t *testing.T) {
 // lack something says so.
 func TestDropped(t *testing.T) {
 	right, lost := 0, 0
-	for seed := range uint64(60) {
+	for seed := range uint64(20) {
 		b := bustleOf(t, seed)
 		r := rand.New(rand.NewPCG(seed, 9))
 		for _, share := range []float64{0.001, 0.01, 0.1, 0.4} {

@@ -595,6 +595,9 @@ func FuzzEngine(f *testing.F) {
 					ev.Detail = ev.Detail<<5 ^ uint64(b)
 				}
 			}
+			if ev.Kind == event.KindLost {
+				ev.Last = now + event.Time(bits)*1e6 // it goes on
+			}
 			if kind >= 128 {
 				ev.Head, ev.Tail = head[:n/2], head[n/2:]
 			}

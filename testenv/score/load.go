@@ -51,10 +51,9 @@ var work = []struct {
 // caller is one of them, with a connection to each listener that it keeps.
 type caller struct {
 	*mix
-	vm     testenv.VM
-	rand   *rand.Rand
-	kept   []*client.Client
-	shapes []client.Shape
+	vm   testenv.VM
+	rand *rand.Rand
+	kept []*client.Client
 }
 
 // run makes the load until no call is left of count or length is over; 0 is no
@@ -126,17 +125,15 @@ func (m *mix) traceparent() string {
 
 // to returns a connection to one of the pool's listeners, which is kept.
 func (c *caller) to(member bool, transport string, shape client.Shape) *client.Client {
-	key := len(c.kept)
 	d := c.pool.Coordinator
 	if member {
 		d = c.pool.Member
 	}
 	k := dial(d, transport, client.Options{Shape: shape, KeepAlive: c.rand.IntN(3) > 0})
 	c.kept = append(c.kept, k)
-	c.shapes = append(c.shapes, shape)
-	if key >= 6 { // older ones go, so that numbers of fds are used again
+	if len(c.kept) > 6 { // older ones go, so that numbers of fds are used again
 		c.kept[0].Close()
-		c.kept, c.shapes = c.kept[1:], c.shapes[1:]
+		c.kept = c.kept[1:]
 	}
 	return k
 }

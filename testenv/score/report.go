@@ -91,34 +91,6 @@ func (r *Report) Total() (l Links) {
 	return l
 }
 
-// Add puts the counts of another comparison to this one's. Distributions of
-// bounds are not added but the worse is kept.
-func (r *Report) Add(o *Report) {
-	for _, v := range []struct{ to, from *int }{
-		{&r.Entries, &o.Entries}, {&r.Spans, &o.Spans}, {&r.Absent, &o.Absent}, {&r.Extra, &o.Extra}, {&r.Untold, &o.Untold}, {&r.Guessed, &o.Guessed}, {&r.OfXapi, &o.OfXapi},
-		{&r.Traces, &o.Traces}, {&r.Joined, &o.Joined}, {&r.Incomplete, &o.Incomplete}, {&r.Unmarked, &o.Unmarked},
-	} {
-		*v.to += *v.from
-	}
-	for name, l := range o.Methods {
-		links(r.Methods, name).add(*l)
-	}
-	for name, l := range o.Kinds {
-		links(r.Kinds, name).add(*l)
-	}
-	for name, b := range o.Bounds {
-		to := r.Bounds[name]
-		if to == nil {
-			to = &Bounds{}
-			r.Bounds[name] = to
-		}
-		to.Ends, to.Outside, to.Within = to.Ends+b.Ends, to.Outside+b.Outside, to.Within+b.Within
-		to.Median, to.P99 = max(to.Median, b.Median), max(to.P99, b.P99)
-	}
-	r.Mistakes = append(r.Mistakes, o.Mistakes...)
-	r.Examples = append(r.Examples, o.Examples...)
-}
-
 func links(m map[string]*Links, name string) *Links {
 	l := m[name]
 	if l == nil {
