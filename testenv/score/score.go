@@ -31,8 +31,10 @@ type comparison struct {
 
 // Compare compares the spans of all hosts with the truth of all that happened
 // from since to until (ktime). offset is what added to ktime gives ns since 1970;
-// the hosts' clocks are the same.
+// the hosts' clocks are the same. Spans of waits are left out: what processes
+// wait for is no part of the truth.
 func Compare(log *truth.Log, spans []zipkin.Span, since, until, offset int64) *Report {
+	spans = slices.DeleteFunc(slices.Clone(spans), func(s zipkin.Span) bool { return s.Tags["dt.wait.class"] != "" })
 	c := &comparison{matcher: newMatcher(log, spans, offset), since: since, until: until, bound: map[string][]time.Duration{},
 		Report: &Report{Methods: map[string]*Links{}, Kinds: map[string]*Links{}, Bounds: map[string]*Bounds{}}}
 	callers := map[string]map[string]bool{} // by trace
