@@ -68,7 +68,7 @@ lint: ## gofmt, go vet, staticcheck
 # privileges do not allow them; gotestsum counts and lists them at the end.
 .PHONY: test
 test: deps lint ## all tests: unit, race, fuzz seeds, and as root those with real eBPF
-	$(GOTESTSUM) --format pkgname $(if $(RESULTS),--jsonfile $(RESULTS)) -- -race -count=1 -timeout 20m $(TESTFLAGS) ./...
+	$(GOTESTSUM) --format pkgname $(if $(RESULTS),--jsonfile $(RESULTS)) -- -race -count=1 -timeout 40m $(TESTFLAGS) ./...
 
 .PHONY: vmtest
 vmtest: ## run the kernel tests on Linux 5.10, 6.1 and 6.12 under QEMU; needs apt-get, but neither root nor KVM

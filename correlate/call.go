@@ -251,6 +251,15 @@ func (e *Engine) peekReply(c *conn, a *activity, b *body, whole bool) bool {
 	if code := e.outcome(&r); code != "" {
 		a.err = code
 	}
+	if c.role == serverRole && c.component == event.Xenopsd {
+		if n, ok := jobNumber(r.Value); ok && r.Status == wire.Succeeded {
+			e.answered(a, n)
+		} else if r.Status == wire.Unknown {
+			return whole
+		} else {
+			e.unanswered(a)
+		}
+	}
 	if r.Status == wire.Succeeded && a.prefix != wire.NoPrefix {
 		if r.Task.IsZero() && !whole {
 			return false

@@ -223,7 +223,7 @@ func (e *Engine) startOperation(ev *event.Event, l *logline.Line, n *logline.Anc
 	}
 	j.op, j.started = a.ref(), true
 	if parent != nil {
-		if parent.kind == rpcActivity {
+		if parent.kind == rpcActivity || parent.kind == callActivity {
 			parent.xenops = n.Xenops + 1
 		}
 	} else {

@@ -58,7 +58,8 @@ func (p *Pipeline) Known(fn func(*event.Event)) {
 	p.sorter.waiting(fn)
 }
 
-// known tells of the connections, the least recently used first.
+// known tells of the connections, the least recently used first. No thread is said
+// to have made them: what one works for now need not be what it connected for.
 func (e *Engine) known(fn func(*event.Event)) {
 	for c := e.conns.lru.head; c != nil; c = c.next {
 		if c.how == 0 {
@@ -66,7 +67,7 @@ func (e *Engine) known(fn func(*event.Event)) {
 		}
 		fn(&event.Event{
 			Kind: event.KindOpen, Component: c.component, TGID: c.id.TGID, Time: e.now,
-			Conn: c.id, How: c.how, Listener: c.listener, Peer: c.peer,
+			Conn: c.id, How: c.how, Listener: c.listener, Peer: c.peer, Ino: c.ino, PeerIno: c.peerIno, PeerTGID: c.peerTGID,
 		})
 	}
 }

@@ -200,7 +200,7 @@ func TestLossProperty(t *testing.T) {
 		events, truth, chance := drawLoad(t, r)
 		share, most := rapid.IntRange(5, 200).Draw(r, "one in"), rapid.IntRange(1, 20).Draw(r, "at once")
 		p := play(t, inOrder(lose(events, chance, share, most)), Limits{})
-		wellFormed(r, &p, truth)
+		right(r, wellFormed(r, &p, truth))
 	})
 }
 

@@ -100,6 +100,24 @@ func xmlLeaf(text []byte) (leaf []byte, whole bool) {
 	}
 }
 
+// xmlString tells whether the value that text begins in, or before, is a string:
+// the one type whose tag may be left out.
+func xmlString(text []byte) bool {
+	for {
+		text = bytes.TrimLeft(text, " \t\r\n")
+		tag, rest, ok := bytes.Cut(text, []byte{'>'})
+		switch {
+		case len(text) == 0 || text[0] != '<':
+			return true
+		case !ok:
+			return false
+		case string(tag) != "</name" && string(tag) != "<value":
+			return string(tag) == "<string" || string(tag) == "<string/" || bytes.HasPrefix(tag, []byte("</"))
+		}
+		text = rest
+	}
+}
+
 // xmlDebugInfo finds debug_info or dbg: a member of the struct that is the
 // first parameter, or the first parameter that is none. '<' in values is
 // escaped, so no value can pass for a member.
@@ -149,7 +167,8 @@ func (d *Decoder) xmlReply(r *Reply, body []byte) {
 	case !whole:
 	case string(status) == "Success":
 		r.Status = Succeeded
-		if value, whole := xmlLeaf(xmlMember(text, "Value")); whole || bytes.HasPrefix(value, opaqueRef) {
+		member := xmlMember(text, "Value")
+		if value, whole := xmlLeaf(member); xmlString(member) && (whole || bytes.HasPrefix(value, opaqueRef)) {
 			r.Value = d.xmlText(value)
 		}
 	case string(status) == "Failure":

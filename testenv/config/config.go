@@ -87,6 +87,7 @@ type Options struct {
 
 	Squeezed bool // squeezed runs, and xenopsd reserves memory with it
 	Sockets  bool // use-switch=false in the configurations of xenopsd and squeezed: they meet on squeezed's socket
+	NoSwitch bool // use-switch=false for xenopsd and storage: xapi and xenopsd call each other on sockets of their own, in XML-RPC
 	RRDD     bool // xcp-rrdd runs, and xapi tells it of VMs that start
 	Networkd bool // xcp-networkd runs, and xapi has it make the bridges of VMs that start
 

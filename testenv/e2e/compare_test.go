@@ -41,7 +41,7 @@ var links = map[truth.Kind][]string{
 	truth.Client:    {"thread"},
 	truth.Task:      {"clone", "task"},
 	truth.Send:      {"thread"},
-	truth.RPC:       {"queue"},
+	truth.RPC:       {"queue", "socket"},         // socket: without message-switch
 	truth.Operation: {"task", "queue", "thread"}, // thread: those that xenopsd does while it answers
 	truth.Atom:      {"thread", "task"},
 	truth.Process:   {"fork"},
@@ -193,6 +193,8 @@ func (c *comparison) visible(e truth.Entry) []truth.Entry {
 	for _, child := range c.truth.Children(e.ID) {
 		switch {
 		case child.Kind == truth.Delay:
+		case child.Kind == truth.Socket:
+			out = append(out, c.visible(child)...)
 		case child.Kind == truth.API && e.Kind == truth.Client && c.below(e, truth.Process):
 			// A member passes a script's call on as it came, without a trace or a task:
 			// nothing tells the coordinator whose it is.

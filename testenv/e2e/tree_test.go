@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -108,13 +109,19 @@ func TestVMStartTreeBesideToolstackTracing(t *testing.T) {
 // and compares them. id and parent are the caller's, "" if it sent none. It
 // returns of how many spans the toolstack's own is known.
 func (l *lab) compare(began int64, method, id, parent string) (natives int) {
+	l.t.Helper()
+	return l.compareIn(l.traces(), l.truth(), began, math.MaxInt64, method, id, parent)
+}
+
+// compareIn is compare with what is known already, for the call that began before
+// until.
+func (l *lab) compareIn(traces []*tree.Trace, log *truth.Log, began, until int64, method, id, parent string) (natives int) {
 	t := l.t
 	t.Helper()
-	traces := l.traces()
-	c := &comparison{t: t, truth: l.truth(), offset: wallOffset(t)}
+	c := &comparison{t: t, truth: log, offset: wallOffset(t)}
 	var entry *truth.Entry
 	for _, e := range c.truth.Find(truth.API, method) {
-		if e.Start >= began && e.Parent == "" {
+		if e.Start >= began && e.Start < until && e.Parent == "" {
 			qt.Assert(t, qt.IsNil(entry), qt.Commentf("the ground truth has two calls of %s", method))
 			entry = &e
 		}
@@ -125,8 +132,8 @@ func (l *lab) compare(began int64, method, id, parent string) (natives int) {
 	for _, tr := range traces {
 		if i := c.nearest(*entry, tr.Roots); i >= 0 {
 			n := tr.Roots[i]
-			if n.Tags["process.pid"] != fmt.Sprint(entry.TGID) {
-				continue // of another dom0 on this machine
+			if n.Tags["process.pid"] != fmt.Sprint(entry.TGID) || n.Tags["thread.id"] != fmt.Sprint(entry.TID) {
+				continue // of another dom0 on this machine, or of another call
 			}
 			if off := time.Duration(n.Timestamp)*time.Microsecond - time.Duration(entry.Start+c.offset); off.Abs() < time.Second && n.Kind == "SERVER" {
 				qt.Assert(t, qt.IsNil(root), qt.Commentf("two spans of %s at the same time", method))

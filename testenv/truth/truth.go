@@ -30,6 +30,7 @@ const (
 	Atom      Kind = "atom"      // an atom in a worker: `VM_build`, `VBD_plug`
 	Client    Kind = "client"    // a call to another host's xapi, in the caller's thread: written → answer read
 	Process   Kind = "process"   // a child: fork → exit seen by the parent: `xenguest`, `LVMSR vdi_attach`
+	Socket    Kind = "socket"    // a call to a daemon's socket, in the caller's thread; its server's entry, of kind RPC, is below it
 	Delay     Kind = "delay"     // an injected delay: Name is its layer
 )
 
@@ -50,7 +51,7 @@ type Entry struct {
 	TGID  uint32 `json:"tgid"`
 	TID   uint32 `json:"tid"` // the thread that did it; for a process its own pid
 
-	Native      string `json:"native,omitempty"`      // send: the traceparent of the toolstack's own span that the message names
+	Native      string `json:"native,omitempty"`      // send, and RPC without the switch: the traceparent of the toolstack's own span that the message names
 	Traceparent string `json:"traceparent,omitempty"` // as the caller sent it, when xapi would use it
 	Tag         string `json:"tag,omitempty"`         // task tag: `R:8ae06e1ea3d1`, `D:…`
 	Detail      string `json:"detail,omitempty"`      // API: transport and path; operation: xenopsd's task id; send and RPC: `<queue> <id>`

@@ -218,6 +218,9 @@ func (c *Client) readAnswers(t *node.Thread, w *wire) {
 // Call calls method on the server of a queue and waits for its answer. params
 // is the JSON of the parameters, with commas between.
 func (c *Client) Call(t *node.Thread, queue, method, params string) (json.RawMessage, error) {
+	if path := socketOf(queue); path != "" && t.P.Setup.Options.NoSwitch {
+		return c.callSocket(t, path, method, params)
+	}
 	body := `{"method":` + Quoted(method) + `,"params":[` + params + `],"id":` + strconv.FormatInt(c.ids.Add(1), 10) + `}`
 	c.mu.Lock()
 	s := t.Begin(truth.Send, "send "+queue+" "+method)

@@ -78,6 +78,9 @@ type Handler func(t *node.Thread, method string, p Params) (string, error)
 // thread (cloned by the caller) waits for messages and clones a thread for each;
 // these share the second.
 func Listen(p *node.Proc, queue string, h Handler) error {
+	if path := socketOf(queue); path != "" && p.Setup.Options.NoSwitch {
+		return listenSocket(p, path, h)
+	}
 	token := p.Name + ":" + strconv.Itoa(os.Getpid())
 	in, err := dial(token)
 	if err != nil {
