@@ -309,7 +309,7 @@ func sameMetrics(t *testing.T, c *collector, observer, host string, spans map[st
 			s := spans[x.SpanID]
 			qt.Check(t, qt.Equals(s.TraceID, x.TraceID), of)
 			qt.Check(t, qt.Equals(keyOf(s), k))
-			qt.Check(t, qt.Equals(x.AsDouble, float64(s.nanos())/1e9), of)
+			qt.Check(t, qt.Equals(x.AsDouble, time.Duration(s.nanos()).Seconds()), of)
 		}
 	}
 	return len(want)

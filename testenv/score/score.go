@@ -35,8 +35,10 @@ type Trial struct {
 	Native       bool  // XAPI's own tracing was on: roots can hang under spans of its own
 }
 
-// Compare compares the spans of all hosts with the truth.
+// Compare compares the spans of all hosts with the truth. Spans of waits are left
+// out: what processes wait for is no part of the truth.
 func Compare(log *truth.Log, spans []zipkin.Span, t Trial) *Report {
+	spans = slices.DeleteFunc(slices.Clone(spans), func(s zipkin.Span) bool { return s.Tags["dt.wait.class"] != "" })
 	c := &comparison{matcher: newMatcher(log, spans, t.Offset), Trial: t, bound: map[string][]time.Duration{},
 		Report: &Report{Methods: map[string]*Links{}, Kinds: map[string]*Links{}, Bounds: map[string]*Bounds{}}}
 	callers := map[string]map[string]bool{} // by trace
