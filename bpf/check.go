@@ -91,7 +91,7 @@ func (k *Kernel) probe(memlock error) {
 	case k.opt.Legacy:
 		tier.Detail += ", as asked for"
 	case k.tier == Legacy:
-		tier.Detail += ": no socket inodes, no exit codes of killed processes, no CPU time"
+		tier.Detail += ": no socket inodes or peers, no exit codes of killed processes, no CPU time"
 	}
 	add(tier, nil)
 }

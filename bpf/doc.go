@@ -3,8 +3,8 @@
 //
 // Every program exists in two tiers from one source. Legacy runs from Linux
 // 4.19 on, without BTF, over perf buffers. Modern needs a ring buffer (Linux
-// 5.8) and the kernel's BTF, and adds the inode of sockets, exit codes of every
-// thread and CPU time.
+// 5.8) and the kernel's BTF, and adds the inode of sockets, who connected a unix
+// socket, sockets passed on by SCM_RIGHTS, exit codes of every thread and CPU time.
 //
 // Open finds out what the kernel allows by trying it, Load loads everything and
 // attaches nothing, Attach and Detach switch one probe on and off. What a record

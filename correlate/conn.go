@@ -188,6 +188,9 @@ func (e *Engine) dropConn(c *conn, cause string) {
 	if a := c.exchange.send.get(); a != nil && !c.exchange.answered {
 		e.finish(a, e.now, cause)
 	}
+	if c.role == switchRole && c.exchange.action == wire.Transfer {
+		e.switchGone(c.id.TGID)
+	}
 	e.dropBody(c)
 	delete(e.conns.byFD, fdKey{c.id.TGID, c.id.FD})
 	e.conns.lru.del(c)

@@ -28,6 +28,9 @@
 // task is known. Until then finished spans of the tree wait; then they leave as
 // they finish, children before their parents.
 //
+// Where the toolstack traces itself, what it sends and logs tells its trace, and which
+// of its spans sends (native.go).
+//
 // The hosts of a pool are joined without a word between their agents: the id of
 // the CLIENT span of a call from one host's xapi to another's is made of what both
 // see of it (hop.go). Trace ids can differ where the caller of the first call sent

@@ -575,6 +575,9 @@ func FuzzEngine(f *testing.F) {
 				TGID: uint32(ids & 1), TID: uint32(ids >> 4), Time: now, First: now - 1, Last: now,
 				Conn:      event.Conn{TGID: uint32(ids & 1), FD: int32(ids & 7), Born: event.Time(kind / 10 % 3)},
 				How:       event.How(ids % 6),
+				Ino:       uint64(ids >> 3 & 3),
+				PeerIno:   uint64(bits >> 5 & 3),
+				PeerTGID:  uint32(ids >> 5 & 3),
 				ChildTGID: uint32(ids&1) + uint32(kind>>7)*3, ChildTID: uint32(bits >> 4),
 				Program: string(head[:min(len(head), 8)]), Head: head, Bytes: uint64(n) + uint64(kind>>6)*100, Count: 1,
 			}

@@ -339,6 +339,16 @@ func (e *Engine) outcome(r *wire.Reply) string {
 	return e.text(r.Code, maxName)
 }
 
+// switchGone forgets the messages of a process whose wait for further ones ended
+// with its connection: the switch that gave them their numbers is gone, and the
+// next one may give the same numbers.
+func (e *Engine) switchGone(tgid uint32) {
+	e.messages.each(func(_ messageID, m *message) bool {
+		send, rpc := m.send.get(), m.rpc.get()
+		return (send == nil || send.tgid != tgid) && (rpc == nil || rpc.tgid != tgid)
+	})
+}
+
 // settleRPC gives a the best parent that is known when its sender stays unseen.
 func (e *Engine) settleRPC(a *activity) {
 	e.weaken(a)

@@ -108,8 +108,8 @@ var components = [numComponents]Description{
 		Name: "xcp-rrdd", Is: "the metrics daemon",
 		Programs: daemon(RRDD, "xcp-rrdd"),
 		Cost:     "its plugins and xapi ask it every few seconds, and each of these calls is a trace of its own",
-		Spans:    "RPCs on its own unix socket (SERVER) and by the switch (CONSUMER)",
-		Lacks:    "who is at the other end of its socket, for the calls name no task and so have no parent; its plugins' shared memory",
+		Spans:    "RPCs on its own unix socket (SERVER) and by the switch (CONSUMER), requests for metrics that xapi passes on to it (SERVER)",
+		Lacks:    "its plugins' shared memory; without the kernel's BTF, who is at the other end of its socket: its calls have no parent then",
 	},
 	Squeezed: {
 		Name: "squeezed", Is: "the memory ballooning daemon",

@@ -263,8 +263,8 @@ func TestSocketDaemon(t *testing.T) {
 	l.noLosses()
 }
 
-// TestSocketDaemonOfTask has xenopsd call squeezed on its socket: the task that the
-// calls name says whose they are.
+// TestSocketDaemonOfTask has xenopsd call squeezed on its socket: the thread that
+// connects says whose work the calls are.
 func TestSocketDaemonOfTask(t *testing.T) {
 	l := newLab(t, testenv.Options{Squeezed: true, Sockets: true})
 	l.observeOnly("xapi,xenopsd,squeezed", "xapi", "xenopsd", "squeezed")
@@ -283,7 +283,7 @@ func TestSocketDaemonOfTask(t *testing.T) {
 			qt.Check(t, qt.Equals(s.Tags["network.local.address"], "/var/xapi/memory"))
 		}
 	}
-	under := "SERVER under VM.start by task"
+	under := "SERVER under VM_create by socket"
 	qt.Check(t, qt.DeepEquals(got, map[string]string{"login": under, "reserve_memory_range": under, "transfer_reservation_to_domain": under}))
 	l.noLosses()
 }
