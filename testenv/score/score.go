@@ -33,6 +33,7 @@ type Trial struct {
 	Since, Until int64 // ktime; what happened before or after does not count
 	Offset       int64 // added to ktime gives ns since 1970; the hosts' clocks are the same
 	Native       bool  // XAPI's own tracing was on: roots can hang under spans of its own
+	Legacy       bool  // the kernel side cannot say who is at the other end of a socket
 }
 
 // Compare compares the spans of all hosts with the truth. Spans of waits are left
@@ -149,14 +150,18 @@ func (c *comparison) above(e *truth.Entry) *truth.Entry {
 }
 
 // untold tells whether nothing that goes between p and e, its child, says that it is: SM
-// scripts call xapi in a session of their own, and a call that one host makes to
-// another without a trace context or a task looks like those of others.
+// scripts call xapi in a session of their own, so that only their end of the socket
+// names them; a call that one host makes to another without a trace context or a
+// task looks like those of others.
 func (c *comparison) untold(e, p *truth.Entry) bool {
 	if e.Kind != truth.API {
 		return false
 	}
 	direct, _ := c.log.ByID(e.Parent)
-	if direct.Kind != truth.Client || silent(c.log, &direct) {
+	switch {
+	case direct.Kind == truth.Process:
+		return c.Legacy
+	case direct.Kind != truth.Client || silent(c.log, &direct):
 		return true
 	}
 	return e.Traceparent == "" && !strings.HasPrefix(direct.Tag, "R:")
@@ -179,8 +184,13 @@ func (c *comparison) link(e *truth.Entry, s *zipkin.Span, piece bool) {
 			remote = f[2]
 		}
 	} else if p != nil && e.Kind == truth.API && made == "" {
-		if method = "task"; e.Traceparent != "" {
+		switch {
+		case p.Kind == truth.Process:
+			method = "socket"
+		case e.Traceparent != "":
 			method = "traceparent"
+		default:
+			method = "task"
 		}
 	}
 	l, k := links(c.Methods, method), links(c.Kinds, string(e.Kind))

@@ -23,6 +23,7 @@ type scene struct {
 	entries []truth.Entry
 	spans   []zipkin.Span
 	native  bool
+	legacy  bool
 }
 
 // happened adds an entry that lasted from start to end, in ms.
@@ -52,7 +53,7 @@ func (s *scene) compare() *Report {
 	qt.Assert(s.t, qt.IsNil(os.WriteFile(filepath.Join(dir, "x.truth"), b, 0o600)))
 	log, err := truth.Read(dir)
 	qt.Assert(s.t, qt.IsNil(err))
-	return Compare(log, s.spans, Trial{Since: 50e6, Until: 900e6, Offset: offset, Native: s.native})
+	return Compare(log, s.spans, Trial{Since: 50e6, Until: 900e6, Offset: offset, Native: s.native, Legacy: s.legacy})
 }
 
 const sent = "00-000000000000000000000000000000a1-00000000000000b1-01"
@@ -174,8 +175,8 @@ func TestThreadsOfOneNumber(t *testing.T) {
 	qt.Check(t, qt.Equals(r.Joined, 1))
 }
 
-// TestUntold: what an SM script asks xapi for names neither script nor task.
-func TestUntold(t *testing.T) {
+// asking is a call whose SM script asks xapi for something.
+func asking(t *testing.T) *scene {
 	s := call(t)
 	s.happened("script", "rpc", truth.Process, "LVMSR vdi_attach", 20, 126, 140).TGID = 20
 	s.happened("ask", "script", truth.API, "VDI.get_by_uuid", 5, 130, 131)
@@ -183,6 +184,14 @@ func TestUntold(t *testing.T) {
 	z.Tags["process.pid"] = "20"
 	delete(z.Tags, "thread.id")
 	s.said("a", "", "SERVER", "VDI.get_by_uuid", "none", 5, 130, 131).TraceID = "2"
+	return s
+}
+
+// TestUntold: what an SM script asks xapi for names neither script nor task. Where
+// the kernel side does not know who is at the other end, nothing tells it.
+func TestUntold(t *testing.T) {
+	s := asking(t)
+	s.legacy = true
 	r := s.compare()
 	qt.Check(t, qt.Equals(r.Total(), Links{Right: 5}))
 	qt.Check(t, qt.DeepEquals([]int{r.Untold, r.Guessed, r.Joined}, []int{1, 0, 0}))
@@ -190,6 +199,20 @@ func TestUntold(t *testing.T) {
 	qt.Check(t, qt.Equals(s.compare().Guessed, 1)) // an ancestor, by luck
 	s.spans[5].ParentID = "x"
 	qt.Check(t, qt.Equals(s.compare().Total(), Links{Right: 5, Wrong: 1}))
+}
+
+// TestScriptsCall: where it knows, the call is the script's.
+func TestScriptsCall(t *testing.T) {
+	s := asking(t)
+	r := s.compare()
+	qt.Check(t, qt.Equals(r.Total(), Links{Right: 5, Missed: 1}))
+	qt.Check(t, qt.DeepEquals([]int{r.Untold, r.Guessed, r.Methods["socket"].Missed}, []int{0, 0, 1}))
+	s.spans[5].ParentID, s.spans[5].TraceID = "p", "1"
+	qt.Check(t, qt.Equals(s.compare().Total(), Links{Right: 6}))
+	s.spans[5].ParentID = "r"
+	qt.Check(t, qt.Equals(s.compare().Total(), Links{Right: 5, Above: 1}))
+	s.spans[5].ParentID = "x"
+	qt.Check(t, qt.Equals(s.compare().Total(), Links{Right: 5, Nowhere: 1}))
 }
 
 // TestNative: what nobody called for can hang under a span of XAPI's own, when there

@@ -105,7 +105,8 @@ func Run(ctx context.Context, o Options) (r *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Report = Compare(log, spans, Trial{Since: since, Until: until, Offset: offset, Native: o.Knobs.Native != config.NativeOff})
+	r.Report = Compare(log, spans, Trial{Since: since, Until: until, Offset: offset, Native: o.Knobs.Native != config.NativeOff,
+		Legacy: slices.Contains(o.AgentArgs, "--legacy")})
 	return r, nil
 }
 
