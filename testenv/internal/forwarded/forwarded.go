@@ -8,8 +8,6 @@ package forwarded
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -65,32 +63,7 @@ type Handler func(t *node.Thread, r Request, fd int) error
 
 // Listen takes what is passed on at path, in a thread for each.
 func Listen(p *node.Proc, path string, h Handler) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	l, err := sys.ListenUnix(path)
-	if err != nil {
-		return err
-	}
-	p.Go("", func(t *node.Thread) {
-		for {
-			fd, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil {
-				t.Log(node.Error, "xcp_service", "accept: %v", err)
-				return
-			}
-			p.Go("", func(t *node.Thread) {
-				defer unix.Close(fd)
-				if err := take(t, fd, h); err != nil {
-					t.Log(node.Error, "xcp_service", "%v", err)
-				}
-			})
-		}
-	})
-	return nil
+	return p.Listen(path, func(t *node.Thread, c node.Accepted) error { return take(t, c.FD, h) })
 }
 
 func take(t *node.Thread, control int, h Handler) error {

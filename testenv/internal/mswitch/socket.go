@@ -9,8 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -237,33 +235,9 @@ func nameKey(sa unix.Sockaddr) string {
 
 // listenSocket is Listen without the switch.
 func listenSocket(p *node.Proc, path string, h Handler) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	l, err := sys.ListenUnix(path)
-	if err != nil {
-		return err
-	}
-	p.Go("", func(t *node.Thread) {
-		for {
-			fd, peer, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil {
-				t.Log(node.Error, "xcp_service", "accept: %v", err)
-				return
-			}
-			taken := truth.Now()
-			p.Go("", func(t *node.Thread) {
-				defer unix.Close(fd)
-				if err := serveSocket(t, fd, nameKey(peer), taken, h); err != nil {
-					t.Log(node.Error, "xcp_service", "%v", err)
-				}
-			})
-		}
+	return p.Listen(path, func(t *node.Thread, c node.Accepted) error {
+		return serveSocket(t, c.FD, nameKey(c.Peer), c.Taken, h)
 	})
-	return nil
 }
 
 func serveSocket(t *node.Thread, fd int, peer string, taken int64, h Handler) error {

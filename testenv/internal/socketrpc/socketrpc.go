@@ -10,8 +10,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -35,32 +33,7 @@ type Handler func(t *node.Thread, method string, p Params) ([]string, error)
 
 // Listen serves the socket at path from a thread of its own.
 func Listen(p *node.Proc, path string, h Handler) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	l, err := sys.ListenUnix(path)
-	if err != nil {
-		return err
-	}
-	p.Go("", func(t *node.Thread) {
-		for {
-			fd, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil {
-				t.Log(node.Error, "xcp_service", "accept: %v", err)
-				return
-			}
-			p.Go("", func(t *node.Thread) {
-				defer unix.Close(fd)
-				if err := serve(t, fd, h); err != nil {
-					t.Log(node.Error, "xcp_service", "%v", err)
-				}
-			})
-		}
-	})
-	return nil
+	return p.Listen(path, func(t *node.Thread, c node.Accepted) error { return serve(t, c.FD, h) })
 }
 
 type value struct {
