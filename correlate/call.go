@@ -74,6 +74,10 @@ func (e *Engine) startCall(c *conn, ev *event.Event, h *wire.Head, first event.T
 		}
 	}
 
+	if !a.parentID.IsValid() && (c.peerTGID != 0 || c.how == 0) {
+		e.weaken(a) // what the process at the other end is may have been missed
+	}
+
 	e.scratch = append(append(append(e.scratch[:0], h.Method...), ' '), h.Path...)
 	name := e.scratch
 	a.name = e.text(name, maxName)

@@ -62,8 +62,8 @@ func (e *Engine) connected(c *conn, ev *event.Event) {
 func (e *Engine) joinCaller(c *conn, a *activity, context tracecontext.Context) bool {
 	c.requests++
 	work := e.processes.byTGID[c.peerTGID]
-	if c.peerTGID == 0 || work != nil && !serves(work) {
-		return false
+	if c.peerTGID == 0 || work != nil && (work.epoch != e.gaps.epoch || !serves(work)) {
+		return false // or its pid may be another's by now
 	}
 	if work == nil {
 		if c.requests > 1 || c.peerIno == 0 {

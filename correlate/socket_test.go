@@ -101,6 +101,23 @@ func TestCallBackLater(t *testing.T) {
 	s.root("VDI.get_by_uuid")
 }
 
+// A process that may have ended, and another have its pid, is not the one that
+// calls; and one that calls may be the child of which nothing was seen.
+func TestLostCaller(t *testing.T) {
+	s := newScript(t)
+	s.accept("c", 18)
+	s.request("c", 110, "VDI.plug", "traceparent: "+caller)
+	s.sm(110, 300)
+	s.lose()
+	s.peered(xapi, "back", 120, 19, event.Accepted, "/var/lib/xcp/xapi", 7, 8, 300)
+	s.call("back", 120, "VDI.get_by_uuid")
+	s.exit(xapi, 300, 0)
+	s.reply("c", 110, success, "")
+	s.drain()
+	s.none("VDI.get_by_uuid")
+	s.under("LVMSR vdi_attach", "VDI.plug", LinkFork)
+}
+
 // Without message-switch a daemon's thread connects and calls: whose work that is
 // is the call's parent, whichever end is seen first.
 func TestSocketCall(t *testing.T) {

@@ -156,24 +156,40 @@ func nameOf(e *truth.Entry) string {
 // which; if there is none of its name, of any.
 func (m *matcher) find(s *zipkin.Span, all bool) (int, bool) {
 	start, end := m.ktime(s.Timestamp), m.ktime(s.End())
-	best, named := -1, false
+	best, rank := -1, 0
 	var distance, late int64 // of best: how far s was from it, and the starts from each other
+	began := false           // in an entry that has a span already
 	for _, i := range m.entries[placeOfSpan(s)] {
 		e := &m.log.Entries[i]
 		if host := s.Tags["xs.host.name"]; host != "" && host != e.Host {
 			continue // hosts of a simulated pool share the numbers of processes
 		}
-		if m.span[i] != nil && !all || e.Start > end+slack.Nanoseconds() || e.End < start {
+		if m.span[i] != nil && !all {
+			began = began || e.Start <= start && start <= e.End
 			continue
 		}
-		d, same := int64(0), nameOf(e) == s.Name
+		if e.Start > end+slack.Nanoseconds() || e.End < start {
+			continue
+		}
+		d, r := int64(0), 0
+		switch {
+		case s.Link() == "traceparent" && strings.Contains(e.Traceparent, "-"+s.ParentID+"-"):
+			r = 2
+		case nameOf(e) == s.Name:
+			r = 1
+		}
 		if start < e.Start || start > e.End { // a call's entry can begin late: see bounds
 			d = 1 + max(e.Start-end, start-e.End, 0)
 		}
 		l := max(e.Start-start, start-e.Start)
-		if best < 0 || same && !named || same == named && (d < distance || d == distance && l < late) {
-			best, named, distance, late = i, same, d, l
+		if best < 0 || r > rank || r == rank && (d < distance || d == distance && l < late) {
+			best, rank, distance, late = i, r, d, l
 		}
+	}
+	// A number is a process's until that has ended: a span that began in one is not of
+	// the next, though losses may have made it last so long.
+	if best >= 0 && began && kindOf(s) == truth.Process && start < m.log.Entries[best].Start {
+		return -1, false
 	}
 	return best, best >= 0
 }

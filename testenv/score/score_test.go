@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -213,6 +214,38 @@ func TestScriptsCall(t *testing.T) {
 	qt.Check(t, qt.Equals(s.compare().Total(), Links{Right: 5, Above: 1}))
 	s.spans[5].ParentID = "x"
 	qt.Check(t, qt.Equals(s.compare().Total(), Links{Right: 5, Nowhere: 1}))
+}
+
+// TestPiecesOfAProcess: what losses made of one process is not taken for a part of
+// the next one with its number, however long it seemed to last.
+func TestPiecesOfAProcess(t *testing.T) {
+	s := asking(t)
+	process := func(id, parent, name, link string, pid, start, end int64) {
+		z := s.said(id, parent, "", name, link, 0, start, end)
+		z.Tags["process.pid"] = fmt.Sprint(pid)
+		delete(z.Tags, "thread.id")
+	}
+	s.happened("tap", "script", truth.Process, "tap-ctl", 30, 133, 135).TGID = 30
+	s.happened("other", "", truth.API, "VM.shutdown", 9, 150, 200)
+	s.happened("again", "other", truth.Process, "LVMSR vdi_attach", 20, 160, 170).TGID = 20
+	s.spans = slices.DeleteFunc(s.spans, func(z zipkin.Span) bool { return z.ID == "p" || z.ID == "a" })
+	process("p1", "r", "xapi", "fork", 20, 126, 130)
+	process("p2", "", "LVMSR vdi_attach", "none", 20, 130, 160) // its end was not seen
+	process("c", "p2", "tap-ctl", "fork", 30, 133, 135)
+	for i := range s.spans {
+		switch z := &s.spans[i]; z.ID {
+		case "p1", "p2":
+			z.Tags["dt.incomplete"] = "events lost"
+			if z.ID == "p2" {
+				z.TraceID = "3"
+			}
+		case "c":
+			z.TraceID = "3"
+		}
+	}
+	r := s.compare()
+	qt.Check(t, qt.Equals(r.Total().Wrong, 0), qt.Commentf("%v", r.Mistakes))
+	qt.Check(t, qt.Equals(r.Joined, 0))
 }
 
 // TestNative: what nobody called for can hang under a span of XAPI's own, when there
