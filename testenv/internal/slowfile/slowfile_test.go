@@ -67,7 +67,7 @@ func TestHeld(t *testing.T) {
 			gate, opener, err := os.Pipe()
 			qt.Assert(t, qt.IsNil(err))
 			pid, err := syscall.ForkExec("/proc/self/exe", os.Args[:1], &syscall.ProcAttr{
-				Env:   []string{server + "=1"},
+				Env:   []string{server + "=1", "GORACE=atexit_sleep_ms=0"}, // else the race detector waits for 1 s
 				Files: []uintptr{gate.Fd(), 2, 2, uintptr(dev)},
 				Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
 			})
