@@ -34,20 +34,23 @@ const (
 // Way is a way for a thread to wait.
 type Way string
 
-// Ways. The words are those of dt.time.<word>_us.
+// Ways. The words are those of dt.time.<word>_us. The last three need FUSE.
 const (
-	WayLock    Way = "lock"    // for a futex that another thread wakes
-	WayChild   Way = "child"   // for a child to end
-	WayFlock   Way = "flock"   // for a lock on a file that another process holds
-	WayConnect Way = "connect" // to a listener whose backlog is full
-	WayNetwork Way = "network" // for a byte from a socket
-	WayPipe    Way = "pipe"    // for a byte from a pipe
-	WayPoll    Way = "poll"    // for a byte to be there
-	WaySleep   Way = "sleep"
+	WayLock      Way = "lock"    // for a futex that another thread wakes
+	WayChild     Way = "child"   // for a child to end
+	WayFlock     Way = "flock"   // for a lock on a file that another process holds
+	WayConnect   Way = "connect" // to a listener whose backlog is full
+	WayNetwork   Way = "network" // for a byte from a socket
+	WayPipe      Way = "pipe"    // for a byte from a pipe
+	WayPoll      Way = "poll"    // for a byte to be there
+	WaySleep     Way = "sleep"
+	WayFile      Way = "file"      // for bytes of a slow file
+	WayFsync     Way = "fsync"     // for a slow file to be synced
+	WayHypercall Way = "hypercall" // in XEN_DOMCTL_createdomain, which a slow file takes in place of Xen
 )
 
 // Ways are all of them.
-var Ways = []Way{WayLock, WayChild, WayFlock, WayConnect, WayNetwork, WayPipe, WayPoll, WaySleep}
+var Ways = []Way{WayLock, WayChild, WayFlock, WayConnect, WayNetwork, WayPipe, WayPoll, WaySleep, WayFile, WayFsync, WayHypercall}
 
 // Knobs can be turned while the dom0 runs. The zero value is a toolstack with
 // no Observer and its usual log settings, where atoms take no time beyond

@@ -36,6 +36,7 @@ import (
 	"github.com/xenserver/dtagent/testenv/internal/networkd"
 	"github.com/xenserver/dtagent/testenv/internal/node"
 	"github.com/xenserver/dtagent/testenv/internal/rrdd"
+	"github.com/xenserver/dtagent/testenv/internal/slowfile"
 	"github.com/xenserver/dtagent/testenv/internal/squeezed"
 	"github.com/xenserver/dtagent/testenv/internal/xapi"
 	"github.com/xenserver/dtagent/testenv/internal/xenopsd"
@@ -60,6 +61,8 @@ func run(name string, args []string) error {
 			return errors.New("this python3 knows -m observer only")
 		}
 		return helper.SM(args[2:])
+	case filepath.Base(slowfile.Server):
+		return slowfile.Serve(3, 0)
 	case "rsyslogd":
 		return daemon(name, "", helper.Syslog)
 	case "stunnel":

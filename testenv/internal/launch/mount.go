@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xenserver/dtagent/testenv/internal/slowfile"
 )
 
 // programs are the paths of the dom0's programs. All are the same file.
@@ -28,6 +30,7 @@ var programs = []string{
 	"/opt/xensource/libexec/sm-python3",
 	"/usr/bin/python3",
 	"/usr/sbin/tap-ctl",
+	slowfile.Server, // the one that a real dom0 lacks
 }
 
 // smScript is an SM script; its interpreter is one of programs.
@@ -149,7 +152,10 @@ func devices(upper string) error {
 	if err := unix.Mount("tmpfs", "/dev", "tmpfs", unix.MS_NOSUID, "mode=755"); err != nil {
 		return fmt.Errorf("tmpfs on /dev: %w", err)
 	}
-	for _, n := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
+	for _, n := range []string{"null", "zero", "full", "random", "urandom", "tty", "fuse"} {
+		if _, err := os.Stat(filepath.Join(old, n)); n == "fuse" && err != nil {
+			continue // not every machine has it
+		}
 		if err := bind(filepath.Join(old, n), filepath.Join("/dev", n)); err != nil {
 			return err
 		}
