@@ -175,8 +175,8 @@ func (m *matcher) find(s *zipkin.Span, all bool) (int, bool) {
 		switch {
 		case s.Link() == "traceparent" && strings.Contains(e.Traceparent, "-"+s.ParentID+"-"):
 			r = 2
-		case nameOf(e) == s.Name:
-			r = 1
+		case nameOf(e) == s.Name && e.Kind != truth.Process:
+			r = 1 // a process whose exec was lost is called as its parent
 		}
 		if start < e.Start || start > e.End { // a call's entry can begin late: see bounds
 			d = 1 + max(e.Start-end, start-e.End, 0)

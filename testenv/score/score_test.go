@@ -248,6 +248,22 @@ func TestPiecesOfAProcess(t *testing.T) {
 	qt.Check(t, qt.Equals(r.Joined, 0))
 }
 
+// TestProcessWithoutItsName: a child whose exec and end were lost has its parent's name,
+// which the next process with its number may have, too.
+func TestProcessWithoutItsName(t *testing.T) {
+	s := asking(t)
+	s.happened("tap", "script", truth.Process, "tap-ctl", 30, 133, 135).TGID = 30
+	s.happened("other", "", truth.API, "VM.shutdown", 9, 150, 200)
+	s.happened("again", "other", truth.Process, "LVMSR vdi_attach", 30, 160, 170).TGID = 30
+	s.spans = slices.DeleteFunc(s.spans, func(z zipkin.Span) bool { return z.ID == "a" })
+	z := s.said("c", "p", "", "LVMSR vdi_attach", "fork", 0, 132, 170)
+	z.Tags["process.pid"] = "30"
+	delete(z.Tags, "thread.id")
+	z.Tags["dt.incomplete"] = "events lost"
+	r := s.compare()
+	qt.Check(t, qt.Equals(r.Total().Wrong, 0), qt.Commentf("%v", r.Mistakes))
+}
+
 // TestNative: what nobody called for can hang under a span of XAPI's own, when there
 // are such spans.
 func TestNative(t *testing.T) {
