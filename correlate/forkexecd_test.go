@@ -187,6 +187,49 @@ func TestForkexecdUnknown(t *testing.T) {
 	}
 }
 
+// manyAsk has callers ask forkexecd for programs at once: program3 is VM.m3's. The
+// daemon takes their requests in the order in which they connected.
+func manyAsk(s *script, pick choose) {
+	callers := 2 + pick(6)
+	steps := make([][]func(), callers)
+	var waiting []programRequest
+	for i := range callers {
+		n := uint32(i)
+		r := programRequest{xapi, 110 + n, n, fmt.Sprintf("program%d", i)}
+		conn := fmt.Sprintf("c%d", i)
+		steps[i] = []func(){
+			func() {
+				s.accept(conn, int32(20+i))
+				s.request(conn, r.tid, fmt.Sprintf("VM.m%d", i))
+			},
+			func() { s.asksFor(r); waiting = append(waiting, r) },
+			func() {
+				for len(waiting) > 0 && waiting[0].n != r.n { // those before it
+					s.takes(waiting[0], true)
+					waiting = waiting[1:]
+				}
+				if len(waiting) > 0 {
+					s.takes(r, true)
+					waiting = waiting[1:]
+				}
+				s.begins(r)
+			},
+			func() { s.finishes(r) },
+			func() { s.reply(conn, r.tid, success, "") },
+		}
+	}
+	for left := callers; left > 0; {
+		i := pick(callers)
+		for len(steps[i]) == 0 {
+			i = (i + 1) % callers
+		}
+		steps[i][0]()
+		if steps[i] = steps[i][1:]; len(steps[i]) == 0 {
+			left--
+		}
+	}
+}
+
 // Requests of many callers, in any order, with and without events lost: a program
 // is its caller's, or a root.
 func TestForkexecdMany(t *testing.T) {
@@ -194,44 +237,10 @@ func TestForkexecdMany(t *testing.T) {
 	for seed := range uint64(200) {
 		chance := rand.New(rand.NewPCG(seed, 4))
 		s := gather(t)
-		callers := uint32(2 + chance.IntN(6))
-		steps := make([][]func(), callers)
-		var waiting []programRequest // for the daemon, in the order in which they connected
-		for i := range callers {
-			r := programRequest{xapi, 110 + i, i, fmt.Sprintf("program%d", i)}
-			conn := fmt.Sprintf("c%d", i)
-			taken := false
-			steps[i] = []func(){
-				func() {
-					s.accept(conn, int32(20+i))
-					s.request(conn, r.tid, fmt.Sprintf("VM.m%d", i))
-				},
-				func() { s.asksFor(r); waiting = append(waiting, r) },
-				func() {
-					for !taken && len(waiting) > 0 { // the daemon's turn
-						s.takes(waiting[0], true)
-						taken = waiting[0].n == r.n
-						waiting = waiting[1:]
-					}
-					s.begins(r)
-				},
-				func() { s.finishes(r) },
-				func() { s.reply(conn, r.tid, success, "") },
-			}
-		}
-		for left := callers; left > 0; {
-			i := chance.Uint32N(callers)
-			if len(steps[i]) == 0 {
-				continue
-			}
-			steps[i][0]()
-			if steps[i] = steps[i][1:]; len(steps[i]) == 0 {
-				left--
-			}
-		}
+		manyAsk(s, chance.IntN)
 		events := s.events
 		if seed%2 == 1 {
-			events = lose(events, chance, 20, 3)
+			events = lose(events, chance, 100, 3)
 		}
 		p := play(t, inOrder(events), Limits{})
 		byID := map[string]string{}
@@ -254,6 +263,41 @@ func TestForkexecdMany(t *testing.T) {
 		}
 	}
 	qt.Check(t, qt.IsTrue(joined > 500), qt.Commentf("%d joined", joined))
+}
+
+// FuzzForkexecd damages what forkexecd and its callers do: nothing panics, and
+// nothing is held beyond the limits.
+func FuzzForkexecd(f *testing.F) {
+	f.Add([]byte{3, 1, 0, 1, 2}, []byte{0, 250, 0, 251, 3, 252, 9, 253, 1, 254, 0, 255, 7})
+	f.Add([]byte{1, 1, 0, 1, 1, 0}, []byte{})
+	f.Add([]byte{5}, []byte{0, 0, 0, 0, 0, 0, 249, 249, 249, 249, 248, 1})
+	f.Fuzz(func(t *testing.T, choices, damage []byte) {
+		s := gather(t)
+		manyAsk(s, func(n int) int {
+			if len(choices) == 0 || n == 0 {
+				return 0
+			}
+			c := int(choices[0])
+			choices = choices[1:]
+			return c % n
+		})
+		l := Limits{Activities: 8, Conns: 8, Threads: 8, Keys: 2, Age: time.Minute}
+		e := New(Config{Limits: l})
+		for i := range s.events {
+			for _, ev := range damaged(&s.events[i], s.events, &damage) {
+				e.Handle(&ev)
+			}
+			e.check(t)
+			if e.errands.len() > l.Keys || e.activities.live.len > l.Activities {
+				t.Fatalf("too much is held: %+v", e.Stats())
+			}
+		}
+		e.Drain()
+		e.check(t)
+		if n := e.Stats().Activities; n != 0 {
+			t.Fatalf("%d activities are left", n)
+		}
+	})
 }
 
 // Each process of forkexecd forks once for a caller: what comes after that is not
