@@ -79,12 +79,19 @@ func (e *Engine) errandForked(ev *event.Event) *activity {
 
 // asksForkexecd tells that a process asks forkexecd, or hands it a program's
 // descriptors: what is said there is no HTTP. The one is JSON behind its length in
-// twelve digits, the other goes with a uuid, of which the dashes are left.
+// twelve digits, the other are uuids, one with each, of which the dashes are left.
 func asksForkexecd(text []byte) bool {
 	const length, uuid = 12, 36
 	if len(text) > length && text[length] == '[' {
 		return len(bytes.Trim(text[:length], "0123456789")) == 0
 	}
-	return len(text) == uuid && text[8] == '-' && text[13] == '-' && text[18] == '-' && text[23] == '-' &&
-		len(bytes.Trim(text, "0123456789abcdef-*")) == 0
+	for ; len(text) >= uuid; text = text[uuid:] { // several calls can be one event
+		if text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-' || len(bytes.Trim(text[:uuid], "0123456789abcdef-*")) > 0 {
+			return false
+		}
+		if len(text) == uuid {
+			return true
+		}
+	}
+	return false
 }

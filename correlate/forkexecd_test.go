@@ -58,9 +58,9 @@ func (s *script) takes(r programRequest, peers bool) {
 func (s *script) begins(r programRequest) event.Time {
 	s.in(r.d, r.name("main"), r.tid, `000000000050["Setup_response",{"fd_sock_path":"/var/run/x"}]`)
 	s.peered(r.d, r.name("fds"), r.tid, int32(101+2*r.n), event.Connected, "", 5000+r.ino(), 0, 0)
-	for range 3 {
-		s.out(r.d, r.name("fds"), r.tid, "********-****-****-****-************")
-	}
+	const uuid = "********-****-****-****-************"
+	s.out(r.d, r.name("fds"), r.tid, strings.Repeat(uuid, 1+int(r.n)%3)) // calls in one event
+	s.out(r.d, r.name("fds"), r.tid, uuid)
 	s.out(r.d, r.name("main"), r.tid, `000000000006"Exec"`)
 	at := s.fork(ofForkexecd(r.stayer()), r.stayer(), r.pid())
 	s.in(r.d, r.name("main"), r.tid, `000000000012["Execed",1]`)

@@ -12,7 +12,7 @@ var uuidDashes = [...]int{8, 13, 18, 23}
 
 // forkexecd keeps what tells forkexecd's protocol, where a message begins: of a
 // message its length, which is less than 100 MB, and the first byte of its JSON, of
-// a uuid the dashes.
+// uuids the dashes.
 func (r *Redactor) forkexecd() {
 	c := &r.c
 	if n := len(c.src); n > frameDigits && (c.src[frameDigits] == '[' || c.src[frameDigits] == '"') {
@@ -21,15 +21,19 @@ func (r *Redactor) forkexecd() {
 		}
 		return
 	}
-	if len(c.src) != uuidLength {
+	if len(c.src)%uuidLength != 0 { // several calls can be one event
 		return
 	}
-	for _, i := range uuidDashes {
-		if c.src[i] != '-' {
-			return
+	for i := 0; i < len(c.src); i += uuidLength {
+		for _, k := range uuidDashes {
+			if c.src[i+k] != '-' {
+				return
+			}
 		}
 	}
-	for _, i := range uuidDashes {
-		c.keep(i, i+1)
+	for i := 0; i < len(c.src); i += uuidLength {
+		for _, k := range uuidDashes {
+			c.keep(i+k, i+k+1)
+		}
 	}
 }

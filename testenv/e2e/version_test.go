@@ -88,6 +88,9 @@ func TestVersions(t *testing.T) {
 			qt.Check(t, qt.Equals(made["socket"] > 0, host.options.Forkexecd), qt.Commentf("%v", made))
 			qt.Check(t, qt.Equals(made["fork"] > 0, !host.options.Forkexecd), qt.Commentf("%v", made))
 			qt.Check(t, qt.Equals(made["none"], 0), qt.Commentf("%v", made))
+			if host.options.Forkexecd {
+				qt.Check(t, qt.Equals(l.status().Engine.BadHeads, 0)) // what it is asked is no HTTP
+			}
 			l.noLosses()
 		})
 	}
