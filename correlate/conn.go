@@ -149,7 +149,10 @@ func (e *Engine) handleOpen(ev *event.Event) {
 	switch ev.How {
 	case event.Accepted:
 		c.role = serverRoleOf(ev.Component)
-		if isForwarded(c.listener) {
+		switch {
+		case ev.Component == event.Forkexecd:
+			e.asked(c)
+		case isForwarded(c.listener):
 			c.role = clientRole
 		}
 	case event.Connected:
@@ -173,6 +176,9 @@ func (e *Engine) handleClose(ev *event.Event) {
 	if c == nil || c.id.Born != ev.Conn.Born {
 		e.stats.StaleEvents++
 		return
+	}
+	if c.component == event.Forkexecd {
+		e.served(c)
 	}
 	if !e.handedOver(c, ev) {
 		e.dropConn(c, "closed before the reply")

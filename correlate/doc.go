@@ -7,7 +7,8 @@
 // point at them. An event finds its activity by the strongest key that applies:
 //
 //	traceparent  the HTTP header; debug_info in a message between daemons
-//	socket       request and reply on one connection; who connected it; who goes on with it
+//	socket       request and reply on one connection; who connected it; who goes on with it;
+//	             whom forkexecd starts a program for
 //	thread       what a thread does while it works for an activity
 //	task         XAPI's task (R:…) and xenopsd's task number
 //	clone, fork  threads and processes made by a thread that works for an activity

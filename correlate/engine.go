@@ -85,6 +85,7 @@ type Engine struct {
 	pushes   pushRing
 	callers  table[uint64, connector] // by inode: sockets that were connected, and who did
 	handed   table[uint64, handover]  // by inode: sockets that a process lets go of before it has answered
+	errands  table[uint32, errand]    // by tgid: what forkexecd's processes start next
 	hopsOut  table[hopKey, alike]     // calls to other hosts, and how often each was made
 	hopsIn   table[hopKey, alike]     // the same from other hosts
 	gaps     gaps
@@ -123,6 +124,7 @@ func New(c Config) *Engine {
 	e.ended.init(e.limits.Keys, &e.stats.TasksEvicted, e.dropTaskPlace)
 	e.callers.init(e.limits.Keys, &e.stats.CallersEvicted, e.dropConnector)
 	e.handed.init(e.limits.Keys, &e.stats.CallersEvicted, e.dropHandover)
+	e.errands.init(e.limits.Keys, &e.stats.ErrandsEvicted, e.dropErrand)
 	e.hopsOut.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
 	e.hopsIn.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
 	return e
@@ -176,6 +178,7 @@ func (e *Engine) Advance(now event.Time) {
 	e.ended.expire(e.now - 2*e.hold)
 	e.callers.expire(e.now - 2*e.hold)
 	e.handed.expire(e.now - e.hold)
+	e.errands.expire(before)
 	e.hopsOut.expire(before)
 	e.hopsIn.expire(before)
 	e.trimPushes()

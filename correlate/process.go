@@ -29,15 +29,23 @@ func (e *Engine) processForked(ev *event.Event) {
 	if old := e.processes.byTGID[ev.ChildTGID]; old != nil {
 		e.finish(old, ev.Time, endUnseen)
 	}
-	parent := e.current(ev.TGID, ev.TID)
+	e.errands.del(ev.ChildTGID)
+	parent, link := e.current(ev.TGID, ev.TID), LinkFork
+	asked := parent == nil && ev.Component == event.Forkexecd
+	if asked {
+		parent, link = e.errandForked(ev), LinkSocket
+	}
 	if parent == nil {
 		return
 	}
-	a := e.begin(processActivity, parent.component, ev.ChildTGID, ev.Time, parent, LinkFork)
+	a := e.begin(processActivity, parent.component, ev.ChildTGID, ev.Time, parent, link)
 	a.service, a.spanKind = parent.service, trace.SpanKindInternal
 	a.name = parent.service // of a process that never calls exec
 	if parent.kind == processActivity {
 		a.name, a.program, a.also = parent.name, parent.program, parent.also
+	}
+	if asked {
+		a.also, a.execed = event.Forkexecd, true // as after vfork_helper
 	}
 	a.cpu = -1
 	a.maker = parent.ref()
@@ -117,6 +125,7 @@ func (e *Engine) processExited(ev *event.Event) {
 		}
 		e.finish(a, ev.Time, "")
 	}
+	e.errands.del(ev.TGID)
 	if e.processes.conns[ev.TGID] == 0 {
 		return
 	}

@@ -209,9 +209,10 @@ func (e *Engine) passed(c *conn, ev *event.Event) {
 func isForwarded(listener string) bool { return strings.HasSuffix(listener, ".forwarded") }
 
 // forwards tells that a process begins to pass a request on: with the socket goes
-// what it has read of it, as JSON.
+// what it has read of it, as JSON. Or it asks forkexecd for a program.
 func forwards(c *conn, ev *event.Event) bool {
-	return c.role == unknownRole && c.how == event.Connected && ev.Dir == event.Out && bytes.HasPrefix(ev.Head, []byte("{"))
+	return c.role == unknownRole && c.how == event.Connected && ev.Dir == event.Out &&
+		(bytes.HasPrefix(ev.Head, []byte("{")) || asksForkexecd(ev.Head))
 }
 
 // context of a daemon's request, which stands in its body. It says which trace the

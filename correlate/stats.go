@@ -37,6 +37,7 @@ type Stats struct {
 	PushesEvicted     uint64 `json:"pushes_evicted"`
 	HopsEvicted       uint64 `json:"hops_evicted"`
 	CallersEvicted    uint64 `json:"callers_evicted"`    // sockets whose other end, or next owner, was still to come
+	ErrandsEvicted    uint64 `json:"errands_evicted"`    // programs that forkexecd was to start
 	DeliveriesDropped uint64 `json:"deliveries_dropped"` // messages for which their reader made no thread
 	Reassigned        uint64 `json:"reassigned"`         // messages answered by another thread than expected
 	Conflicts         uint64 `json:"conflicts"`          // keys that named a parent in another trace or of another task
@@ -62,7 +63,7 @@ func (e *Engine) Stats() Stats {
 	s.Threads = len(e.threads.byTID)
 	s.Times = len(e.times.byTID)
 	s.Keys = e.messages.len() + e.jobs.len() + e.tasks.len() + e.ended.len() + e.pushes.len() +
-		e.hopsOut.len() + e.hopsIn.len() + e.callers.len() + e.handed.len()
+		e.hopsOut.len() + e.hopsIn.len() + e.callers.len() + e.handed.len() + e.errands.len()
 	return s
 }
 

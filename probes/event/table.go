@@ -56,6 +56,12 @@ func daemon(c Component, names ...string) (out []Program) {
 	return out
 }
 
+// asking lists programs of c that are watched in every way, and forkexecd, which
+// starts others for them.
+func asking(c Component, names ...string) []Program {
+	return append(daemon(c, names...), daemons[Forkexecd]...)
+}
+
 // starters are the daemons that start programs, which are watched for their
 // children only.
 func starters(cs ...Component) (out []Program) {
@@ -67,11 +73,12 @@ func starters(cs ...Component) (out []Program) {
 	return out
 }
 
-// daemons are the programs that other components need watched, too.
+// daemons are the programs that other components need watched, too. forkexecd is
+// asked on its socket.
 var daemons = map[Component][]Program{
 	Xapi:      daemon(Xapi, "xapi"),
 	Xenopsd:   daemon(Xenopsd, "xenopsd-xc", "xenopsd", "xenopsd-simulator"),
-	Forkexecd: {{"forkexecd", Forkexecd, WatchProcesses}},
+	Forkexecd: {{"forkexecd", Forkexecd, WatchStreams | WatchProcesses}},
 }
 
 // components is the table of components: what an Observer can ask for. The
@@ -80,28 +87,28 @@ var daemons = map[Component][]Program{
 var components = [numComponents]Description{
 	Xapi: {
 		Name: "xapi", Is: "the toolstack's API server", Stored: true,
-		Programs: daemons[Xapi],
+		Programs: asking(Xapi, "xapi"),
 		Spans:    "API calls (SERVER), Async tasks, calls to other daemons (PRODUCER) and hosts (CLIENT), storage RPCs that xapi answers (CONSUMER), helper processes",
 	},
 	Xenopsd: {
 		Name: "xenopsd", Is: "the domain manager", Stored: true,
-		Programs: daemons[Xenopsd],
+		Programs: asking(Xenopsd, "xenopsd-xc", "xenopsd", "xenopsd-simulator"),
 		Spans:    "RPCs (CONSUMER), operations and their atoms, calls to other daemons (PRODUCER), helper processes",
 	},
 	XapiClusterd: {
 		Name: "xapi-clusterd", Is: "the cluster daemon", Stored: true,
-		Programs: daemon(XapiClusterd, "xapi-clusterd"),
+		Programs: asking(XapiClusterd, "xapi-clusterd"),
 		Spans:    "RPCs (CONSUMER), requests of other hosts as far as they are plain HTTP (SERVER), helper processes",
 	},
 	SMAPI: {
 		Name: "smapi", Is: "the storage scripts and what runs them", Stored: true,
-		Programs: append(daemon(SMAPI, "xapi-storage-script"), starters(Xapi)...),
+		Programs: append(asking(SMAPI, "xapi-storage-script"), starters(Xapi)...),
 		Children: []string{"/opt/xensource/sm/*SR"},
 		Spans:    "one a script, named with its operation, and one a program that it starts; RPCs of xapi-storage-script (CONSUMER)",
 	},
 	Networkd: {
 		Name: "xcp-networkd", Is: "the network configuration daemon",
-		Programs: daemon(Networkd, "xcp-networkd"),
+		Programs: asking(Networkd, "xcp-networkd"),
 		Spans:    "RPCs (CONSUMER; on its own unix socket SERVER), helper processes",
 	},
 	RRDD: {
@@ -133,7 +140,7 @@ var components = [numComponents]Description{
 		Children: []string{"vfork_helper"},
 		Cost:     "each helper that a daemon starts for nobody's call is a trace of its own",
 		Spans:    "one a program that it starts, but for those of xenguest and qemu",
-		Lacks:    "the daemon's own protocol, which says whose child is whose: what the daemon starts has no parent",
+		Lacks:    "without the kernel's BTF, who is at the other end of the daemon's socket: what the daemon starts has no parent then; nor has it where of who asks nothing but processes is watched",
 	},
 	Xenguest: {
 		Name: "xenguest", Is: "the domain builder, which also saves and restores",

@@ -130,6 +130,9 @@ func (r *Redactor) piece(st *connState, f *flow, moved int64) {
 			next, ok := r.startLine(st, f, i)
 			if !ok {
 				// The start was not seen. Only a document tells what it is.
+				if i == 0 && st.class == classUnknown {
+					r.forkexecd()
+				}
 				f.at, f.left = atBody, math.MaxInt64
 				continue
 			}

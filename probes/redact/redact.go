@@ -12,6 +12,7 @@
 //   - message-switch: queue names, message numbers, kinds and, inside the
 //     payload, what is kept of JSON-RPC;
 //   - the command word of a /cli body;
+//   - what tells forkexecd's protocol: see forkexecd.go;
 //   - log lines: the part in brackets, and the messages listed in log.go;
 //   - of the reference in the reply to an Async call: OpaqueRef: and its first
 //     8 and next 4 hex digits, which XAPI itself logs as R:<12 digits>.

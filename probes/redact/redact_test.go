@@ -201,7 +201,11 @@ func messages() []message {
 		{name: "broken json", text: post("/jsonrpc", "", `{"method":"VM.start","params":["`+canary+`""`+canary+`":"`+canary+`"`), keep: []string{"VM.start"}},
 		{name: "unescaped level", text: answer(`{"messages":[[["q",65],{"payload":"{\"method\":\"VM.start\",\"params\":[{\"debug_info\":\"x","` + canary + `":"` + canary + `\"}]}"`)},
 		{name: "no http", text: "\x16\x03\x01" + canary + "\r\n" + canary},
-		{name: "forkexecd", text: `000000000123["Setup",{"cmdargs":["/opt/xensource/sm/LVMSR","` + canary + `"],"env":["PASSWORD=` + canary + `"]}]`},
+		{name: "forkexecd", text: `000000000123["Setup",{"cmdargs":["/opt/xensource/sm/LVMSR","` + canary + `"],"env":["PASSWORD=` + canary + `"]}]`, keep: []string{`000000000123[`}},
+		{name: "descriptor for forkexecd", text: canary[:8] + "-6f0c-4a3e-9d11-0123456789ab", secrets: []string{canary[:8], "6f0c", "0123456789ab"}, keep: []string{"********-****-****-****-************"}},
+		{name: "descriptors for forkexecd", text: strings.Repeat(canary[:8]+"-6f0c-4a3e-9d11-0123456789ab", 2), secrets: []string{canary[:8], "6f0c", "0123456789ab"}, keep: []string{strings.Repeat("********-****-****-****-************", 2)}},
+		{name: "no length", text: `123456789012["` + canary + `"]`, secrets: []string{canary, "1234"}},
+		{name: "no frame", text: `00000000012x["` + canary + `"]`, secrets: []string{canary, "0000"}},
 	}
 }
 

@@ -88,11 +88,12 @@ type Options struct {
 	NICs    int // per VM; 0: one; < 0: none
 	Workers int // per pool of xenopsd; 0: 4, as it is
 
-	Squeezed bool // squeezed runs, and xenopsd reserves memory with it
-	Sockets  bool // use-switch=false in the configurations of xenopsd and squeezed: they meet on squeezed's socket
-	NoSwitch bool // use-switch=false for xenopsd and storage: xapi and xenopsd call each other on sockets of their own, in XML-RPC
-	RRDD     bool // xcp-rrdd runs, and xapi tells it of VMs that start
-	Networkd bool // xcp-networkd runs, and xapi has it make the bridges of VMs that start
+	Squeezed  bool // squeezed runs, and xenopsd reserves memory with it
+	Sockets   bool // use-switch=false in the configurations of xenopsd and squeezed: they meet on squeezed's socket
+	NoSwitch  bool // use-switch=false for xenopsd and storage: xapi and xenopsd call each other on sockets of their own, in XML-RPC
+	RRDD      bool // xcp-rrdd runs, and xapi tells it of VMs that start
+	Forkexecd bool // xapi and xenopsd have forkexecd, the daemon, start programs, as all did before 25.14; else vfork_helper
+	Networkd  bool // xcp-networkd runs, and xapi has it make the bridges of VMs that start
 
 	Background bool // xapi's own threads that log and poll all the time, calls or not
 	NoTruth    bool // write no truth; for measurements

@@ -44,7 +44,7 @@ var links = map[truth.Kind][]string{
 	truth.RPC:       {"queue", "socket"},         // socket: without message-switch
 	truth.Operation: {"task", "queue", "thread"}, // thread: those that xenopsd does while it answers
 	truth.Atom:      {"thread", "task"},
-	truth.Process:   {"fork"},
+	truth.Process:   {"fork", "socket"}, // socket: started by forkexecd
 }
 
 // subtree compares a span and all below it with an entry and all below it: same

@@ -13,24 +13,36 @@ import (
 )
 
 // TestVersions starts VMs on toolstacks as they were in the field: with and without
-// message-switch; without tracing of their own, with a bare traceparent in
+// message-switch; with programs started by forkexecd (before 25.14) and by
+// vfork_helper; without tracing of their own, with a bare traceparent in
 // debug_info (before 25.8), with JSON in it (25.8), and with the trace in log lines
 // besides (26.8). Whatever a toolstack does, the trees are those of the ground
 // truth.
 func TestVersions(t *testing.T) {
-	versions := []struct {
+	type version struct {
 		name  string
 		knobs testenv.Knobs
-	}{
+	}
+	versions := []version{
 		{"no tracing", testenv.Knobs{}},
 		{"bare traceparent", testenv.Knobs{Native: config.NativeBare}},
 		{"JSON", testenv.Knobs{Native: config.NativeOn}},
 		{"JSON, trace in log lines", testenv.Knobs{Native: config.NativeOn, LogTrace: true}},
 		{"JSON, SM scripts observed, all that is logged", testenv.Knobs{Native: config.NativeOn, LogTrace: true, SMAPI: true, Verbose: true}},
 	}
-	for _, without := range []bool{false, true} {
-		t.Run(fmt.Sprintf("message-switch %v", !without), func(t *testing.T) {
-			l := newLab(t, testenv.Options{VMs: 2 * len(versions), NoSwitch: without})
+	for _, host := range []struct {
+		name     string
+		options  testenv.Options
+		versions []version
+	}{
+		{"message-switch true", testenv.Options{}, versions},
+		{"message-switch false", testenv.Options{NoSwitch: true}, versions},
+		{"forkexecd", testenv.Options{Forkexecd: true}, versions[:2]},
+	} {
+		t.Run(host.name, func(t *testing.T) {
+			versions := host.versions
+			host.options.VMs = 2 * len(versions)
+			l := newLab(t, host.options)
 			l.observe()
 			session := l.session()
 			type call struct {
@@ -67,6 +79,18 @@ func TestVersions(t *testing.T) {
 				})
 			}
 			l.t = t
+			made := map[string]int{} // programs of calls, by how they were linked
+			for _, s := range l.spans() {
+				if s.Tags["process.executable.name"] == "xenguest" || s.Tags["process.executable.name"] == "LVMSR" {
+					made[s.Link()]++
+				}
+			}
+			qt.Check(t, qt.Equals(made["socket"] > 0, host.options.Forkexecd), qt.Commentf("%v", made))
+			qt.Check(t, qt.Equals(made["fork"] > 0, !host.options.Forkexecd), qt.Commentf("%v", made))
+			qt.Check(t, qt.Equals(made["none"], 0), qt.Commentf("%v", made))
+			if host.options.Forkexecd {
+				qt.Check(t, qt.Equals(l.status().Engine.BadHeads, 0)) // what it is asked is no HTTP
+			}
 			l.noLosses()
 		})
 	}

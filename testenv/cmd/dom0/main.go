@@ -210,6 +210,7 @@ func up(args []string) error {
 	f.IntVar(&o.VMs, "vms", 1, "guests")
 	f.IntVar(&o.Disks, "disks", 1, "disks of each guest; -1: none")
 	f.IntVar(&o.NICs, "nics", 1, "network interfaces of each guest; -1: none")
+	f.BoolVar(&o.Forkexecd, "forkexecd", false, "forkexecd, the daemon, starts programs, as before 25.14")
 	f.BoolVar(&o.Background, "background", true, "the toolstack's own background work")
 	f.BoolVar(&o.NoTruth, "no-truth", false, "write no truth")
 	f.BoolVar(&o.Knobs.Verbose, "verbose", false, "log what a dom0 mutes")

@@ -5,6 +5,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "early.h"
+
 extern char **environ;
 
 static void fail(const char *what)
@@ -78,6 +80,8 @@ __attribute__((constructor)) static void early(int argc, char **argv)
 		vfork_helper(argc, argv);
 	else if (!strcmp(name, "xenguest"))
 		xenguest();
+	else if (!strcmp(name, "forkexecd"))
+		forkexecd();
 	else if (!strcmp(name, "tap-ctl"))
 		_exit(0);
 }

@@ -3,7 +3,9 @@
 //
 // vfork_helper leaves the session, moves the streams that its caller named into
 // place, and becomes the program. xenguest takes orders on its standard input,
-// sleeps for DOM0_DELAY_US, and answers. tap-ctl does nothing.
+// sleeps for DOM0_DELAY_US, and answers. tap-ctl does nothing. forkexecd is the
+// daemon: one thread, which forks twice for each request; the second child takes
+// the program's descriptors, starts it, and tells its end.
 package early
 
 // #cgo CFLAGS: -O2 -Wall

@@ -77,6 +77,7 @@ func Run(options string) (failed error) {
 	}{
 		{"/usr/sbin/rsyslogd", []string{"-n"}, nil, false},
 		{"/usr/sbin/message-switch", []string{"--config", "/etc/message-switch.conf"}, nil, false},
+		{"/usr/sbin/forkexecd", nil, nil, !o.Forkexecd},
 		{"/usr/sbin/squeezed", nil, nil, !o.Squeezed},
 		{"/usr/sbin/xcp-networkd", nil, nil, !o.Networkd},
 		{"/usr/sbin/xcp-rrdd", nil, nil, !o.RRDD},

@@ -26,6 +26,7 @@ var programs = []string{
 	"/usr/sbin/rsyslogd",
 	"/usr/bin/stunnel",
 	"/usr/libexec/xapi/vfork_helper",
+	"/usr/sbin/forkexecd",
 	"/usr/libexec/xen/bin/xenguest",
 	"/opt/xensource/libexec/sm-python3",
 	"/usr/bin/python3",

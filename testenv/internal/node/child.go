@@ -16,7 +16,7 @@ import (
 	"github.com/xenserver/dtagent/testenv/truth"
 )
 
-// Child is a program to be run through vfork_helper.
+// Child is a program to be run through vfork_helper or by forkexecd.
 type Child struct {
 	Path      string
 	Args      []string // without the program
@@ -29,8 +29,8 @@ type Child struct {
 }
 
 // Run runs c as Forkhelpers does: vfork on the calling thread, vfork_helper,
-// and in the same process the program. It waits for its end on this thread and
-// returns what it printed.
+// and in the same process the program; or forkexecd starts that. It waits for its
+// end on this thread and returns what it printed.
 func (t *Thread) Run(c Child) ([]byte, error) {
 	var in, out, status [2]int
 	for _, p := range [][]int{in[:], out[:], status[:]} {
@@ -38,18 +38,9 @@ func (t *Thread) Run(c Child) ([]byte, error) {
 			return nil, fmt.Errorf("pipe: %w", err)
 		}
 	}
-	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("/dev/null: %w", err)
-	}
-	// The helper gets its own null streams and moves the program's into place.
-	argv := append([]string{"/usr/libexec/xapi/vfork_helper", "-e", "3", "-I", "4", "-O", "5", "--", c.Path}, c.Args...)
 	s := t.Begin(truth.Process, name(c))
-	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
-		Env:   append([]string{"PATH=/sbin:/usr/sbin:/bin:/usr/bin"}, append(t.traceEnv(c.Span), c.Env...)...),
-		Files: []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(status[1]), uintptr(in[0]), uintptr(out[1])},
-	})
-	for _, fd := range []int{null, status[1], in[0], out[1]} {
+	pid, wait, err := t.start(s, c, in[0], out[1], status[1])
+	for _, fd := range []int{status[1], in[0], out[1]} {
 		unix.Close(fd)
 	}
 	defer unix.Close(status[0])
@@ -57,7 +48,7 @@ func (t *Thread) Run(c Child) ([]byte, error) {
 	if err != nil {
 		unix.Close(in[1])
 		s.End()
-		return nil, fmt.Errorf("%s: %w", argv[0], err)
+		return nil, err
 	}
 	s.TGID, s.TID = uint32(pid), uint32(pid)
 	s.Component = c.Component
@@ -73,19 +64,47 @@ func (t *Thread) Run(c Child) ([]byte, error) {
 		}
 		printed.Write(buf[:n])
 	}
-	var ws unix.WaitStatus
-	for {
-		_, err = unix.Wait4(pid, &ws, 0, nil)
-		if err != unix.EINTR {
-			break
-		}
-	}
+	ws, err := wait()
 	if err == nil && (!ws.Exited() || ws.ExitStatus() != 0) {
 		err = fmt.Errorf("%s: exit status %d", filepath.Base(c.Path), ws.ExitStatus())
 		s.Err = err.Error()
 	}
 	s.End()
 	return printed.Bytes(), err
+}
+
+// start starts c with in and out as its streams, and returns its process id and
+// how to wait for its end. vfork_helper gets status, whose closing tells that exec
+// worked.
+func (t *Thread) start(s *Span, c Child, in, out, status int) (pid int, wait func() (unix.WaitStatus, error), err error) {
+	env := append([]string{"PATH=/sbin:/usr/sbin:/bin:/usr/bin"}, append(t.traceEnv(c.Span), c.Env...)...)
+	if t.P.Setup.Options.Forkexecd {
+		e, err := execute(s, append([]string{c.Path}, c.Args...), env, []named{{newUUID(), 0, in}, {newUUID(), 1, out}})
+		if err != nil {
+			return 0, nil, err
+		}
+		return e.pid, e.wait, nil
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, nil, fmt.Errorf("/dev/null: %w", err)
+	}
+	defer unix.Close(null)
+	// The helper gets its own null streams and moves the program's into place.
+	argv := append([]string{"/usr/libexec/xapi/vfork_helper", "-e", "3", "-I", "4", "-O", "5", "--", c.Path}, c.Args...)
+	if pid, err = syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
+		Env:   env,
+		Files: []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(status), uintptr(in), uintptr(out)},
+	}); err != nil {
+		return 0, nil, fmt.Errorf("%s: %w", argv[0], err)
+	}
+	return pid, func() (ws unix.WaitStatus, err error) {
+		for {
+			if _, err = unix.Wait4(pid, &ws, 0, nil); err != unix.EINTR {
+				return ws, err
+			}
+		}
+	}, nil
 }
 
 func name(c Child) string {

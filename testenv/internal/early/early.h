@@ -1,0 +1,2 @@
+/* forkexecd serves until its launcher ends. */
+void forkexecd(void) __attribute__((noreturn));
