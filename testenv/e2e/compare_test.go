@@ -25,6 +25,7 @@ type comparison struct {
 	t       testing.TB
 	truth   *truth.Log
 	offset  int64                    // ns since 1970 at ktime 0
+	began   int64                    // ktime before the client made the call, 0 if it is not known
 	ahead   map[string]time.Duration // by host: what its clock is ahead of the others'
 	slack   time.Duration            // what a span may be outside beyond that: hosts that share few processors make each other wait
 	spans   int
@@ -81,6 +82,9 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 		// begins when the thread that has read its first bytes comes to run again.
 		start = 0
 		c.notBefore(path+" start", parent.Start+ahead, n.Timestamp+n.Skew)
+	case !ok && e.Kind == truth.API && c.began != 0: // the same, of the client's
+		start = 0
+		c.notBefore(path+" start", c.began, n.Timestamp+n.Skew)
 	}
 	// The clocks of a pool's hosts differ; the tree takes that off its times.
 	if start != 0 {
