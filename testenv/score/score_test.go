@@ -264,6 +264,19 @@ func TestProcessWithoutItsName(t *testing.T) {
 	qt.Check(t, qt.Equals(r.Total().Wrong, 0), qt.Commentf("%v", r.Mistakes))
 }
 
+// TestRequestsOfOneThread: of requests of one thread whose ends losses hide, the one
+// that came with the span's trace context is the span's.
+func TestRequestsOfOneThread(t *testing.T) {
+	s := &scene{t: t}
+	other := "00-000000000000000000000000000000a2-00000000000000b2-01"
+	s.happened("first", "", truth.API, "VM.start", 1, 100, 140).Traceparent = sent
+	s.happened("second", "", truth.API, "VM.start", 1, 139, 150).Traceparent = other
+	s.said("c", "00000000000000b1", "SERVER", "VM.start", "traceparent", 1, 139, 150).Tags["dt.incomplete"] = "events lost"
+	qt.Check(t, qt.Equals(s.compare().Total(), Links{Right: 1, Missed: 1}))
+	s.spans[0].ParentID = "00000000000000b3" // nobody's
+	qt.Check(t, qt.Equals(s.compare().Total(), Links{Wrong: 1, Missed: 1}))
+}
+
 // TestNative: what nobody called for can hang under a span of XAPI's own, when there
 // are such spans.
 func TestNative(t *testing.T) {
