@@ -572,10 +572,6 @@ static __always_inline void dt_copy_head(__u8 *dst, struct dt_moved *m)
 	DT_COPY_VECTOR(3, DT_HEAD_SWITCH, DT_HEAD)
 }
 
-#define DT_W(a, b, c, d, e, f, g, h)                                                                          \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 | (__u64)(f) << 40 | \
-	 (__u64)(g) << 48 | (__u64)(h) << 56)
-
 /* The requests that a client of message-switch makes. */
 static __always_inline int dt_is_switch(const struct dt_moved *m)
 {

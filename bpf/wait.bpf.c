@@ -45,10 +45,6 @@ struct {
 	__type(value, __u8); /* enum dt_spent */
 } dt_fds SEC(".maps");
 
-#define DT_W(a, b, c, d, e, f, g, h)                                                                          \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 | (__u64)(f) << 40 | \
-	 (__u64)(g) << 48 | (__u64)(h) << 56)
-
 /* ---- enter ---- */
 
 /* xen/include/uapi: IOCTL_PRIVCMD_HYPERCALL, what it is given, and domctl's number */

@@ -25,6 +25,11 @@
 #define DT_RELOAD() asm volatile("" ::: "memory")
 #define DT_KEEP(x) asm volatile("" : "+r"(x))
 
+/* Eight bytes of text as the word that memory holds: strings are compared so, for literals are global data. */
+#define DT_W(a, b, c, d, e, f, g, h)                                                                          \
+	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 | (__u64)(f) << 40 | \
+	 (__u64)(g) << 48 | (__u64)(h) << 56)
+
 /* Only named here so that each object's BTF holds the whole wire contract. */
 union dt_record {
 	struct dt_hdr hdr;
