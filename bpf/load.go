@@ -43,6 +43,15 @@ func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
 	return out, nil
 }
 
+// chosen returns the programs of a probe that the hooks of this kernel take.
+func (k *Kernel) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*ebpf.ProgramSpec {
+	out := map[string]*ebpf.ProgramSpec{}
+	for _, h := range k.hooks[p] {
+		out[h.program] = all[h.program]
+	}
+	return out
+}
+
 // Load loads the maps and programs of all probes and attaches nothing. Only one
 // Session should exist at a time; nothing prevents more.
 func (k *Kernel) Load() (_ *Session, err error) {
@@ -76,6 +85,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		if k.tier == Modern {
 			spec[p].Maps["dt_events"].MaxEntries = uint32(k.opt.RingBytes)
 		}
+		spec[p].Programs = k.chosen(p, spec[p].Programs)
 		shared := map[string]*ebpf.Map{}
 		for name := range spec[p].Maps {
 			if m := s.maps[name]; m != nil {

@@ -30,11 +30,11 @@ type Attachment struct {
 	Probe   Probe
 	Program string // as bpftool prog shows it
 	Hook    string // "syscalls:sys_enter_read"
-	Way     string // "tracepoint"
+	Way     Way
 }
 
 type attached struct {
-	hook hook
+	found
 	link link.Link
 }
 
@@ -98,7 +98,7 @@ func (s *Session) Attach(p Probe) error {
 		}
 	}
 	for _, h := range s.kernel.hooks[p] {
-		l, err := link.Tracepoint(h.group, h.name, s.progs[p][h.program], nil)
+		l, err := h.attach(s.progs[p][h.program])
 		if err != nil {
 			return errors.Join(fmt.Errorf("probe %s: attach %s to %s: %w", p, h.program, h, err), s.detach(p))
 		}
@@ -168,7 +168,7 @@ func (s *Session) Attached() []Attachment {
 	var out []Attachment
 	for _, p := range allProbes {
 		for _, a := range s.links[p] {
-			out = append(out, Attachment{Probe: p, Program: a.hook.program, Hook: a.hook.String(), Way: "tracepoint"})
+			out = append(out, Attachment{Probe: p, Program: a.program, Hook: a.String(), Way: a.by})
 		}
 	}
 	return out
