@@ -45,6 +45,8 @@ type Session struct {
 	tier   Tier
 	maps   map[string]*ebpf.Map
 	progs  map[Probe]map[string]*ebpf.Program
+	runs   map[string]uint32 // legacy tier: the entry of each program in runsMap
+	call   time.Duration     // legacy tier: what a system call takes while nothing is attached
 	buffer buffer
 	seq    *sequence // of the goroutine in Read
 
