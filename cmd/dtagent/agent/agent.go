@@ -98,7 +98,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	a.tier = k.Tier().String()
-	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record}, c.Log.With("component", "control"))
+	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record, Cost: a.measure}, c.Log.With("component", "control"))
 	return a.run(ctx, ln, page)
 }
 
