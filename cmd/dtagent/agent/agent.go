@@ -46,7 +46,8 @@ type Config struct {
 	Legacy       bool             // the programs for Linux 4.19 even where the modern ones work
 	ClockOffset  time.Duration    // added to wall time, for tests of pools
 	BufferBytes  int              // of the kernel's buffer, of each CPU's in the legacy tier; 0: as bpf has it
-	QueueEvents  int              // that wait for the engine at most; 0: handoverEvents
+	MemoryLimit  int64            // what all that the Go runtime holds is kept below, in bytes; 0: as it grows
+	QueueEvents  int              // that wait for the engine at most; 0: DefaultQueue
 	Host         observer.Host    // what it is told about this host: goes before what XAPI says
 	Known        observer.Host    // what is known of this host otherwise
 	Log          *slog.Logger     // nil: discarded
@@ -92,7 +93,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	debug.FreeOSMemory() // loading took several times what the agent lives on
 	a := &agent{
 		c: c, started: time.Now(), manager: m,
-		queue: newHandover(cmp.Or(c.QueueEvents, handoverEvents)), wanted: make(chan observer.Wanted, 1), stats: make(chan chan counts), ended: make(chan struct{}),
+		queue: newHandover(cmp.Or(c.QueueEvents, DefaultQueue)), wanted: make(chan observer.Wanted, 1), stats: make(chan chan counts), ended: make(chan struct{}),
 	}
 	if err := a.observers(); err != nil {
 		return err
@@ -157,7 +158,7 @@ func (a *agent) run(ctx context.Context, ln, page net.Listener) error {
 		a.queue.close()
 	})
 	watching.Go(func() { a.attach(ctx) })
-	watching.Go(func() { boundMemory(ctx) })
+	watching.Go(func() { boundMemory(ctx, a.c.MemoryLimit) })
 	watching.Go(func() { fail(a.dir.Run(ctx, a.sources.applyLocal)) })
 	if a.xapi != nil {
 		watching.Go(func() { fail(a.xapi.Run(ctx, a.sources.applyXAPI)) })
