@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -24,6 +25,7 @@ import (
 	"github.com/xenserver/dtagent/observer/metrics"
 	"github.com/xenserver/dtagent/observer/xapi"
 	"github.com/xenserver/dtagent/probes"
+	"github.com/xenserver/dtagent/probes/clock"
 	"github.com/xenserver/dtagent/probes/event"
 	"github.com/xenserver/dtagent/probes/recording"
 	"github.com/xenserver/dtagent/probes/target"
@@ -127,6 +129,7 @@ type agent struct {
 	wanted  chan observer.Wanted // the newest wish of the Observers; holds one
 	stats   chan chan counts     // questions to the engine's goroutine
 	ended   chan struct{}        // closed when the engine has gone
+	turns   atomic.Uint64        // of the engine
 
 	mu      sync.Mutex
 	trouble error        // of the last change of probes
@@ -152,7 +155,7 @@ func (a *agent) run(ctx context.Context, ln, page net.Listener) error {
 
 	var serving, correlating, reading, watching sync.WaitGroup
 	serving.Go(func() { fail(a.server.Serve(ln)) })
-	correlating.Go(a.correlate)
+	correlating.Go(func() { a.correlate(a.manager) })
 	reading.Go(func() {
 		fail(a.manager.Run(ctx, a.queue.put))
 		a.queue.close()
@@ -175,6 +178,10 @@ func (a *agent) run(ctx context.Context, ln, page net.Listener) error {
 	defer started.Stop()
 	if err := notify("READY=1"); err != nil {
 		log.Warn("not told systemd", "err", err)
+	}
+	if every := watchdogTime(); every > 0 {
+		w := newWatchdog(log, notify, part{"reader", a.manager.Rounds}, part{"correlation", a.turns.Load})
+		watching.Go(func() { w.run(ctx, every) })
 	}
 	log.Info("dtagent runs", "version", a.c.Version, "tier", a.tier, "control", a.c.Control, "observers", a.c.ObserversDir)
 	<-ctx.Done()
@@ -204,8 +211,15 @@ type counts struct {
 	sorter correlate.SorterStats
 }
 
+// kernelTime is a probes.Manager, as far as the engine's turns need one.
+type kernelTime interface {
+	Now() (event.Time, error)
+	Gaps() uint64
+	Offsets() clock.Offsets
+}
+
 // correlate runs the engine until there are no more events.
-func (a *agent) correlate() {
+func (a *agent) correlate(k kernelTime) {
 	defer close(a.ended)
 	defer a.live.Close()
 	e := newEngine(&a.live, correlate.Config{Emit: func(s *correlate.Span) {
@@ -226,17 +240,18 @@ func (a *agent) correlate() {
 			answer <- c
 			continue
 		}
-		now, err := a.manager.Now() // before the events that the reader puts meanwhile
-		if err != nil {             // the next events bring the time
+		now, err := k.Now() // before the events that the reader puts meanwhile
+		if err != nil {     // the next events bring the time
 			a.c.Log.Error("clock", "err", err)
 			now = 0
 		}
 		b, more = a.queue.take(b)
-		if lost, ok := gaps.look(now, a.manager.Gaps(), a.manager.Now); ok {
+		if lost, ok := gaps.look(now, k.Gaps(), k.Now); ok {
 			b.events = append(b.events, lost)
 		}
 		lossesFirst(b.events)
-		e.turn(b.events, now, a.manager.Offsets())
+		e.turn(b.events, now, k.Offsets())
+		a.turns.Add(1)
 	}
 	e.pipeline.Drain()
 }

@@ -15,8 +15,8 @@ const (
 )
 
 const (
-	handoverBytes  = 8 << 20 // what the heads and tails of those that wait may hold together
-	keptBytes      = 1 << 20 // a larger buffer is not kept for the next batch
+	handoverBytes = 8 << 20 // what the heads and tails of those that wait may hold together
+	keptBytes     = 1 << 20 // a larger buffer is not kept for the next batch
 )
 
 // handover is the bounded queue between the goroutine that reads the probes and
