@@ -168,9 +168,9 @@ func TestPrintStatus(t *testing.T) {
 	s := &control.Status{
 		Version: "v1.0", PID: 77, UptimeSeconds: 3725, Tier: "modern", Components: []string{"xapi", "xenopsd"},
 		Restrictions: []control.Restriction{{Name: "wait: sched:sched_wakeup", State: "wider", Detail: "by tracepoint", Why: "raw tracepoint: the number of a thread is at 2 places", Advice: "nothing"}},
-		Targets:  []control.Target{{TGID: 10, Component: "xapi", Program: "xapi"}, {TGID: 11, Component: "xenopsd", Program: "xenopsd-xc"}},
-		Probes:   []control.Probe{{Probe: "stream", Program: "dt_e_read", Hook: "syscalls:sys_enter_read", Way: "tracepoint"}, {Probe: "process", Program: "dt_exec", Hook: "sched:sched_process_exec", Way: "tracepoint"}},
-		Children: 2, Events: map[string]uint64{"data": 1000, "log": 20},
+		Targets:      []control.Target{{TGID: 10, Component: "xapi", Program: "xapi"}, {TGID: 11, Component: "xenopsd", Program: "xenopsd-xc"}},
+		Probes:       []control.Probe{{Probe: "stream", Program: "dt_e_read", Hook: "syscalls:sys_enter_read", Way: "tracepoint"}, {Probe: "process", Program: "dt_exec", Hook: "sched:sched_process_exec", Way: "tracepoint"}},
+		Children:     2, Events: map[string]uint64{"data": 1000, "log": 20},
 		Losses: []control.Loss{{Probe: "stream", Cause: "buffer full", Count: 3}, {Probe: "process", Cause: "table of processes full"}, {Probe: "stream", Cause: control.CauseNoStart, Count: 4}, {Probe: "wait", Cause: control.CauseNoSwitch, Count: 2}}, Handover: control.Handover{Dropped: 1},
 		Engine:       correlate.Stats{Stretches: 900, Waits: correlate.WaitStats{Spans: 12, Idle: 40, Answered: 3, Dropped: 1}, Spans: 120, Incomplete: 2, Links: map[correlate.Link]uint64{correlate.LinkThread: 100, correlate.LinkNone: 20}},
 		ObserversDir: "/etc/dtagent/observers.d",

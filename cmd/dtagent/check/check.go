@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/observer"
@@ -56,12 +57,16 @@ type Report struct {
 type checker struct {
 	o Options
 	host
+	logRoom, queueRoom uint64 // bytes that are to be free on the disks of spans
 }
+
+// xapiTimeout is for each of the few calls to XAPI.
+const xapiTimeout = 10 * time.Second
 
 // Run looks at everything. It takes some seconds at most, unless XAPI is slow.
 func Run(ctx context.Context, o Options) *Report {
 	k, err := bpf.Open(bpf.Options{Legacy: o.Legacy})
-	c := &checker{o: o}
+	c := &checker{o: o, logRoom: leastLogRoom, queueRoom: leastQueueRoom}
 	r := c.report(ctx, OfKernel(k), findRPM())
 	if err != nil && k == nil {
 		r.OK = false
@@ -74,7 +79,7 @@ func Run(ctx context.Context, o Options) *Report {
 func (c *checker) report(ctx context.Context, k Kernel, rpm func(context.Context, string) string) *Report {
 	o := &c.o
 	o.ObserversDir, o.BugtoolDir, o.SpanLog = cmp.Or(o.ObserversDir, observer.DefaultDir), cmp.Or(o.BugtoolDir, bugtool.DefaultDir), cmp.Or(o.SpanLog, spanlog.DefaultPath)
-	r := &Report{Tier: k.Tier, Kernel: k.Items, Hooks: append([]Hook{}, k.Hooks...), Targets: []Target{}, Observers: []Observer{}}
+	r := &Report{Tier: k.Tier, Kernel: append([]Item{}, k.Items...), Hooks: append([]Hook{}, k.Hooks...), Targets: []Target{}, Observers: []Observer{}}
 	if os.Geteuid() != 0 {
 		r.Notes = append(r.Notes, "not run as root: eBPF, XAPI, and which files processes of others run, could not be looked at; run `sudo dtagent check`")
 	}
@@ -86,7 +91,7 @@ func (c *checker) report(ctx context.Context, k Kernel, rpm func(context.Context
 	var fromXAPI []observer.Observer
 	v := newVersions(rpm)
 	if o.XAPISocket != "" {
-		items, sight := xapiSource(ctx, xapi.Options{Socket: o.XAPISocket, HostUUID: uuid, Version: o.Version})
+		items, sight := xapiSource(ctx, xapi.Options{Socket: o.XAPISocket, HostUUID: uuid, Version: o.Version, CallTimeout: xapiTimeout})
 		r.Sources = append(items, r.Sources...)
 		if sight != nil {
 			fromXAPI, v.xapi = sight.State.Observers, sight.Software["xapi_build"]
@@ -106,7 +111,7 @@ func (c *checker) report(ctx context.Context, k Kernel, rpm func(context.Context
 	r.Endpoints = c.endpoints(ctx, r.Observers)
 
 	if o.StateDir != "" {
-		r.Agent = append(r.Agent, directory("state directory", o.StateDir, leastQueueRoom).needed())
+		r.Agent = append(r.Agent, directory("state directory", o.StateDir, c.queueRoom).needed())
 	}
 	r.Agent = append(r.Agent, running(ctx, o.Control, o.Version), c.service())
 	r.OK = true

@@ -68,7 +68,7 @@ func (c *checker) endpoints(ctx context.Context, obs []Observer) []Endpoint {
 		e := &out[i]
 		switch {
 		case a.endpoint == observer.Bugtool:
-			e.Item = directory("bugtool", c.o.BugtoolDir, leastLogRoom)
+			e.Item = directory("bugtool", c.o.BugtoolDir, c.logRoom)
 		case c.o.Offline:
 			e.Item = unknown(e.Endpoint, "not looked at", "leave --offline out")
 		case i >= maxAsked:
@@ -83,7 +83,7 @@ func (c *checker) endpoints(ctx context.Context, obs []Observer) []Endpoint {
 	}
 	wg.Wait()
 	if len(logs) > 0 {
-		out = append(out, Endpoint{Item: directory("logs", parent(c.o.SpanLog), leastLogRoom), Endpoint: "logs", Observers: logs})
+		out = append(out, Endpoint{Item: directory("logs", parent(c.o.SpanLog), c.logRoom), Endpoint: "logs", Observers: logs})
 	}
 	return out
 }

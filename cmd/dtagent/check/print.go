@@ -67,7 +67,7 @@ func (r *Report) result() string {
 		}
 	}
 	if failed > 0 {
-		return fmt.Sprintf("all that is needed works; %d of the rest is marked FAILS and says what to do.", failed)
+		return fmt.Sprintf("all that is needed works. What is marked FAILS (%d) says what to do.", failed)
 	}
 	return "all that is needed works."
 }

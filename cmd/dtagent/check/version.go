@@ -2,6 +2,7 @@ package check
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"debug/elf"
 	"encoding/hex"
@@ -118,8 +119,6 @@ func elfBuildID(r io.ReaderAt) string {
 // (artifact_substitution.ml of dune). There is one for each part of the program.
 const duneField = 64
 
-var duneMark = regexp.MustCompile(`=([0-9]{1,2}):(v?[0-9]+\.[0-9]+[0-9A-Za-z.+~-]*) +`)
-
 // duneVersion returns the version in a program, "" if it has none, or several that
 // differ.
 func duneVersion(r io.Reader) string {
@@ -129,18 +128,17 @@ func duneVersion(r io.Reader) string {
 	for {
 		n, err := io.ReadFull(r, buf[len(buf):chunk+len(buf)])
 		buf = buf[:len(buf)+n]
-		for rest := buf; ; {
-			at := duneMark.FindIndex(rest)
-			if at == nil {
+		for rest := buf; ; rest = rest[1:] {
+			at := bytes.IndexByte(rest, '=')
+			if at < 0 || len(rest)-at < duneField {
 				break
 			}
-			if v := duneFieldVersion(rest[at[0]:]); v != "" {
-				if found != "" && found != v {
-					return ""
-				}
-				found = v
+			rest = rest[at:]
+			v := duneFieldVersion(rest[:duneField])
+			if v != "" && found != "" && found != v {
+				return ""
 			}
-			rest = rest[at[0]+1:]
+			found = cmp.Or(v, found)
 		}
 		if err != nil {
 			return found
@@ -151,19 +149,18 @@ func duneVersion(r io.Reader) string {
 	}
 }
 
-// duneFieldVersion returns the version in the field at the start of b.
+var version = regexp.MustCompile(`^v?[0-9]+\.[0-9]+[0-9A-Za-z.+~-]*$`)
+
+// duneFieldVersion returns the version in a field.
 func duneFieldVersion(b []byte) string {
-	if len(b) < duneField {
+	digits, rest, ok := bytes.Cut(bytes.TrimRight(b[1:], " "), []byte{':'})
+	if !ok || len(digits) > 2 {
 		return ""
 	}
-	m := duneMark.FindSubmatch(b[:duneField])
-	if m == nil || len(bytes.TrimRight(b[:duneField], " ")) != 2+len(m[1])+len(m[2]) {
+	if n, err := strconv.ParseUint(string(digits), 10, 8); err != nil || n != uint64(len(rest)) || !version.Match(rest) {
 		return ""
 	}
-	if n, err := strconv.Atoi(string(m[1])); err != nil || n != len(m[2]) {
-		return ""
-	}
-	return strings.TrimPrefix(string(m[2]), "v")
+	return strings.TrimPrefix(string(rest), "v")
 }
 
 // rpmTimeout is for one question to the package database, which is on disk.
