@@ -70,6 +70,14 @@ func printStatus(out io.Writer, s *control.Status) error {
 		fmt.Fprintf(w, "\tnothing is attached\n")
 	}
 
+	for _, r := range s.Restrictions {
+		fmt.Fprintf(w, "\t%s: %s", r.State, r.Name)
+		if r.Detail != "" {
+			fmt.Fprintf(w, ": %s", r.Detail)
+		}
+		fmt.Fprintf(w, " (%s)\n", strings.ReplaceAll(r.Why, "\n", "; "))
+	}
+
 	byComponent := map[string][]string{}
 	for _, t := range s.Targets {
 		byComponent[t.Component] = append(byComponent[t.Component], fmt.Sprint(t.TGID))

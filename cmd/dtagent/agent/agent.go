@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -19,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel"
 
 	"github.com/xenserver/dtagent/bpf"
+	"github.com/xenserver/dtagent/cmd/dtagent/check"
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer"
@@ -82,8 +82,10 @@ func Run(ctx context.Context, c Config) (err error) {
 		defer page.Close()
 	}
 	k, err := bpf.Open(bpf.Options{Legacy: c.Legacy, RingBytes: c.BufferBytes, PerfBytes: c.BufferBytes, Log: c.Log.With("component", "bpf")})
+	kernel := check.OfKernel(k)
+	kernel.Log(c.Log.With("component", "check"))
 	if err != nil {
-		return fmt.Errorf("%w\n`dtagent check` says what this kernel and host allow", err)
+		return cmp.Or(check.Refusal(kernel.All()), err)
 	}
 	m, err := probes.Open(k, probes.Options{Proc: c.Proc, ClockOffset: c.ClockOffset, Log: c.Log.With("component", "probes"), SMDirs: smDirs(c.SMDir)})
 	if err != nil {
@@ -100,7 +102,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err := a.observers(); err != nil {
 		return err
 	}
-	a.tier = k.Tier().String()
+	a.tier, a.restrictions = kernel.Tier, restrictions(kernel)
 	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record, Cost: a.measure}, c.Log.With("component", "control"))
 	return a.run(ctx, ln, page)
 }
@@ -114,22 +116,23 @@ func smDirs(dir string) []string {
 
 // agent is the running daemon.
 type agent struct {
-	c       Config
-	tier    string
-	started time.Time
-	manager *probes.Manager
-	set     *observer.Set
-	sources sources
-	dir     *observer.Directory
-	xapi    *xapi.Source // nil: the Observers of the pool are not followed
-	metrics *metrics.Registry
-	server  *control.Server
-	live    recording.Live // to those who record
-	queue   *handover
-	wanted  chan observer.Wanted // the newest wish of the Observers; holds one
-	stats   chan chan counts     // questions to the engine's goroutine
-	ended   chan struct{}        // closed when the engine has gone
-	turns   atomic.Uint64        // of the engine
+	c            Config
+	tier         string
+	restrictions []control.Restriction // of the kernel
+	started      time.Time
+	manager      *probes.Manager
+	set          *observer.Set
+	sources      sources
+	dir          *observer.Directory
+	xapi         *xapi.Source // nil: the Observers of the pool are not followed
+	metrics      *metrics.Registry
+	server       *control.Server
+	live         recording.Live // to those who record
+	queue        *handover
+	wanted       chan observer.Wanted // the newest wish of the Observers; holds one
+	stats        chan chan counts     // questions to the engine's goroutine
+	ended        chan struct{}        // closed when the engine has gone
+	turns        atomic.Uint64        // of the engine
 
 	mu      sync.Mutex
 	trouble error        // of the last change of probes
@@ -305,7 +308,7 @@ func (a *agent) attach(ctx context.Context) {
 func (a *agent) status() control.Status {
 	s := control.Status{
 		Version: a.c.Version, PID: os.Getpid(), Started: a.started, UptimeSeconds: time.Since(a.started).Seconds(),
-		Tier: a.tier, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
+		Tier: a.tier, Restrictions: a.restrictions, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
 		Handover:     control.Handover{Capacity: a.queue.max, Queued: a.queue.waiting(), Dropped: a.queue.dropped.Load()},
 		Recordings:   a.live.Stats(),
 		ObserversDir: a.c.ObserversDir, BugtoolDir: a.c.BugtoolDir,

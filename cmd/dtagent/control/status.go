@@ -18,11 +18,12 @@ type Status struct {
 	Started       time.Time `json:"started"`
 	UptimeSeconds float64   `json:"uptime_seconds"`
 
-	Tier       string   `json:"tier"`              // which programs are loaded: "modern" or "legacy"
-	Components []string `json:"components"`        // wanted by some enabled Observer
-	Trouble    string   `json:"trouble,omitempty"` // why what is wanted is not attached
-	Targets    []Target `json:"targets"`           // processes watched
-	Probes     []Probe  `json:"probes"`            // programs attached
+	Tier         string        `json:"tier"`              // which programs are loaded: "modern" or "legacy"
+	Restrictions []Restriction `json:"restrictions"`      // what this kernel and host do by a wider way only, or not
+	Components   []string      `json:"components"`        // wanted by some enabled Observer
+	Trouble      string        `json:"trouble,omitempty"` // why what is wanted is not attached
+	Targets      []Target      `json:"targets"`           // processes watched
+	Probes       []Probe       `json:"probes"`            // programs attached
 
 	Children int `json:"children"` // of targets, watched too
 
@@ -46,6 +47,16 @@ type Status struct {
 	Metrics      string                   `json:"metrics,omitempty"` // address of the metrics page
 
 	Process Process `json:"process"`
+}
+
+// Restriction is something that works by a wider way only, as `dtagent check` says
+// it.
+type Restriction struct {
+	Name   string `json:"name"`
+	State  string `json:"state"`
+	Detail string `json:"detail,omitempty"`
+	Why    string `json:"why,omitempty"`
+	Advice string `json:"advice,omitempty"`
 }
 
 // Target is a process that the agent watches.
