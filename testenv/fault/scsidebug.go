@@ -1,0 +1,94 @@
+//go:build linux
+
+package fault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const scsiDebug = "/sys/bus/pseudo/drivers/scsi_debug"
+
+// openSCSIDebug adds a host with one disk to those of scsi_debug. Their size, and
+// their content, are the module's, and so is the delay: there can be one at a time.
+func openSCSIDebug(ctx context.Context, _ Options, d *device) error {
+	if err := module("scsi_debug"); err != nil {
+		return err
+	}
+	if err := module("sd_mod"); err != nil {
+		return err
+	}
+	dir, err := os.Open(scsiDebug)
+	if err != nil {
+		return missingModule("scsi_debug", err)
+	}
+	d.onClose(dir.Close) // and with it the lock
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("scsi_debug: %w: another process has a disk of it", err)
+	}
+	before, err := scsiDebugDisks()
+	if err != nil {
+		return err
+	}
+	attr := func(name string, value int64) error { return set(filepath.Join(scsiDebug, name), value) }
+	was, err := os.ReadFile(filepath.Join(scsiDebug, "ndelay"))
+	if err != nil {
+		return err
+	}
+	if err := attr("add_host", 1); err != nil {
+		return err
+	}
+	d.onClose(func() error { return attr("add_host", -1) }) // the last that was added
+	err = until(ctx, "a disk of scsi_debug", func() bool {
+		var now map[string]bool
+		if now, err = scsiDebugDisks(); err != nil {
+			return true
+		}
+		for disk := range now {
+			if !before[disk] {
+				d.block = disk
+			}
+		}
+		if d.block == "" {
+			return false
+		}
+		d.path = "/dev/" + d.block
+		_, absent := os.Stat(d.path)
+		return absent == nil
+	})
+	if err != nil {
+		return err
+	}
+	d.set = func(delay time.Duration) error {
+		// It is busy while a command is under way.
+		return unbusy(func() error { return attr("ndelay", delay.Nanoseconds()) })
+	}
+	d.onClose(func() error {
+		// -9999 stands for "by jiffies", which can be set only as what it is.
+		if n := strings.TrimSpace(string(was)); n != "" && n != "-9999" {
+			return unbusy(func() error { return set(filepath.Join(scsiDebug, "ndelay"), n) })
+		}
+		return nil
+	})
+	return d.set(0)
+}
+
+// scsiDebugDisks returns the names of all its disks.
+func scsiDebugDisks() (map[string]bool, error) {
+	paths, err := filepath.Glob("/sys/bus/pseudo/devices/adapter*/host*/target*/*:*/block/*")
+	if err != nil {
+		return nil, errors.Join(err)
+	}
+	disks := map[string]bool{}
+	for _, p := range paths {
+		disks[filepath.Base(p)] = true
+	}
+	return disks, nil
+}
