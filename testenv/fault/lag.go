@@ -3,8 +3,8 @@
 package fault
 
 import (
-	"errors"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,20 +21,42 @@ func (l *lag) set(d time.Duration) error {
 func (l *lag) get() time.Duration { return time.Duration(l.ns.Load()) }
 
 // lagging is a listener on whose connections everything is sent late, in order
-// and without keeping what comes after it.
+// and without keeping what comes after it. They end with it.
 type lagging struct {
 	net.Listener
 	lag *lag
+
+	mu     sync.Mutex
+	closed bool
+	conns  []*lateConn
 }
 
-func (l lagging) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
+func (l *lagging) Accept() (net.Conn, error) {
+	inner, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	late := &lateConn{Conn: c, lag: l.lag, queue: make(chan late, lateMost), closed: make(chan struct{})}
-	go late.send()
-	return late, nil
+	c := &lateConn{Conn: inner, lag: l.lag, queue: make(chan late, lateMost), closed: make(chan struct{})}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		inner.Close()
+		return nil, net.ErrClosed
+	}
+	l.conns = slices.DeleteFunc(l.conns, (*lateConn).isClosed)
+	l.conns = append(l.conns, c)
+	go c.send()
+	return c, nil
+}
+
+func (l *lagging) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for _, c := range l.conns {
+		c.Close() // most are closed already
+	}
+	return l.Listener.Close()
 }
 
 // lateMost is how many writes can be under way on a connection; the next waits.
@@ -81,8 +103,16 @@ func (c *lateConn) send() {
 	}
 }
 
+func (c *lateConn) isClosed() bool {
+	select {
+	case <-c.closed:
+		return true
+	default:
+		return false
+	}
+}
+
 func (c *lateConn) Close() (err error) {
-	err = errors.New("closed already")
 	c.once.Do(func() {
 		close(c.closed)
 		err = c.Conn.Close()

@@ -74,6 +74,10 @@ func openLoopFUSE(_ context.Context, o Options, d *device) error {
 	if err != nil {
 		return fmt.Errorf("the file below the loop device, whose server is this program itself (see fault.Main): %w", err)
 	}
+	var st unix.Stat_t // which has the kernel ask the server for the size
+	if err := unix.Fstat(file, &st); err != nil {
+		return errors.Join(fmt.Errorf("the file below the loop device: %w", err), unix.Close(file))
+	}
 	number, err := d.loop(file)
 	if err := errors.Join(err, unix.Close(file)); err != nil {
 		return err

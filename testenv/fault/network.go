@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // network is a network namespace with nothing but a loopback, so that what is
@@ -28,7 +29,7 @@ func (d *device) ownNetwork() (*network, error) {
 	}
 	d.net = &n
 	d.onClose(n.space.Close)
-	h, err := netlink.NewHandleAt(n.space)
+	h, err := netlink.NewHandleAt(n.space, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
@@ -74,7 +75,7 @@ func restoring(f func() error) error {
 // setDelay has a packet and its answer take d together: half of it each way, as
 // both pass the loopback.
 func (n *network) setDelay(d time.Duration) error {
-	h, err := netlink.NewHandleAt(n.space)
+	h, err := netlink.NewHandleAt(n.space, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("network namespace: %w", err)
 	}

@@ -59,13 +59,14 @@ func (d *device) nfs(o Options, answers *lag) (*network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nfs: %w", err)
 	}
+	late := &lagging{Listener: l, lag: answers}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		nfs.Serve(lagging{l, answers}, helpers.NewCachingHandler(helpers.NewNullAuthHandler(fs), 16)) // ends with the listener
+		nfs.Serve(late, helpers.NewCachingHandler(helpers.NewNullAuthHandler(fs), 16)) // ends with the listener
 	}()
 	d.onClose(func() error {
-		err := l.Close()
+		err := late.Close()
 		<-served
 		return err
 	})
@@ -77,7 +78,7 @@ func (d *device) nfs(o Options, answers *lag) (*network, error) {
 	port := l.Addr().(*net.TCPAddr).Port
 	// soft: who reads gets an error, in place of waiting for ever, when the server
 	// died with its process.
-	options := fmt.Sprintf("addr=127.0.0.1,vers=3,proto=tcp,port=%d,mountport=%[1]d,mountproto=tcp,mountvers=3,nolock,soft,timeo=%d,retrans=1",
+	options := fmt.Sprintf("addr=127.0.0.1,vers=3,proto=tcp,port=%d,mountport=%[1]d,mountproto=tcp,mountvers=3,nolock,noacl,soft,timeo=%d,retrans=1",
 		port, 3*maxDelay/(time.Second/10))
 	err = n.inside(func() error { return unix.Mount("127.0.0.1:/", dir, "nfs", unix.MS_NOSUID|unix.MS_NODEV, options) })
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPROTONOSUPPORT) {

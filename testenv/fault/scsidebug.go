@@ -4,11 +4,9 @@ package fault
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,10 +36,6 @@ func openSCSIDebug(ctx context.Context, _ Options, d *device) error {
 		return err
 	}
 	attr := func(name string, value int64) error { return set(filepath.Join(scsiDebug, name), value) }
-	was, err := os.ReadFile(filepath.Join(scsiDebug, "ndelay"))
-	if err != nil {
-		return err
-	}
 	if err := attr("add_host", 1); err != nil {
 		return err
 	}
@@ -66,17 +60,16 @@ func openSCSIDebug(ctx context.Context, _ Options, d *device) error {
 	if err != nil {
 		return err
 	}
-	d.set = func(delay time.Duration) error {
-		// It is busy while a command is under way.
-		return unbusy(func() error { return attr("ndelay", delay.Nanoseconds()) })
+	busy := func(name string, value int64) error { // it is while a command is under way
+		return unbusy(func() error { return attr(name, value) })
 	}
-	d.onClose(func() error {
-		// -9999 stands for "by jiffies", which can be set only as what it is.
-		if n := strings.TrimSpace(string(was)); n != "" && n != "-9999" {
-			return unbusy(func() error { return set(filepath.Join(scsiDebug, "ndelay"), n) })
+	d.set = func(delay time.Duration) error {
+		if delay == 0 {
+			return busy("delay", 0) // ndelay 0 stands for a jiffy
 		}
-		return nil
-	})
+		return busy("ndelay", delay.Nanoseconds())
+	}
+	d.onClose(func() error { return busy("ndelay", 0) }) // the module's default
 	return d.set(0)
 }
 
@@ -84,7 +77,7 @@ func openSCSIDebug(ctx context.Context, _ Options, d *device) error {
 func scsiDebugDisks() (map[string]bool, error) {
 	paths, err := filepath.Glob("/sys/bus/pseudo/devices/adapter*/host*/target*/*:*/block/*")
 	if err != nil {
-		return nil, errors.Join(err)
+		return nil, err
 	}
 	disks := map[string]bool{}
 	for _, p := range paths {

@@ -67,7 +67,7 @@ func perSecond(delay time.Duration, unlimited string) string {
 	if delay == 0 {
 		return unlimited
 	}
-	return fmt.Sprint(max(1, time.Second/delay))
+	return fmt.Sprint(max(1, int64(time.Second/delay)))
 }
 
 // ioController mounts the control groups that limit I/O: those of version 2, or
