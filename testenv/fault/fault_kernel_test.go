@@ -375,7 +375,7 @@ func firstByte(path string) error {
 }
 
 // left returns what devices of this process could leave behind: descriptors, mounts,
-// the control group, and devices by name.
+// the control group, disks, and directories in configfs and of control groups.
 func left(t *testing.T) []string {
 	t.Helper()
 	var all []string
@@ -395,7 +395,32 @@ func left(t *testing.T) []string {
 	}
 	cgroup, err := os.ReadFile("/proc/self/cgroup")
 	qt.Assert(t, qt.IsNil(err))
-	return append(all, string(cgroup))
+	all = append(all, string(cgroup))
+	sizes, err := filepath.Glob("/sys/block/*/size")
+	qt.Assert(t, qt.IsNil(err))
+	for _, file := range sizes {
+		name := filepath.Base(filepath.Dir(file))
+		b, err := os.ReadFile(file)
+		if err == nil && string(b) != "0\n" && !strings.HasPrefix(name, "loop") { // which others use, too
+			all = append(all, name)
+		}
+	}
+	d := &device{}
+	for _, fs := range []struct{ fstype, option, glob string }{
+		{"cgroup2", "", "dtfault-*"}, {"cgroup", "blkio", "dtfault-*"},
+		{"configfs", "", "nullb/dtfault-*"}, {"configfs", "", "target/core/rd_mcp_*"}, {"configfs", "", "target/iscsi/iqn.*"},
+	} {
+		options := slices.DeleteFunc([]string{fs.option}, func(o string) bool { return o == "" })
+		root, err := d.detached(fs.fstype, options...)
+		if err != nil {
+			continue // the kernel does not have it
+		}
+		found, err := filepath.Glob(filepath.Join(root, fs.glob))
+		qt.Assert(t, qt.IsNil(err))
+		all = append(all, found...)
+	}
+	qt.Assert(t, qt.IsNil(d.undo()))
+	return all
 }
 
 // TestFaultUnknown names the kinds there are.

@@ -31,35 +31,18 @@ func openSCSIDebug(ctx context.Context, _ Options, d *device) error {
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("scsi_debug: %w: another process has a disk of it", err)
 	}
-	before, err := scsiDebugDisks()
-	if err != nil {
-		return err
-	}
 	attr := func(name string, value int64) error { return set(filepath.Join(scsiDebug, name), value) }
-	if err := attr("add_host", 1); err != nil {
-		return err
-	}
-	d.onClose(func() error { return attr("add_host", -1) }) // the last that was added
-	err = until(ctx, "a disk of scsi_debug", func() bool {
-		var now map[string]bool
-		if now, err = scsiDebugDisks(); err != nil {
-			return true
+	d.block, err = newDisk(ctx, func() error {
+		if err := attr("add_host", 1); err != nil {
+			return err
 		}
-		for disk := range now {
-			if !before[disk] {
-				d.block = disk
-			}
-		}
-		if d.block == "" {
-			return false
-		}
-		d.path = "/dev/" + d.block
-		_, absent := os.Stat(d.path)
-		return absent == nil
-	})
+		d.onClose(func() error { return attr("add_host", -1) }) // the last that was added
+		return nil
+	}, func() string { return "/pseudo_0/adapter" })
 	if err != nil {
 		return err
 	}
+	d.path = "/dev/" + d.block
 	busy := func(name string, value int64) error { // it is while a command is under way
 		return unbusy(func() error { return attr(name, value) })
 	}
@@ -71,17 +54,4 @@ func openSCSIDebug(ctx context.Context, _ Options, d *device) error {
 	}
 	d.onClose(func() error { return busy("ndelay", 0) }) // the module's default
 	return d.set(0)
-}
-
-// scsiDebugDisks returns the names of all its disks.
-func scsiDebugDisks() (map[string]bool, error) {
-	paths, err := filepath.Glob("/sys/bus/pseudo/devices/adapter*/host*/target*/*:*/block/*")
-	if err != nil {
-		return nil, err
-	}
-	disks := map[string]bool{}
-	for _, p := range paths {
-		disks[filepath.Base(p)] = true
-	}
-	return disks, nil
 }
