@@ -393,9 +393,6 @@ func left(t *testing.T) []string {
 			all = append(all, line)
 		}
 	}
-	cgroup, err := os.ReadFile("/proc/self/cgroup")
-	qt.Assert(t, qt.IsNil(err))
-	all = append(all, string(cgroup))
 	sizes, err := filepath.Glob("/sys/block/*/size")
 	qt.Assert(t, qt.IsNil(err))
 	for _, file := range sizes {
@@ -406,18 +403,21 @@ func left(t *testing.T) []string {
 		}
 	}
 	d := &device{}
-	for _, fs := range []struct{ fstype, option, glob string }{
-		{"cgroup2", "", "dtfault-*"}, {"cgroup", "blkio", "dtfault-*"},
-		{"configfs", "", "nullb/dtfault-*"}, {"configfs", "", "target/core/rd_mcp_*"}, {"configfs", "", "target/iscsi/iqn.*"},
-	} {
-		options := slices.DeleteFunc([]string{fs.option}, func(o string) bool { return o == "" })
-		root, err := d.detached(fs.fstype, options...)
-		if err != nil {
-			continue // the kernel does not have it
-		}
-		found, err := filepath.Glob(filepath.Join(root, fs.glob))
+	glob := func(root, pattern string) {
+		found, err := filepath.Glob(filepath.Join(root, pattern))
 		qt.Assert(t, qt.IsNil(err))
 		all = append(all, found...)
+	}
+	if root, v2, err := d.ioController(); err == nil {
+		glob(root, "dtfault-*")
+		own, err := cgroupOf(os.Getpid(), v2)
+		qt.Assert(t, qt.IsNil(err))
+		all = append(all, own)
+	}
+	if root, err := d.detached("configfs"); err == nil {
+		for _, pattern := range []string{"nullb/*", "target/core/rd_mcp_*", "target/iscsi/*"} {
+			glob(root, pattern)
+		}
 	}
 	qt.Assert(t, qt.IsNil(d.undo()))
 	return all

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -74,23 +75,30 @@ func perSecond(delay time.Duration, unlimited string) string {
 // else the hierarchy blkio of version 1.
 func (d *device) ioController() (root string, v2 bool, err error) {
 	root, err = d.detached("cgroup2")
-	if err == nil {
-		controllers, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
-		if err != nil {
-			return "", false, err
+	if err == nil && lists(filepath.Join(root, "cgroup.controllers"), "io") {
+		below := filepath.Join(root, "cgroup.subtree_control")
+		if lists(below, "io") {
+			return root, true, nil
 		}
-		for c := range strings.FieldsSeq(string(controllers)) {
-			if c == "io" {
-				// What else there is below the root is not limited by that.
-				return root, true, set(filepath.Join(root, "cgroup.subtree_control"), "+io")
+		d.onClose(func() error {
+			if err := set(below, "-io"); !isBusy(err) { // others limit I/O by now
+				return err
 			}
-		}
+			return nil
+		})
+		return root, true, set(below, "+io")
 	}
 	root, v1 := d.detached("cgroup", "blkio")
 	if v1 != nil {
 		return "", false, &MissingError{What: "CONFIG_BLK_CGROUP", Err: errors.Join(err, v1)}
 	}
 	return root, false, nil
+}
+
+// lists tells whether a file of words has that one.
+func lists(file, word string) bool {
+	b, err := os.ReadFile(file)
+	return err == nil && slices.Contains(strings.Fields(string(b)), word)
 }
 
 // cgroupOf returns the path of a process's control group below the root.
