@@ -66,9 +66,14 @@ func (k *Kernel) probe(memlock error) {
 			"report this kernel: dtagent does not know its tracepoints", err)
 		k.hooks = map[Probe][]hook{}
 		for _, p := range allProbes {
+			if p == Disk {
+				continue
+			}
 			detail, err := k.findHooks(tracefs, p)
 			needed("tracepoints of "+p.String(), detail, "the kernel needs CONFIG_FTRACE_SYSCALLS", err)
 		}
+		detail, err := k.findDiskHooks(tracefs)
+		optional("tracepoints of "+Disk.String(), detail, "without them dtagent io shows nothing (CONFIG_BLOCK, CONFIG_TRACEPOINTS)", err)
 		if ok {
 			needed("attaching", "by perf event", "allow perf_event_open (seccomp, kernel.perf_event_paranoid, CAP_PERFMON)", tryAttach())
 		}
@@ -166,6 +171,18 @@ func (k *Kernel) findHooks(tracefs string, p Probe) (detail string, err error) {
 		detail = fmt.Sprintf("%d there; this kernel has no %s, nor the system call", len(k.hooks[p]), strings.Join(lacks, ", "))
 	}
 	return detail, nil
+}
+
+// findDiskHooks notes the hooks of the disk probe, if the kernel has all and its
+// events are understood. The other probes do without.
+func (k *Kernel) findDiskHooks(tracefs string) (detail string, err error) {
+	if k.block, err = readBlockConf(tracefs); err != nil {
+		return "", err
+	}
+	if detail, err = k.findHooks(tracefs, Disk); err != nil {
+		delete(k.hooks, Disk)
+	}
+	return detail, err
 }
 
 // lockdownMode returns the kernel's lockdown mode.

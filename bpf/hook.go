@@ -74,4 +74,11 @@ var hooks = map[Probe][]hook{
 		{"sched", "sched_switch", "dt_w_switch", false},
 		{"raw_syscalls", "sys_enter", "dt_w_enter", false},
 	},
+	Disk: {
+		{"block", "block_rq_complete", "dt_d_done", false},
+		{"block", "block_bio_complete", "dt_d_end", false},
+		{"block", "block_rq_issue", "dt_d_issue", false},
+		{"block", "block_split", "dt_d_split", false},
+		{"block", "block_bio_queue", "dt_d_queue", false},
+	},
 }
