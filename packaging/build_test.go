@@ -97,7 +97,7 @@ func TestRPM(t *testing.T) {
 				return string(out)
 			}
 			qt.Check(t, qt.Equals(query("--qf", `%{NAME} %{VERSION} %{RELEASE} %{ARCH} %{PAYLOADFORMAT} %{PAYLOADCOMPRESSOR} %{FILEDIGESTALGO}`),
-				"dtagent 1.1.0+2.gabc1234 1."+k.Dist+" x86_64 cpio xz 8")) // 8: SHA-256
+				"dtagent 1.1.0+2.gabc1234 1."+k.Dist+" x86_64 cpio gzip 8")) // 8: SHA-256
 			qt.Check(t, qt.Equals(filepath.Base(path), "dtagent-1.1.0+2.gabc1234-1."+k.Dist+".x86_64.rpm"))
 			for line := range strings.Lines(query("--requires")) {
 				qt.Check(t, qt.IsTrue(strings.HasPrefix(line, "rpmlib(") || strings.HasPrefix(line, "/bin/sh")), qt.Commentf("%s", line))
@@ -182,7 +182,7 @@ func TestMakeInstall(t *testing.T) {
 		return err
 	})))
 	var want []string
-	k := Kind{Format: "rpm", Dist: "el10", Compression: "xz"}
+	k := Kind{Format: "rpm", Dist: "el10"}
 	for _, e := range listed(t, k, pack(t, k, first)) {
 		if e.mode[0] == '-' && filepath.Base(e.path) != "third-party.txt" { // for who passes the program on
 			want = append(want, e.path)

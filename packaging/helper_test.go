@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,7 +19,7 @@ import (
 const helperMode = "PACKAGING_HELPER"
 
 // The helpers do not come back but for an error.
-var helpers = map[string]func() error{"hold": hold, "service": beService}
+var helpers = map[string]func() error{"hold": hold, "service": beService, "limited": beLimited, "look": look}
 
 // hold makes the root of a host in this process's mount namespace, says so, and keeps
 // it until its input ends.
@@ -80,8 +82,24 @@ func beService() error {
 	if os.Getenv("HOST_MEMLOCK") == "infinity" { // where that is forbidden to this test, what is there has to do
 		_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 	}
+	if err := limit(strings.Fields(os.Getenv("HOST_CAPABILITIES"))); err != nil {
+		return err
+	}
+	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	for _, v := range os.Environ() {
+		if strings.HasPrefix(v, "NOTIFY_SOCKET=") || strings.HasPrefix(v, "WATCHDOG_USEC=") {
+			env = append(env, v)
+		}
+	}
+	args := strings.Split(os.Getenv("HOST_EXEC"), " ")
+	return fmt.Errorf("%s: %w", args[0], unix.Exec(args[0], args, env))
+}
+
+// limit leaves the next program that this thread executes the capabilities of these
+// names, and no way to others.
+func limit(names []string) error {
 	keep := map[uintptr]bool{}
-	for _, name := range strings.Fields(os.Getenv("HOST_CAPABILITIES")) {
+	for _, name := range names {
 		c, ok := capabilities[name]
 		if !ok {
 			return fmt.Errorf("no number of %s is known", name)
@@ -98,17 +116,7 @@ func beService() error {
 			}
 		}
 	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return err
-	}
-	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
-	for _, v := range os.Environ() {
-		if strings.HasPrefix(v, "NOTIFY_SOCKET=") || strings.HasPrefix(v, "WATCHDOG_USEC=") {
-			env = append(env, v)
-		}
-	}
-	args := strings.Split(os.Getenv("HOST_EXEC"), " ")
-	return fmt.Errorf("%s: %w", args[0], unix.Exec(args[0], args, env))
+	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 }
 
 // protect does what ProtectSystem=strict, ReadWritePaths=, ProtectKernelTunables= and
@@ -157,4 +165,36 @@ var capabilities = map[string]uintptr{
 	"CAP_SYS_ADMIN":       unix.CAP_SYS_ADMIN,
 	"CAP_PERFMON":         unix.CAP_PERFMON,
 	"CAP_BPF":             unix.CAP_BPF,
+}
+
+// beLimited becomes this program again, as "look", with the capabilities that are named.
+func beLimited() error {
+	runtime.LockOSThread()
+	if err := limit(strings.Fields(os.Getenv("HOST_CAPABILITIES"))); err != nil {
+		return err
+	}
+	os.Setenv(helperMode, "look")
+	return unix.Exec("/proc/self/exe", []string{"look"}, os.Environ())
+}
+
+// look prints which of the things that the agent does, and that need a capability
+// beside those of eBPF, are allowed.
+func look() error {
+	pid := func(name string) string { return "/proc/" + os.Getenv(name) }
+	_, exe := os.Readlink(pid("LOOK_ROOTS") + "/exe")
+	_, fds := os.ReadDir(pid("LOOK_NOBODYS") + "/fd")
+	events := procEvents()
+	fmt.Println(exe == nil, fds == nil, events == nil)
+	os.Exit(0)
+	return nil
+}
+
+// procEvents subscribes to the kernel's proc connector.
+func procEvents() error {
+	s, err := nl.Subscribe(unix.NETLINK_CONNECTOR, netlink.CN_IDX_PROC)
+	if err != nil {
+		return err
+	}
+	s.Close()
+	return nil
 }

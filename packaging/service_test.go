@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,7 +30,7 @@ const testWatchdog = 3 * time.Second
 // the agent tells, and ends it as systemd does.
 type service struct {
 	h        *host
-	without  string // a capability of the unit that it is not given
+	without  []string // capabilities of the unit that it is not given
 	cmd      *exec.Cmd
 	done     chan struct{} // closed when it has ended
 	err      error         // of Wait; read after done
@@ -76,7 +77,7 @@ func (s *service) start() error {
 	}
 	var keep []string
 	for _, c := range words(lines, "CapabilityBoundingSet") {
-		if c != s.without {
+		if !slices.Contains(s.without, c) {
 			keep = append(keep, c)
 		}
 	}
