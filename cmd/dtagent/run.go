@@ -171,7 +171,7 @@ that --config names. Each has the name of a flag; a flag goes before the file.`,
 	s, path := bindRun(cmd.Flags())
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
 		if err := applyConfig(cmd.Flags(), *path); err != nil {
-			return &verbError{verb: "run", code: exitUsage, err: err}
+			return &verbError{verb: "run", code: exitConfig, err: err}
 		}
 		if asJSON(cmd) {
 			s.format.value = "json"
