@@ -107,4 +107,11 @@ var hooks = map[Probe][]hook{
 		at("sched", "sched_switch", "dt_w_switch"),
 		{group: "raw_syscalls", name: "sys_enter", ways: []way{{by: ByRawTracepoint, program: "dt_w_enter"}}},
 	},
+	Disk: {
+		at("block", "block_rq_complete", "dt_d_done"),
+		at("block", "block_bio_complete", "dt_d_end"),
+		at("block", "block_rq_issue", "dt_d_issue"),
+		at("block", "block_split", "dt_d_split"),
+		at("block", "block_bio_queue", "dt_d_queue"),
+	},
 }

@@ -25,11 +25,11 @@ func watermark(size int) int { return max(size/8, 1) }
 // specs returns the objects of a tier.
 func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
 	loaders := map[Probe]func() (*ebpf.CollectionSpec, error){
-		Stream: loadLegacyStream, Process: loadLegacyProcess, Wait: loadLegacyWait,
+		Stream: loadLegacyStream, Process: loadLegacyProcess, Wait: loadLegacyWait, Disk: loadLegacyDisk,
 	}
 	if t == Modern {
 		loaders = map[Probe]func() (*ebpf.CollectionSpec, error){
-			Stream: loadModernStream, Process: loadModernProcess, Wait: loadModernWait,
+			Stream: loadModernStream, Process: loadModernProcess, Wait: loadModernWait, Disk: loadModernDisk,
 		}
 	}
 	out := map[Probe]*ebpf.CollectionSpec{}
@@ -44,10 +44,17 @@ func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
 }
 
 // chosen returns the programs of a probe that the hooks of this kernel take.
-func (k *Kernel) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*ebpf.ProgramSpec {
+func (s *Session) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*ebpf.ProgramSpec {
 	out := map[string]*ebpf.ProgramSpec{}
-	for _, h := range k.hooks[p] {
+	for _, h := range s.kernel.hooks[p] {
+		if out[h.program] != nil {
+			continue
+		}
 		out[h.program] = all[h.program]
+		if s.tier == Legacy {
+			s.runs[h.program] = uint32(len(s.runs))
+			out[h.program] = counted(all[h.program], s.maps[runsMap].FD(), s.runs[h.program])
+		}
 	}
 	return out
 }
@@ -65,6 +72,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		maps:   map[string]*ebpf.Map{},
 		progs:  map[Probe]map[string]*ebpf.Program{},
 		links:  map[Probe][]attached{},
+		runs:   map[string]uint32{},
 		sweep:  make(chan struct{}),
 		read:   make(chan struct{}),
 	}
@@ -73,10 +81,20 @@ func (k *Kernel) Load() (_ *Session, err error) {
 			s.free()
 		}
 	}()
+	if s.tier == Legacy {
+		s.call = callTime()
+		n := 0
+		for _, hooks := range k.hooks {
+			n += len(hooks)
+		}
+		if s.maps[runsMap], err = newRuns(n); err != nil {
+			return nil, fmt.Errorf("map %s: %w", runsMap, err)
+		}
+	}
 	for _, p := range allProbes {
 		for name, n := range map[string]int{
 			"dt_conns": k.opt.Conns, "dt_gathers": k.opt.Gathers, "dt_targets": k.opt.TargetsMax, "dt_inflight": k.opt.InflightMax,
-			"dt_threads": k.opt.InflightMax,
+			"dt_threads": k.opt.InflightMax, "dt_bios": k.opt.BiosMax, "dt_disk_stats": k.opt.DisksMax,
 		} {
 			if m := spec[p].Maps[name]; m != nil {
 				m.MaxEntries = uint32(n)
@@ -85,7 +103,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		if k.tier == Modern {
 			spec[p].Maps["dt_events"].MaxEntries = uint32(k.opt.RingBytes)
 		}
-		spec[p].Programs = k.chosen(p, spec[p].Programs)
+		spec[p].Programs = s.chosen(p, spec[p].Programs)
 		shared := map[string]*ebpf.Map{}
 		for name := range spec[p].Maps {
 			if m := s.maps[name]; m != nil {
@@ -116,7 +134,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		return nil, fmt.Errorf("map dt_config: %w", err)
 	}
 	s.conf = conf
-	if err := s.describeCalls(); err != nil {
+	if err := errors.Join(s.describeCalls(), s.describeDisks(spec[Disk])); err != nil {
 		return nil, err
 	}
 	if k.tier == Modern {

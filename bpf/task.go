@@ -78,24 +78,18 @@ func ownTask() (tid uint32, task []byte, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends here
-		if unix.Gettid() == os.Getpid() {
-			// The first thread's two numbers are the same. It is not this goroutine's to keep.
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() { // both numbers of the first thread are the same
+			tid, task, err = ownTask() // on another, as this one is taken
 			runtime.UnlockOSThread()
-			err = errFirstThread
 			return
 		}
-		tid = uint32(unix.Gettid())
+		tid = uint32(unix.Gettid()) // stays locked: the thread ends here
 		task, err = readTask(tid)
 	}()
 	<-done
-	if errors.Is(err, errFirstThread) {
-		return ownTask()
-	}
 	return tid, task, err
 }
-
-var errFirstThread = errors.New("the first thread")
 
 // readTask is called by thread tid. Its switch away from the CPU shows its
 // task_struct to a program.
@@ -127,7 +121,7 @@ func readTask(tid uint32) ([]byte, error) {
 			asm.Mov.Reg(asm.R3, asm.R0),
 			asm.FnProbeRead.Call(),
 			asm.JNE.Imm(asm.R0, 0, "exit"),
-			asm.StoreImm(asm.R6, 0, 1, asm.DWord), // it is there
+			asm.StoreImm(asm.R6, 0, 1, asm.Word), // it is there
 			asm.Mov.Imm(asm.R0, 0).WithSymbol("exit"),
 			asm.Return(),
 		},

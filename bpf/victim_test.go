@@ -46,6 +46,8 @@ type order struct {
 	Data   string
 	Parts  []string // of vectors
 	Path   string
+	At     int64 // offset in a file
+	Count  int   // of pieces of N bytes each
 }
 
 // outcome is what came of it.
@@ -133,6 +135,15 @@ func (v *victim) blocked(nr uintptr, fd int) {
 	v.t.Helper()
 	in := fmt.Sprintf("%d %#x ", nr, fd)
 	v.threads(fmt.Sprintf("sleeps in system call %d on fd %d", nr, fd), func(calls []string) bool {
+		return slices.ContainsFunc(calls, func(c string) bool { return strings.HasPrefix(c, in) })
+	})
+}
+
+// polls waits until a thread sleeps in poll.
+func (v *victim) polls() {
+	v.t.Helper()
+	in := fmt.Sprintf("%d ", unix.SYS_POLL)
+	v.threads("sleeps in poll", func(calls []string) bool {
 		return slices.ContainsFunc(calls, func(c string) bool { return strings.HasPrefix(c, in) })
 	})
 }
@@ -388,6 +399,11 @@ func obeyOnce(o order) outcome {
 		errno(errOf(unix.Exec(o.Parts[0], o.Parts, nil)))
 	case "exit":
 		unix.Exit(o.N)
+	case "open-direct":
+		n, _, e := openAt(o.Path, unix.O_RDWR|unix.O_DIRECT)
+		set(n, e)
+	case "pread", "pwrite", "fsync", "submit", "discard", "zero":
+		set(blockIO(o))
 	default:
 		panic(fmt.Sprintf("order %q", o.Do))
 	}

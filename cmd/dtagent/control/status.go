@@ -89,11 +89,20 @@ const CauseNoStart = "start of the call not seen"
 // not seen, so a part of its time is in no way of spending it.
 const CauseNoSwitch = "switch of a thread not seen"
 
+// CauseNoWakeup is the cause of a third: it was not seen when a thread's wait ended,
+// so the wait counts until the thread had a CPU again.
+const CauseNoWakeup = "wakeup of a thread not seen"
+
+// OfEvent tells whether events are missing because of it.
+func (l Loss) OfEvent() bool {
+	return l.Cause != CauseNoStart && l.Cause != CauseNoSwitch && l.Cause != CauseNoWakeup
+}
+
 // Lost is how many events got lost, for whatever cause.
 func (s *Status) Lost() uint64 {
 	n := s.Handover.Dropped
 	for _, l := range s.Losses {
-		if l.Cause != CauseNoStart && l.Cause != CauseNoSwitch {
+		if l.OfEvent() {
 			n += l.Count
 		}
 	}
