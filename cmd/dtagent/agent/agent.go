@@ -73,7 +73,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer ln.Close()
+	defer ln.Release() // when all is detached
 	var page net.Listener
 	if c.Metrics != "" {
 		if page, err = metrics.Listen(c.Metrics); err != nil {
