@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/xenserver/dtagent/observer/bugtool"
 	"github.com/xenserver/dtagent/observer/spanlog"
 	"github.com/xenserver/dtagent/observer/xapi"
+	"github.com/xenserver/dtagent/probes/xenstore"
 )
 
 // defaultState is where the agent keeps what outlives it.
@@ -40,6 +42,7 @@ it: what is still open is sent, which takes up to five seconds.`,
 	flags.StringVar(&experimental, "experimental-components", "", "components left out even when an Observer names them, separated by commas; xapi.conf: those that XAPI leaves out")
 	flags.StringVar(&c.BugtoolDir, "bugtool-dir", bugtool.DefaultDir, "directory of the bugtool's files")
 	flags.BoolVar(&c.Legacy, "legacy", false, "load the programs for Linux 4.19 even where the modern ones work")
+	flags.StringArrayVar(&c.Xenstore, "xenstore", nil, "xenstored's socket or device, for dtagent io (default: "+strings.Join(xenstore.Paths, ", ")+")")
 	flags.StringVar(&c.SMDir, "sm-dir", "", "further directory of SM scripts")
 	flags.StringVar(&c.Proc, "proc", "/proc", "proc file system, or a directory of links to the processes in it that may be traced")
 	flags.StringVar(&c.Host.UUID, "host-uuid", "", "uuid of this host (default: INSTALLATION_UUID in "+agent.Inventory+")")

@@ -25,6 +25,7 @@ import (
 	"github.com/xenserver/dtagent/observer/xapi"
 	"github.com/xenserver/dtagent/probes"
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/guestio"
 	"github.com/xenserver/dtagent/probes/recording"
 	"github.com/xenserver/dtagent/probes/target"
 )
@@ -41,6 +42,7 @@ type Config struct {
 	CAFile       string           // https receivers are checked against these too; "": the system's and the pool's
 	Experimental event.Components // left out even when an Observer names them
 	Control      string           // path of the control socket
+	Xenstore     []string         // where xenstored is looked for; nil: xenstore.Paths
 	SMDir        string           // further directory of SM scripts; "": none
 	Proc         string           // where processes are looked for; "": /proc
 	Legacy       bool             // the programs for Linux 4.19 even where the modern ones work
@@ -98,7 +100,8 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	a.tier = k.Tier().String()
-	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record}, c.Log.With("component", "control"))
+	disks := guestio.New(guestio.Options{Kernel: m.Session(), Xenstore: c.Xenstore, Proc: c.Proc, Log: c.Log.With("component", "guestio")})
+	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record, IO: disks.Watch}, c.Log.With("component", "control"))
 	return a.run(ctx, ln, page)
 }
 
