@@ -3,6 +3,8 @@
 package bpf
 
 import (
+	"bytes"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -302,16 +304,18 @@ type frozen struct {
 	root  *os.File // of the file system
 }
 
+// ext4 is a file system of 8 MiB with a journal, made by mkfs.ext4 -b 1024 -J size=1,
+// so that nothing is needed here for it.
+//
+//go:embed testdata/ext4.img.zst
+var ext4 []byte
+
 // newFrozen mounts a file system in a mount namespace of its own, which goes with
-// the thread that calls it. The file system is one of 8 MiB with a journal, made by
-// mkfs.ext4 -b 1024 -J size=1, so that nothing else is needed here.
+// the thread that calls it.
 func newFrozen(t testing.TB) *frozen {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "ext4")
-	in, err := os.Open("testdata/ext4.img.zst")
-	qt.Assert(t, qt.IsNil(err))
-	defer in.Close()
-	z, err := zstd.NewReader(in)
+	z, err := zstd.NewReader(bytes.NewReader(ext4))
 	qt.Assert(t, qt.IsNil(err))
 	defer z.Close()
 	image, err := io.ReadAll(z)
