@@ -75,10 +75,13 @@ tracepoints of the block layer in dom0 and xenstore; it needs no Observer.`,
 		switch {
 		case errors.Is(err, errEnough):
 			return nil
-		case err == nil && ctx.Err() == nil && n < max(count, 1):
-			return errors.New("the agent stopped")
+		case err != nil || ctx.Err() != nil:
+			return err
+		case n == 0 || count > 0:
+			return errors.New("the agent stops")
 		}
-		return err
+		fmt.Fprintln(cmd.ErrOrStderr(), "dtagent io: the agent stops")
+		return nil
 	})
 	return cmd
 }
@@ -125,6 +128,9 @@ func printIO(out io.Writer, s *guestio.Sample, totals, again bool) error {
 	}
 	if err := w.Flush(); err != nil {
 		return err
+	}
+	if len(s.VBDs) == 0 {
+		b.WriteString("no guest has a disk\n")
 	}
 	for _, n := range notes {
 		fmt.Fprintln(&b, n)
