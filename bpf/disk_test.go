@@ -76,6 +76,7 @@ func formatFile(fields string) string {
 
 func TestBlockConf(t *testing.T) {
 	same := func(_, text string) string { return text }
+	all := func(way) error { return nil }
 	old, err := readBlockConf(tracefsOfBlock(t, 0, same))
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(old, blockConf{Issue: 32, Done: 32}))
@@ -86,28 +87,28 @@ func TestBlockConf(t *testing.T) {
 	// What is not where the programs look for it is refused, and the other probes run.
 	for event := range blockFormats {
 		for _, field := range []string{"dev 8", "sector 16", "rwbs[8] "} {
-			k := &Kernel{hooks: map[Probe][]hook{Stream: hooks[Stream]}}
+			k := &Kernel{hooks: map[Probe][]found{Stream: {{hook: hooks[Stream][0]}}}}
 			_, err := k.findDiskHooks(tracefsOfBlock(t, 0, func(e, text string) string {
 				if e != event {
 					return text
 				}
 				return strings.Replace(text, field, "other 12", 1)
-			}))
+			}), all)
 			if field == "rwbs[8] " && err == nil {
 				t.Errorf("%s without rwbs is taken", event)
 			}
 			qt.Check(t, qt.ErrorIs(err, errFormat), qt.Commentf("%s without %s", event, field))
 			qt.Check(t, qt.HasLen(k.hooks[Disk], 0))
-			qt.Check(t, qt.HasLen(k.hooks[Stream], len(hooks[Stream])))
+			qt.Check(t, qt.HasLen(k.hooks[Stream], 1))
 		}
 	}
-	k := &Kernel{hooks: map[Probe][]hook{}}
+	k := &Kernel{hooks: map[Probe][]found{}}
 	tracefs := tracefsOfBlock(t, 1, same)
-	_, err = k.findDiskHooks(tracefs)
+	_, err = k.findDiskHooks(tracefs, all)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.HasLen(k.hooks[Disk], len(hooks[Disk])))
 	qt.Assert(t, qt.IsNil(os.RemoveAll(filepath.Join(tracefs, "events", "block", "block_split"))))
-	_, err = k.findDiskHooks(tracefs)
+	_, err = k.findDiskHooks(tracefs, all)
 	qt.Check(t, qt.ErrorIs(err, os.ErrNotExist))
 	qt.Check(t, qt.ErrorMatches((&Session{kernel: &Kernel{}}).beginDisks(), ".*lacks its tracepoints.*"))
 }

@@ -21,6 +21,7 @@ const (
 	lossThreads
 	lossFDs
 	lossSwitch
+	lossWakeup
 	lossBios
 	lossSame
 	lossUnended
@@ -51,6 +52,7 @@ var lossNames = [numCauses]string{
 	lossThreads:  "table of threads full",
 	lossFDs:      "table of devices full",
 	lossSwitch:   "switch of a thread not seen",
+	lossWakeup:   "wakeup of a thread not seen",
 	lossBios:     "table of block I/O full",
 	lossSame:     "too much I/O at one place at once",
 	lossUnended:  "end of the I/O not seen",

@@ -45,3 +45,16 @@ func TestCacheDir(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(d, "/home/x/.cache/dtagent"))
 }
+
+func TestKeep(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "sid")
+	var said []string
+	c := &Cache{log: func(line string) { said = append(said, line) }}
+	gone := errors.New("the mirror is gone")
+	qt.Check(t, qt.ErrorMatches(c.keep(dir, "kernel of sid", func() error { return gone }), "kernel of sid: the mirror is gone"))
+	qt.Check(t, qt.HasLen(said, 0))
+	qt.Assert(t, qt.IsNil(renewed(dir, "linux 7.2.13", func(string) error { return nil })))
+	qt.Check(t, qt.IsNil(c.keep(dir, "kernel of sid", func() error { return gone })))
+	qt.Assert(t, qt.HasLen(said, 1))
+	qt.Check(t, qt.StringContains(said[0], "kernel of sid: going on with what is in the cache (linux 7.2.13): the mirror is gone"))
+}

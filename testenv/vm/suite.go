@@ -28,6 +28,10 @@ var Packages = []Package{
 	{"testenv/capture", "Kernel$"},
 }
 
+// Modules are those that the tests need. Debian builds everything else that they
+// need into the kernel.
+var Modules = []string{"unix_diag"}
+
 // timeLimit is that of one package's tests in the guest, four times of what
 // the longest takes on two busy processors.
 const timeLimit = "400s"

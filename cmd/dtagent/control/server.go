@@ -32,6 +32,8 @@ type Sources struct {
 	Record func() (*recording.Header, *recording.Tap, error)
 	// IO has the disks of guests watched, until the Watcher is closed.
 	IO func(context.Context) (*guestio.Watcher, error)
+	// Cost measures for so long.
+	Cost func(context.Context, time.Duration) (Cost, error)
 }
 
 // Server answers on the control socket. Its methods may be used by several
@@ -62,6 +64,7 @@ func NewServer(from Sources, log *slog.Logger) *Server {
 	mux.HandleFunc("GET /trace", s.serveTrace)
 	mux.HandleFunc("GET /record", s.serveRecord)
 	mux.HandleFunc("GET /io", s.serveIO)
+	mux.HandleFunc("GET /cost", s.serveCost)
 	s.http = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: patience,

@@ -40,23 +40,33 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 		return errors.New("needs Linux on x86-64")
 	}
 	start := time.Now()
-	cache, err := vm.CacheDir()
+	dir, err := vm.CacheDir()
 	if err != nil {
 		return err
 	}
-	tools, kernels, err := vm.Fill(ctx, cache, suites, func(err error) {
-		fmt.Fprintln(os.Stderr, "vmtest: going on with what is in", cache+":", err)
-	})
+	cache, err := vm.OpenCache(dir, func(line string) { fmt.Fprintln(os.Stderr, "vmtest:", line) })
 	if err != nil {
 		return err
+	}
+	tools, err := cache.Tools(ctx)
+	if err != nil {
+		return err
+	}
+	var kernels []*vm.Kernel
+	for _, suite := range suites {
+		k, err := cache.Kernel(ctx, suite, vm.Cloud, vm.Modules...)
+		if err != nil {
+			return err
+		}
+		kernels = append(kernels, k)
 	}
 	fetched := time.Now()
-	dir, err := os.MkdirTemp("", "dtagent-vm")
+	scratch, err := os.MkdirTemp("", "dtagent-vm")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	suite, err := vm.BuildSuite(ctx, dir, filter)
+	defer os.RemoveAll(scratch)
+	suite, err := vm.BuildSuite(ctx, scratch, filter)
 	if err != nil {
 		return err
 	}
@@ -75,7 +85,7 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			results[i], errs[i] = suite.Run(ctx, k, tools, dir, limit, live)
+			results[i], errs[i] = suite.Run(ctx, k, tools, scratch, limit, live)
 			if errs[i] == nil {
 				printing.Lock()
 				defer printing.Unlock()
