@@ -103,6 +103,8 @@ func (k *Kernel) probe(memlock error) {
 			return raw
 		case w.task && noPID != nil:
 			return noPID
+		case w.btf && k.tier != Modern:
+			return errors.New("what it reads is known by BTF only")
 		}
 		return nil
 	}

@@ -29,6 +29,7 @@ type way struct {
 	by      Way
 	program string
 	task    bool // it has to know where things are in a task_struct
+	btf     bool // it has to know structs that only BTF describes: the modern tier's
 }
 
 func (h hook) String() string { return h.group + ":" + h.name }
@@ -108,8 +109,8 @@ var hooks = map[Probe][]hook{
 		{group: "raw_syscalls", name: "sys_enter", ways: []way{{by: ByRawTracepoint, program: "dt_w_enter"}}},
 	},
 	Disk: {
-		at("block", "block_rq_complete", "dt_d_done"),
-		at("block", "block_bio_complete", "dt_d_end"),
+		{group: "block", name: "block_rq_complete", ways: []way{{by: ByRawTracepoint, program: "dt_d_rdone", btf: true}, {by: ByTracepoint, program: "dt_d_done"}}},
+		{group: "block", name: "block_bio_complete", ways: []way{{by: ByRawTracepoint, program: "dt_d_rend", btf: true}, {by: ByTracepoint, program: "dt_d_end"}}},
 		at("block", "block_rq_issue", "dt_d_issue"),
 		at("block", "block_split", "dt_d_split"),
 		at("block", "block_bio_queue", "dt_d_queue"),

@@ -30,7 +30,7 @@ var Packages = []Package{
 
 // Modules are those that the tests need. Debian builds everything else that they
 // need into the kernel.
-var Modules = []string{"unix_diag"}
+var Modules = []string{"unix_diag", "loop", "fuse", "dm_delay", "null_blk", "nbd", "sd_mod", "scsi_debug"}
 
 // timeLimit is that of one package's tests in the guest, four times of what
 // the longest takes on two busy processors.
