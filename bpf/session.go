@@ -55,6 +55,7 @@ type Session struct {
 	reading  atomic.Bool  // Read was called
 	closing  atomic.Bool
 	detached atomic.Uint64 // ktime of the last detach
+	rounds   atomic.Uint64 // see Rounds
 	flushed  atomic.Uint64 // times that Read had returned all there was when buffer.flush was called
 
 	drainOnce sync.Once

@@ -174,7 +174,7 @@ func (l *lab) noLosses() {
 	l.t.Helper()
 	s := l.status()
 	for _, loss := range s.Losses {
-		if loss.Cause != control.CauseNoStart && loss.Cause != control.CauseNoSwitch {
+		if loss.OfEvent() {
 			qt.Check(l.t, qt.Equals(loss.Count, 0), qt.Commentf("%s: %s", loss.Probe, loss.Cause))
 		}
 	}
