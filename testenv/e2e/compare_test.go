@@ -28,6 +28,7 @@ type comparison struct {
 	began   int64                    // ktime before the client made the call, 0 if it is not known
 	ahead   map[string]time.Duration // by host: what its clock is ahead of the others'
 	slack   time.Duration            // what a span may be outside beyond that: hosts that share few processors make each other wait
+	legacy  bool                     // the agent has the legacy programs: who is at the other end of a socket is not known
 	untimed bool                     // nothing is said of times: the machine is emulated, and slow
 	spans   int
 	waits   int             // spans besides those: see wait
@@ -203,6 +204,8 @@ func (c *comparison) visible(e truth.Entry) []truth.Entry {
 		case child.Kind == truth.API && e.Kind == truth.Client && c.below(e, truth.Process):
 			// A member passes a script's call on as it came, without a trace or a task:
 			// nothing tells the coordinator whose it is.
+		case child.Kind == truth.API && e.Kind == truth.Process && c.legacy:
+			// A script's call is in a trace of its own.
 		case child.Kind == truth.Client && (strings.HasPrefix(child.Name, "system.isAlive:") || strings.HasPrefix(child.Name, "POST /remote_db_access")):
 			// Probes and members' access to the database are not reported: they are in
 			// nobody's trace.

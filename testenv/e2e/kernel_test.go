@@ -22,7 +22,7 @@ func TestVMStartKernel(t *testing.T) {
 				args = append(args, "--legacy")
 			}
 			l := newLab(t, testenv.Options{VMs: 4}, args...)
-			l.untimed = true
+			l.legacy, l.untimed = tier == "legacy", true
 			qt.Assert(t, qt.Equals(l.status().Tier, tier))
 			l.observe()
 			session := l.session()

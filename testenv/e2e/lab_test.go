@@ -81,6 +81,7 @@ type lab struct {
 	args   []string
 	xapi   string // socket of the XAPI whose Observers the agent follows
 
+	legacy  bool // the agent has the legacy programs
 	untimed bool // times are not compared
 }
 
