@@ -184,9 +184,12 @@ func parseTests(ctx context.Context, pkg, output string) ([]*Test, error) {
 		}
 	}
 	return slices.DeleteFunc(all, func(t *Test) bool {
-		return parents[t.Name] && (t.Outcome != Failed || failedBelow[t.Name])
+		return parents[t.Name] && (t.Outcome != Failed || failedBelow[t.Name] && !errorLine.MatchString(t.Output))
 	}), nil
 }
+
+// errorLine is how a test's own error begins.
+var errorLine = regexp.MustCompile(`(?m)^\s+\S+_test\.go:\d+: ?\n\s+error:`)
 
 var skipLine = regexp.MustCompile(`(?m)^\s+\S+_test\.go:\d+: (.*)$`)
 
