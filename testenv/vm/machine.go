@@ -38,12 +38,12 @@ func (s *Suite) writeInitramfs(file string, k *Kernel, t *Tools) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	a := newInitramfs(f)
-	for _, d := range []string{"/dev", "/proc", "/sys", "/tmp", "/run", "/etc", "/var"} {
+	for _, d := range []string{"/dev", "/proc", "/sys", "/tmp", "/run", "/etc", "/opt", "/usr", "/var"} {
 		a.dir(d)
 	}
 	a.device("/dev/console", 5, 1)
 	a.device("/dev/null", 1, 3)
-	programs := map[string]string{"/init": s.guest, "/bin/dtagent": s.agent, "/bin/busybox": t.Busybox()}
+	programs := map[string]string{"/init": s.guest, "/bin/dtagent": s.agent, "/bin/dom0": s.dom0, "/bin/busybox": t.Busybox()}
 	for _, b := range s.Binary {
 		a.dir("/src/" + b.Path)
 		programs["/tests/"+filepath.Base(b.file)] = b.file

@@ -3,10 +3,12 @@ package vm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/xenserver/dtagent/testenv/vm/plan"
@@ -26,11 +28,19 @@ var Packages = []Package{
 	{"probes/target", "."},
 	{"probes/clock", "."},
 	{"testenv/capture", "Kernel$"},
+	{"testenv/fault", "Kernel$"},
+	{"testenv/e2e", "Kernel$"},
 }
 
 // Modules are those that the tests need. Debian builds everything else that they
 // need into the kernel.
-var Modules = []string{"unix_diag", "loop", "fuse", "dm_delay", "null_blk", "nbd", "sd_mod", "scsi_debug"}
+var Modules = []string{
+	"unix_diag",
+	"overlay", // the simulated dom0
+	// What the devices of testenv/fault need.
+	"loop", "fuse", "dm_mod", "dm_delay", "configfs", "null_blk", "nbd", "sd_mod", "scsi_debug", "iscsi_tcp",
+	"target_core_mod", "iscsi_target_mod", "sch_netem", "nfsv3",
+}
 
 // timeLimit is that of one package's tests in the guest, four times of what
 // the longest takes on two busy processors.
@@ -40,6 +50,8 @@ const timeLimit = "400s"
 type Suite struct {
 	guest  string
 	agent  string
+	dom0   string
+	Count  int // how often each package's tests are run, 0: once
 	Binary []TestBinary
 }
 
@@ -51,14 +63,17 @@ type TestBinary struct {
 }
 
 // BuildSuite builds everything below dir, static and without the race detector,
-// which needs cgo. Only tests whose names match the package's expression and
-// only packages whose path contains filter are taken.
-func BuildSuite(ctx context.Context, dir, filter string) (*Suite, error) {
-	s := &Suite{guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent")}
+// which needs cgo. Of the packages whose path contains filter it takes the tests
+// whose names match the package's expression and run.
+func BuildSuite(ctx context.Context, dir, filter string, run *regexp.Regexp) (*Suite, error) {
+	s := &Suite{guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent"), dom0: filepath.Join(dir, "dom0")}
 	if err := goBuild(ctx, "build", "-o", s.guest, "./testenv/vm/cmd/guest"); err != nil {
 		return nil, err
 	}
 	if err := goBuild(ctx, "build", "-o", s.agent, "./cmd/dtagent"); err != nil {
+		return nil, err
+	}
+	if err := buildDom0(ctx, s.dom0); err != nil {
 		return nil, err
 	}
 	for _, p := range Packages {
@@ -74,22 +89,36 @@ func BuildSuite(ctx context.Context, dir, filter string) (*Suite, error) {
 			return nil, fmt.Errorf("list the tests of %s: %w", p.Path, err)
 		}
 		for name := range strings.FieldsSeq(string(out)) {
-			if strings.HasPrefix(name, "Test") {
+			if strings.HasPrefix(name, "Test") && run.MatchString(name) {
 				b.Tests = append(b.Tests, name)
 			}
 		}
-		if len(b.Tests) == 0 {
-			return nil, fmt.Errorf("package %s has no test %s", p.Path, p.Run)
+		if len(b.Tests) > 0 {
+			s.Binary = append(s.Binary, b)
 		}
-		s.Binary = append(s.Binary, b)
+	}
+	if len(s.Binary) == 0 {
+		return nil, fmt.Errorf("no package %q has a test %q to run in a guest", filter, run)
 	}
 	return s, nil
 }
 
+// buildDom0 builds the simulated dom0, a part of which is C, without libraries that
+// the guest would have to have.
+func buildDom0(ctx context.Context, file string) error {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		return errors.New("the simulated dom0 needs a C compiler and a static C library: install gcc and libc6-dev")
+	}
+	return goCommand(ctx, "1", "build", "-tags=netgo,osusergo", "-ldflags=-s -w -linkmode=external -extldflags=-static", "-o", file, "./testenv/cmd/dom0")
+}
+
 func goBuild(ctx context.Context, args ...string) error {
-	args = append([]string{args[0], "-ldflags=-s -w"}, args[1:]...)
+	return goCommand(ctx, "0", append([]string{args[0], "-ldflags=-s -w"}, args[1:]...)...)
+}
+
+func goCommand(ctx context.Context, cgo string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo, "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, bytes.TrimSpace(out))
 	}
@@ -106,12 +135,14 @@ func (s *Suite) plan(k *Kernel) plan.Plan {
 		p.Modules = append(p.Modules, "/modules/"+filepath.Base(m))
 	}
 	p.Runs = append(p.Runs, plan.Run{Name: checkRun, Dir: "/", Argv: []string{"/bin/dtagent", "check"}})
-	for _, b := range s.Binary {
-		p.Runs = append(p.Runs, plan.Run{
-			Name: b.Path,
-			Dir:  "/src/" + b.Path,
-			Argv: []string{"/tests/" + filepath.Base(b.file), "-test.run", b.Run, "-test.v=test2json", "-test.timeout", timeLimit},
-		})
+	for range max(s.Count, 1) {
+		for _, b := range s.Binary {
+			p.Runs = append(p.Runs, plan.Run{
+				Name: b.Path,
+				Dir:  "/src/" + b.Path,
+				Argv: []string{"/tests/" + filepath.Base(b.file), "-test.run", "^(" + strings.Join(b.Tests, "|") + ")$", "-test.v=test2json", "-test.timeout", timeLimit},
+			})
+		}
 	}
 	return p
 }
