@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-quicktest/qt"
 	"go.opentelemetry.io/otel/trace"
@@ -157,4 +158,37 @@ func TestReadersAreBounded(t *testing.T) {
 	err := NewClient(path).Trace(t.Context(), nil, func(zipkin.Span) {})
 	qt.Assert(t, qt.ErrorMatches(err, `.*503 .*readers follow the traces already.*`))
 	qt.Assert(t, qt.IsFalse(errors.Is(err, ErrTooSlow)))
+}
+
+func TestCost(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "control.sock")
+	ln, err := Listen(path)
+	qt.Assert(t, qt.IsNil(err))
+	want := Cost{Seconds: 2, CPUs: 4, Probes: []ProbeCost{{Probe: "wait", Runs: 3, Own: 6e7, Entry: 2e7}}}
+	s := NewServer(Sources{Cost: func(_ context.Context, d time.Duration) (Cost, error) {
+		if d != 2*time.Second {
+			return Cost{}, errors.New("statistics of programs: not permitted")
+		}
+		return want, nil
+	}}, slog.New(slog.DiscardHandler))
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ln) }()
+	client := NewClient(path)
+	got, err := client.Cost(t.Context(), 2*time.Second)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.DeepEquals(*got, want))
+	qt.Check(t, qt.Equals(got.Share(), 0.01))
+	_, err = client.Cost(t.Context(), time.Second)
+	qt.Check(t, qt.ErrorMatches(err, ".*statistics of programs: not permitted"))
+	for _, d := range []time.Duration{0, -1, MaxCost + 1} {
+		_, err = client.Cost(t.Context(), d)
+		qt.Check(t, qt.ErrorMatches(err, "measure for .*"))
+	}
+	for _, q := range []string{"", "?for=", "?for=x", "?for=-1s", "?for=1h"} {
+		_, err := client.get(t.Context(), "cost"+q)
+		qt.Check(t, qt.ErrorMatches(err, ".*400 Bad Request.*"), qt.Commentf("%s", q))
+	}
+	qt.Check(t, qt.Equals((&Cost{}).Share(), 0))
+	qt.Check(t, qt.IsNil(s.Close()))
+	qt.Check(t, qt.IsNil(<-done))
 }

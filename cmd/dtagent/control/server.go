@@ -29,6 +29,8 @@ type Sources struct {
 	Status func() Status
 	// Record begins a recording of what the engine is given; the Server leaves the Tap.
 	Record func() (*recording.Header, *recording.Tap, error)
+	// Cost measures for so long.
+	Cost func(context.Context, time.Duration) (Cost, error)
 }
 
 // Server answers on the control socket. Its methods may be used by several
@@ -57,6 +59,7 @@ func NewServer(from Sources, log *slog.Logger) *Server {
 	mux.HandleFunc("GET /status", s.serveStatus)
 	mux.HandleFunc("GET /trace", s.serveTrace)
 	mux.HandleFunc("GET /record", s.serveRecord)
+	mux.HandleFunc("GET /cost", s.serveCost)
 	s.http = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: patience,
