@@ -345,8 +345,8 @@ func echo(t *testing.T, n *network) (took time.Duration) {
 	return took
 }
 
-// TestFaultNothingLeftKernel: after Close, and after an Open that fails when all
-// but the delay is there, nothing of a device is left.
+// TestFaultNothingLeftKernel: after Close, also of a device in use, and after an
+// Open that fails when all but the delay is there, nothing of a device is left.
 func TestFaultNothingLeftKernel(t *testing.T) {
 	for _, k := range Kinds() {
 		t.Run(k.Name, func(t *testing.T) {
@@ -360,6 +360,12 @@ func TestFaultNothingLeftKernel(t *testing.T) {
 			qt.Check(t, qt.IsNil(d.Close()))
 			qt.Check(t, qt.IsNotNil(d.SetDelay(0)))
 			qt.Check(t, qt.IsNotNil(firstByte(path)))
+			used, err := Open(t.Context(), k.Name, Options{})
+			qt.Assert(t, qt.IsNil(err))
+			fd, err := unix.Open(used.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			qt.Assert(t, qt.IsNil(err))
+			qt.Check(t, qt.IsNil(used.Close()))
+			qt.Check(t, qt.IsNil(unix.Close(fd)))
 			_, err = Open(t.Context(), k.Name, Options{Delay: time.Hour})
 			qt.Check(t, qt.ErrorMatches(err, "fault "+k.Name+": delay 1h0m0s: .*"))
 			for begin := time.Now(); !slices.Equal(left(t), before) && time.Since(begin) < hang; { // connections end by and by
