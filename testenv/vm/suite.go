@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/xenserver/dtagent/testenv/vm/plan"
@@ -54,19 +55,24 @@ type TestBinary struct {
 // which needs cgo. Only tests whose names match the package's expression and
 // only packages whose path contains filter are taken.
 func BuildSuite(ctx context.Context, dir, filter string) (*Suite, error) {
+	return BuildPackages(ctx, dir, filter, Packages)
+}
+
+// BuildPackages is BuildSuite for other packages.
+func BuildPackages(ctx context.Context, dir, filter string, packages []Package) (*Suite, error) {
 	s := &Suite{guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent")}
-	if err := goBuild(ctx, "build", "-o", s.guest, "./testenv/vm/cmd/guest"); err != nil {
+	if err := Build(ctx, "build", "-o", s.guest, "./testenv/vm/cmd/guest"); err != nil {
 		return nil, err
 	}
-	if err := goBuild(ctx, "build", "-o", s.agent, "./cmd/dtagent"); err != nil {
+	if err := Build(ctx, "build", "-o", s.agent, "./cmd/dtagent"); err != nil {
 		return nil, err
 	}
-	for _, p := range Packages {
+	for _, p := range packages {
 		if !strings.Contains(p.Path, filter) {
 			continue
 		}
 		b := TestBinary{Package: p, file: filepath.Join(dir, strings.ReplaceAll(p.Path, "/", "-")+".test")}
-		if err := goBuild(ctx, "test", "-c", "-o", b.file, "./"+p.Path); err != nil {
+		if err := Build(ctx, "test", "-c", "-o", b.file, "./"+p.Path); err != nil {
 			return nil, err
 		}
 		out, err := exec.CommandContext(ctx, b.file, "-test.list", p.Run).Output()
@@ -86,7 +92,8 @@ func BuildSuite(ctx context.Context, dir, filter string) (*Suite, error) {
 	return s, nil
 }
 
-func goBuild(ctx context.Context, args ...string) error {
+// Build runs go with args for a static binary that any of the machines can run.
+func Build(ctx context.Context, args ...string) error {
 	args = append([]string{args[0], "-ldflags=-s -w"}, args[1:]...)
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
@@ -99,19 +106,37 @@ func goBuild(ctx context.Context, args ...string) error {
 // checkRun is the name of the run of `dtagent check`.
 const checkRun = "dtagent check"
 
-// plan returns what the guest does.
-func (s *Suite) plan(k *Kernel) plan.Plan {
-	var p plan.Plan
-	for _, m := range k.Modules {
-		p.Modules = append(p.Modules, "/modules/"+filepath.Base(m))
-	}
-	p.Runs = append(p.Runs, plan.Run{Name: checkRun, Dir: "/", Argv: []string{"/bin/dtagent", "check"}})
+// tests tells whether a run is that of a package's tests.
+func (s *Suite) tests(run string) bool {
+	return slices.ContainsFunc(s.Binary, func(b TestBinary) bool { return b.Path == run })
+}
+
+// Programs are the files that the suite's runs need, by their names in the guest.
+func (s *Suite) Programs() map[string]string {
+	programs := map[string]string{"/bin/dtagent": s.agent}
 	for _, b := range s.Binary {
-		p.Runs = append(p.Runs, plan.Run{
+		programs["/tests/"+filepath.Base(b.file)] = b.file
+	}
+	return programs
+}
+
+// Loads returns the files of the modules in the guest.
+func (k *Kernel) Loads() (files []string) {
+	for _, m := range k.Modules {
+		files = append(files, "/modules/"+filepath.Base(m))
+	}
+	return files
+}
+
+// Runs returns what is to be run in a guest: check, and the tests.
+func (s *Suite) Runs() (runs []plan.Run) {
+	runs = append(runs, plan.Run{Name: checkRun, Dir: "/", Argv: []string{"/bin/dtagent", "check"}})
+	for _, b := range s.Binary {
+		runs = append(runs, plan.Run{
 			Name: b.Path,
 			Dir:  "/src/" + b.Path,
 			Argv: []string{"/tests/" + filepath.Base(b.file), "-test.run", b.Run, "-test.v=test2json", "-test.timeout", timeLimit},
 		})
 	}
-	return p
+	return runs
 }
