@@ -64,11 +64,6 @@ func (k *Kernel) probe(memlock error) {
 		k.config, err = readConfig(tracefs)
 		needed("tracepoint formats", fmt.Sprintf("child_pid at %d, filename at %d", k.config.ForkChild, k.config.ExecFilename),
 			"report this kernel: dtagent does not know its tracepoints", err)
-		k.hooks = map[Probe][]hook{}
-		for _, p := range allProbes {
-			detail, err := k.findHooks(tracefs, p)
-			needed("tracepoints of "+p.String(), detail, "the kernel needs CONFIG_FTRACE_SYSCALLS", err)
-		}
 		if ok {
 			needed("attaching", "by perf event", "allow perf_event_open (seccomp, kernel.perf_event_paranoid, CAP_PERFMON)", tryAttach())
 		}
@@ -94,6 +89,28 @@ func (k *Kernel) probe(memlock error) {
 		tier.Detail += ": no socket inodes or peers, no exit codes of killed processes, no CPU time"
 	}
 	add(tier, nil)
+	if !tok || !ok {
+		return
+	}
+	raw := tryRaw()
+	needed("raw tracepoints", "attached", "allow bpf's BPF_RAW_TRACEPOINT_OPEN (seccomp, CAP_BPF and CAP_PERFMON); needs Linux 4.17", raw)
+	pid, detail, err := k.taskPID(raw)
+	optional("task structure", detail, "report this kernel (/sys/kernel/notes); meanwhile wakeups are seen by the tracepoint, at a higher cost", err)
+	k.config.TaskPid = pid
+	cannot := func(w way) error {
+		switch {
+		case w.by == ByRawTracepoint && raw != nil:
+			return raw
+		case w.task && err != nil:
+			return err
+		}
+		return nil
+	}
+	k.hooks = map[Probe][]found{}
+	for _, p := range allProbes {
+		detail, err := k.findHooks(tracefs, p, cannot)
+		needed("hooks of "+p.String(), detail, "the kernel needs CONFIG_FTRACE_SYSCALLS", err)
+	}
 }
 
 // tryMap makes the smallest map.
@@ -145,27 +162,21 @@ func tryAttach() error {
 	return l.Close()
 }
 
-// findHooks notes the hooks of a probe that the kernel has.
-func (k *Kernel) findHooks(tracefs string, p Probe) (detail string, err error) {
-	var lacks []string
-	for _, h := range hooks[p] {
-		has, err := hasTracepoint(tracefs, h.group, h.name)
-		switch {
-		case err != nil:
-			return "", fmt.Errorf("tracepoint %s: %w", h, err)
-		case has:
-			k.hooks[p] = append(k.hooks[p], h)
-		case h.optional:
-			lacks = append(lacks, h.name)
-		default:
-			return "", fmt.Errorf("the kernel has no tracepoint %s", h)
-		}
+// tryRaw attaches a program that does nothing to a rare raw tracepoint.
+func tryRaw() error {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "dt_try", Type: ebpf.RawTracepoint, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		return err
 	}
-	detail = fmt.Sprintf("all %d there", len(k.hooks[p]))
-	if lacks != nil {
-		detail = fmt.Sprintf("%d there; this kernel has no %s, nor the system call", len(k.hooks[p]), strings.Join(lacks, ", "))
+	defer p.Close()
+	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: "sched_process_exec", Program: p})
+	if err != nil {
+		return err
 	}
-	return detail, nil
+	return l.Close()
 }
 
 // lockdownMode returns the kernel's lockdown mode.

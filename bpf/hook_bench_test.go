@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -108,6 +109,68 @@ func benchHooks(b *testing.B, tier Tier, target, seed, waits bool, read, write i
 			"dt_w_enter": "ns/enter-any", "dt_w_switch": "ns/switch"}[name]; unit != "" && runs > 0 {
 			b.ReportMetric(float64((s.Runtime-before[name].Runtime).Nanoseconds())/float64(runs), unit)
 		}
+	}
+}
+
+// BenchmarkMeasure compares what Measure makes of runs and records in the legacy
+// tier with the kernel's statistics, for a target that reads and one that is none.
+func BenchmarkMeasure(b *testing.B) {
+	for _, target := range []bool{true, false} {
+		b.Run(map[bool]string{true: "target", false: "stranger"}[target], func(b *testing.B) {
+			stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+			if err != nil {
+				b.Skip("needs BPF statistics (Linux 5.8): ", err)
+			}
+			defer stats.Close()
+			c := collectorOf(b, Legacy)
+			c.reset(b)
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			qt.Assert(b, qt.IsNil(err))
+			defer unix.Close(fds[0])
+			defer unix.Close(fds[1])
+			if target {
+				self := uint32(os.Getpid())
+				qt.Assert(b, qt.IsNil(c.s.SetTarget(self, Target{Watch: streamAndLog | WatchWait})))
+				defer c.s.DeleteTarget(self)
+				qt.Assert(b, qt.IsNil(c.s.SeedSocket(self, int32(fds[0]), inodeOf(b, self, fds[0]), false)))
+			}
+			progs := map[string]*ebpf.Program{}
+			for _, p := range allProbes {
+				maps.Copy(progs, c.s.progs[p])
+			}
+			m, err := calibrate()
+			qt.Assert(b, qt.IsNil(err))
+			before := programStats(b, progs)
+			var estimate float64
+			measured := make(chan struct{})
+			go func() {
+				defer close(measured)
+				costs, err := c.s.Measure(b.Context(), time.Second)
+				qt.Check(b, qt.IsNil(err))
+				for _, p := range costs.Probes {
+					estimate += float64(p.Own)
+				}
+			}()
+			buf := make([]byte, 4)
+			for busy := true; busy; {
+				select {
+				case <-measured:
+					busy = false
+				default:
+					unix.Write(fds[1], buf)
+					unix.Read(fds[0], buf)
+					unix.Write(fds[0], buf)
+					unix.Read(fds[1], buf)
+				}
+			}
+			var own float64
+			for name, s := range programStats(b, progs) {
+				own += float64(s.Runtime-before[name].Runtime) - float64(s.RunCount-before[name].RunCount)*float64(m.empty)
+			}
+			for b.Loop() {
+			}
+			b.ReportMetric(estimate/own, "estimate/measured")
+		})
 	}
 }
 

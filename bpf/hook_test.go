@@ -33,18 +33,23 @@ func tracefsOf419(t *testing.T) string {
 // No kernel that the tests run on lacks a tracepoint; Linux 4.19 does.
 func TestFindHooksOf419(t *testing.T) {
 	tracefs := tracefsOf419(t)
-	k := &Kernel{hooks: map[Probe][]hook{}}
-	detail, err := k.findHooks(tracefs, Stream)
+	all := func(way) error { return nil }
+	k := &Kernel{hooks: map[Probe][]found{}}
+	detail, err := k.findHooks(tracefs, Stream, all)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(detail, "32 there; this kernel has no sys_enter_close_range, nor the system call"))
-	detail, err = k.findHooks(tracefs, Process)
+	detail, err = k.findHooks(tracefs, Process, all)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(detail, "11 there; this kernel has no sys_enter_clone3, nor the system call"))
-	for _, found := range k.hooks {
-		qt.Check(t, qt.IsFalse(slices.ContainsFunc(found, func(h hook) bool { return slices.Contains(later, h.name) })))
+	for _, have := range k.hooks {
+		qt.Check(t, qt.IsFalse(slices.ContainsFunc(have, func(h found) bool { return slices.Contains(later, h.name) })))
 	}
 
 	qt.Assert(t, qt.IsNil(os.RemoveAll(filepath.Join(tracefs, "events", "syscalls", "sys_enter_read"))))
-	_, err = (&Kernel{hooks: map[Probe][]hook{}}).findHooks(tracefs, Stream)
-	qt.Check(t, qt.ErrorMatches(err, "the kernel has no tracepoint syscalls:sys_enter_read"))
+	k = &Kernel{hooks: map[Probe][]found{}}
+	_, err = k.findHooks(tracefs, Stream, all)
+	qt.Check(t, qt.ErrorMatches(err, "syscalls:sys_enter_read: the kernel has no such tracepoint"))
+	last := k.Hooks()[len(k.Hooks())-1]
+	qt.Check(t, qt.IsFalse(last.OK()))
+	qt.Check(t, qt.Equals(last.Advice, "the kernel needs CONFIG_FTRACE_SYSCALLS"))
 }

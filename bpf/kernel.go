@@ -87,7 +87,9 @@ type Kernel struct {
 	checks []Check
 	opt    Options
 	config config
-	hooks  map[Probe][]hook // those that this kernel has
+	hooks  map[Probe][]found // those that this kernel has
+
+	hookChecks []HookCheck
 }
 
 // ErrKernel is wrapped by the error of Open when something is missing that all

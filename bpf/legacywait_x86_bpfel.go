@@ -27,6 +27,8 @@ type legacyWaitDtConfig struct {
 	SwitchState  uint32
 	SwitchNext   uint32
 	WakeupPid    uint32
+	TaskPid      uint32
+	Pad          uint32
 	WaitNs       uint64
 	Records      [0]struct {
 		_   structs.HostLayout
@@ -140,6 +142,7 @@ const (
 	legacyWaitProgDtW_enter   = "dt_w_enter"
 	legacyWaitProgDtW_exit    = "dt_w_exit"
 	legacyWaitProgDtW_opened  = "dt_w_opened"
+	legacyWaitProgDtW_rwakeup = "dt_w_rwakeup"
 	legacyWaitProgDtW_switch  = "dt_w_switch"
 	legacyWaitProgDtW_wakeup  = "dt_w_wakeup"
 )
@@ -186,12 +189,13 @@ type legacyWaitSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type legacyWaitProgramSpecs struct {
-	DtW_called *ebpf.ProgramSpec `ebpf:"dt_w_called"`
-	DtW_enter  *ebpf.ProgramSpec `ebpf:"dt_w_enter"`
-	DtW_exit   *ebpf.ProgramSpec `ebpf:"dt_w_exit"`
-	DtW_opened *ebpf.ProgramSpec `ebpf:"dt_w_opened"`
-	DtW_switch *ebpf.ProgramSpec `ebpf:"dt_w_switch"`
-	DtW_wakeup *ebpf.ProgramSpec `ebpf:"dt_w_wakeup"`
+	DtW_called  *ebpf.ProgramSpec `ebpf:"dt_w_called"`
+	DtW_enter   *ebpf.ProgramSpec `ebpf:"dt_w_enter"`
+	DtW_exit    *ebpf.ProgramSpec `ebpf:"dt_w_exit"`
+	DtW_opened  *ebpf.ProgramSpec `ebpf:"dt_w_opened"`
+	DtW_rwakeup *ebpf.ProgramSpec `ebpf:"dt_w_rwakeup"`
+	DtW_switch  *ebpf.ProgramSpec `ebpf:"dt_w_switch"`
+	DtW_wakeup  *ebpf.ProgramSpec `ebpf:"dt_w_wakeup"`
 }
 
 // legacyWaitMapSpecs contains maps before they are loaded into the kernel.
@@ -273,12 +277,13 @@ type legacyWaitVariables struct {
 //
 // It can be passed to loadLegacyWaitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type legacyWaitPrograms struct {
-	DtW_called *ebpf.Program `ebpf:"dt_w_called"`
-	DtW_enter  *ebpf.Program `ebpf:"dt_w_enter"`
-	DtW_exit   *ebpf.Program `ebpf:"dt_w_exit"`
-	DtW_opened *ebpf.Program `ebpf:"dt_w_opened"`
-	DtW_switch *ebpf.Program `ebpf:"dt_w_switch"`
-	DtW_wakeup *ebpf.Program `ebpf:"dt_w_wakeup"`
+	DtW_called  *ebpf.Program `ebpf:"dt_w_called"`
+	DtW_enter   *ebpf.Program `ebpf:"dt_w_enter"`
+	DtW_exit    *ebpf.Program `ebpf:"dt_w_exit"`
+	DtW_opened  *ebpf.Program `ebpf:"dt_w_opened"`
+	DtW_rwakeup *ebpf.Program `ebpf:"dt_w_rwakeup"`
+	DtW_switch  *ebpf.Program `ebpf:"dt_w_switch"`
+	DtW_wakeup  *ebpf.Program `ebpf:"dt_w_wakeup"`
 }
 
 func (p *legacyWaitPrograms) Close() error {
@@ -287,6 +292,7 @@ func (p *legacyWaitPrograms) Close() error {
 		p.DtW_enter,
 		p.DtW_exit,
 		p.DtW_opened,
+		p.DtW_rwakeup,
 		p.DtW_switch,
 		p.DtW_wakeup,
 	)

@@ -57,7 +57,7 @@ func lint419(spec *ebpf.CollectionSpec) (wrong []string) {
 		if !strings.HasPrefix(name, "dt_") || len(name) > maxName {
 			say("program %s: name", name)
 		}
-		if p.Type != ebpf.TracePoint && p.Type != ebpf.Kprobe {
+		if p.Type != ebpf.TracePoint && p.Type != ebpf.RawTracepoint && p.Type != ebpf.Kprobe {
 			say("program %s: type %s", name, p.Type)
 		}
 		if p.License != "GPL" {
@@ -190,6 +190,9 @@ func TestLegacyRunsOnLinux419(t *testing.T) {
 	objects, err := specs(Legacy)
 	qt.Assert(t, qt.IsNil(err))
 	for p, spec := range objects {
+		for name, prog := range spec.Programs {
+			spec.Programs[name] = counted(prog, 0, 0) // as it is loaded
+		}
 		qt.Check(t, qt.HasLen(lint419(spec), 0), qt.Commentf("probe %s", p))
 		for name, prog := range spec.Programs {
 			n := 0
@@ -278,8 +281,12 @@ func TestHooksAndPrograms(t *testing.T) {
 		for _, p := range allProbes {
 			used := map[string]bool{}
 			for _, h := range hooks[p] {
-				used[h.program] = true
-				qt.Check(t, qt.IsNotNil(objects[p].Programs[h.program]), qt.Commentf("%s", h))
+				for _, w := range h.ways {
+					used[w.program] = true
+					spec := objects[p].Programs[w.program]
+					qt.Assert(t, qt.IsNotNil(spec), qt.Commentf("%s", h))
+					qt.Check(t, qt.Equals(spec.Type, map[Way]ebpf.ProgramType{ByTracepoint: ebpf.TracePoint, ByRawTracepoint: ebpf.RawTracepoint}[w.by]))
+				}
 			}
 			qt.Check(t, qt.HasLen(objects[p].Programs, len(used)), qt.Commentf("%s tier, probe %s", tier, p))
 		}

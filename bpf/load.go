@@ -43,6 +43,22 @@ func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
 	return out, nil
 }
 
+// chosen returns the programs of a probe that the hooks of this kernel take.
+func (s *Session) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*ebpf.ProgramSpec {
+	out := map[string]*ebpf.ProgramSpec{}
+	for _, h := range s.kernel.hooks[p] {
+		if out[h.program] != nil {
+			continue
+		}
+		out[h.program] = all[h.program]
+		if s.tier == Legacy {
+			s.runs[h.program] = uint32(len(s.runs))
+			out[h.program] = counted(all[h.program], s.maps[runsMap].FD(), s.runs[h.program])
+		}
+	}
+	return out
+}
+
 // Load loads the maps and programs of all probes and attaches nothing. Only one
 // Session should exist at a time; nothing prevents more.
 func (k *Kernel) Load() (_ *Session, err error) {
@@ -56,6 +72,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		maps:   map[string]*ebpf.Map{},
 		progs:  map[Probe]map[string]*ebpf.Program{},
 		links:  map[Probe][]attached{},
+		runs:   map[string]uint32{},
 		sweep:  make(chan struct{}),
 		read:   make(chan struct{}),
 	}
@@ -64,6 +81,16 @@ func (k *Kernel) Load() (_ *Session, err error) {
 			s.free()
 		}
 	}()
+	if s.tier == Legacy {
+		s.call = callTime()
+		n := 0
+		for _, hooks := range k.hooks {
+			n += len(hooks)
+		}
+		if s.maps[runsMap], err = newRuns(n); err != nil {
+			return nil, fmt.Errorf("map %s: %w", runsMap, err)
+		}
+	}
 	for _, p := range allProbes {
 		for name, n := range map[string]int{
 			"dt_conns": k.opt.Conns, "dt_gathers": k.opt.Gathers, "dt_targets": k.opt.TargetsMax, "dt_inflight": k.opt.InflightMax,
@@ -76,6 +103,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		if k.tier == Modern {
 			spec[p].Maps["dt_events"].MaxEntries = uint32(k.opt.RingBytes)
 		}
+		spec[p].Programs = s.chosen(p, spec[p].Programs)
 		shared := map[string]*ebpf.Map{}
 		for name := range spec[p].Maps {
 			if m := s.maps[name]; m != nil {

@@ -21,6 +21,7 @@ const (
 	lossThreads
 	lossFDs
 	lossSwitch
+	lossWakeup
 	kernelCauses // DT_LOSS_CAUSES
 
 	lossRecord lossCause = iota - 1
@@ -46,6 +47,7 @@ var lossNames = [numCauses]string{
 	lossThreads:  "table of threads full",
 	lossFDs:      "table of devices full",
 	lossSwitch:   "switch of a thread not seen",
+	lossWakeup:   "wakeup of a thread not seen",
 	lossRecord:   "record malformed",
 	lossEnded:    "socket ended with its process",
 }

@@ -21,6 +21,8 @@ type modernStreamDtConfig struct {
 	SwitchState  uint32
 	SwitchNext   uint32
 	WakeupPid    uint32
+	TaskPid      uint32
+	Pad          uint32
 	WaitNs       uint64
 	Records      [0]struct {
 		_   structs.HostLayout

@@ -27,6 +27,8 @@ type modernWaitDtConfig struct {
 	SwitchState  uint32
 	SwitchNext   uint32
 	WakeupPid    uint32
+	TaskPid      uint32
+	Pad          uint32
 	WaitNs       uint64
 	Records      [0]struct {
 		_   structs.HostLayout
@@ -140,6 +142,7 @@ const (
 	modernWaitProgDtW_enter   = "dt_w_enter"
 	modernWaitProgDtW_exit    = "dt_w_exit"
 	modernWaitProgDtW_opened  = "dt_w_opened"
+	modernWaitProgDtW_rwakeup = "dt_w_rwakeup"
 	modernWaitProgDtW_switch  = "dt_w_switch"
 	modernWaitProgDtW_wakeup  = "dt_w_wakeup"
 )
@@ -186,12 +189,13 @@ type modernWaitSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type modernWaitProgramSpecs struct {
-	DtW_called *ebpf.ProgramSpec `ebpf:"dt_w_called"`
-	DtW_enter  *ebpf.ProgramSpec `ebpf:"dt_w_enter"`
-	DtW_exit   *ebpf.ProgramSpec `ebpf:"dt_w_exit"`
-	DtW_opened *ebpf.ProgramSpec `ebpf:"dt_w_opened"`
-	DtW_switch *ebpf.ProgramSpec `ebpf:"dt_w_switch"`
-	DtW_wakeup *ebpf.ProgramSpec `ebpf:"dt_w_wakeup"`
+	DtW_called  *ebpf.ProgramSpec `ebpf:"dt_w_called"`
+	DtW_enter   *ebpf.ProgramSpec `ebpf:"dt_w_enter"`
+	DtW_exit    *ebpf.ProgramSpec `ebpf:"dt_w_exit"`
+	DtW_opened  *ebpf.ProgramSpec `ebpf:"dt_w_opened"`
+	DtW_rwakeup *ebpf.ProgramSpec `ebpf:"dt_w_rwakeup"`
+	DtW_switch  *ebpf.ProgramSpec `ebpf:"dt_w_switch"`
+	DtW_wakeup  *ebpf.ProgramSpec `ebpf:"dt_w_wakeup"`
 }
 
 // modernWaitMapSpecs contains maps before they are loaded into the kernel.
@@ -273,12 +277,13 @@ type modernWaitVariables struct {
 //
 // It can be passed to loadModernWaitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type modernWaitPrograms struct {
-	DtW_called *ebpf.Program `ebpf:"dt_w_called"`
-	DtW_enter  *ebpf.Program `ebpf:"dt_w_enter"`
-	DtW_exit   *ebpf.Program `ebpf:"dt_w_exit"`
-	DtW_opened *ebpf.Program `ebpf:"dt_w_opened"`
-	DtW_switch *ebpf.Program `ebpf:"dt_w_switch"`
-	DtW_wakeup *ebpf.Program `ebpf:"dt_w_wakeup"`
+	DtW_called  *ebpf.Program `ebpf:"dt_w_called"`
+	DtW_enter   *ebpf.Program `ebpf:"dt_w_enter"`
+	DtW_exit    *ebpf.Program `ebpf:"dt_w_exit"`
+	DtW_opened  *ebpf.Program `ebpf:"dt_w_opened"`
+	DtW_rwakeup *ebpf.Program `ebpf:"dt_w_rwakeup"`
+	DtW_switch  *ebpf.Program `ebpf:"dt_w_switch"`
+	DtW_wakeup  *ebpf.Program `ebpf:"dt_w_wakeup"`
 }
 
 func (p *modernWaitPrograms) Close() error {
@@ -287,6 +292,7 @@ func (p *modernWaitPrograms) Close() error {
 		p.DtW_enter,
 		p.DtW_exit,
 		p.DtW_opened,
+		p.DtW_rwakeup,
 		p.DtW_switch,
 		p.DtW_wakeup,
 	)

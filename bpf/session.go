@@ -30,11 +30,11 @@ type Attachment struct {
 	Probe   Probe
 	Program string // as bpftool prog shows it
 	Hook    string // "syscalls:sys_enter_read"
-	Way     string // "tracepoint"
+	Way     Way
 }
 
 type attached struct {
-	hook hook
+	found
 	link link.Link
 }
 
@@ -45,6 +45,8 @@ type Session struct {
 	tier   Tier
 	maps   map[string]*ebpf.Map
 	progs  map[Probe]map[string]*ebpf.Program
+	runs   map[string]uint32 // legacy tier: the entry of each program in runsMap
+	call   time.Duration     // legacy tier: what a system call takes while nothing is attached
 	buffer buffer
 	seq    *sequence // of the goroutine in Read
 
@@ -98,7 +100,7 @@ func (s *Session) Attach(p Probe) error {
 		}
 	}
 	for _, h := range s.kernel.hooks[p] {
-		l, err := link.Tracepoint(h.group, h.name, s.progs[p][h.program], nil)
+		l, err := h.attach(s.progs[p][h.program])
 		if err != nil {
 			return errors.Join(fmt.Errorf("probe %s: attach %s to %s: %w", p, h.program, h, err), s.detach(p))
 		}
@@ -168,7 +170,7 @@ func (s *Session) Attached() []Attachment {
 	var out []Attachment
 	for _, p := range allProbes {
 		for _, a := range s.links[p] {
-			out = append(out, Attachment{Probe: p, Program: a.hook.program, Hook: a.hook.String(), Way: "tracepoint"})
+			out = append(out, Attachment{Probe: p, Program: a.program, Hook: a.String(), Way: a.by})
 		}
 	}
 	return out

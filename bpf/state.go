@@ -27,6 +27,8 @@ type config struct {
 	SwitchState  uint32
 	SwitchNext   uint32
 	WakeupPid    uint32
+	TaskPid      uint32
+	_            uint32
 	WaitNs       uint64
 }
 

@@ -151,10 +151,6 @@ func readConfig(tracefs string) (config, error) {
 	if err != nil {
 		return c, err
 	}
-	raw, err := readFormat(tracefs, "raw_syscalls", "sys_enter")
-	if err != nil {
-		return c, err
-	}
 	for _, w := range []struct {
 		f      format
 		name   string
@@ -162,7 +158,6 @@ func readConfig(tracefs string) (config, error) {
 	}{
 		{enter, "__syscall_nr", 8}, {enter, "fd", 16}, {enter, "buf", 24}, {enter, "count", 32},
 		{exit, "__syscall_nr", 8}, {exit, "ret", 16},
-		{raw, "id", 8}, {raw, "args", 16},
 	} {
 		if f, ok := w.f[w.name]; !ok || f.offset != w.offset {
 			return c, fmt.Errorf("tracepoints of system calls: %s is not at offset %d", w.name, w.offset)

@@ -137,6 +137,15 @@ func (v *victim) blocked(nr uintptr, fd int) {
 	})
 }
 
+// polls waits until a thread sleeps in poll.
+func (v *victim) polls() {
+	v.t.Helper()
+	in := fmt.Sprintf("%d ", unix.SYS_POLL)
+	v.threads("sleeps in poll", func(calls []string) bool {
+		return slices.ContainsFunc(calls, func(c string) bool { return strings.HasPrefix(c, in) })
+	})
+}
+
 // quiet waits until all threads sleep: what was done is also traced.
 func (v *victim) quiet() {
 	v.t.Helper()

@@ -119,11 +119,13 @@ static __always_inline void dt_is_for(__u32 tgid, __s32 fd, __u8 wait)
 		dt_lost(DT_LOSS_FDS);
 }
 
-SEC("tracepoint/raw_syscalls/sys_enter")
-int dt_w_enter(struct dt_raw_enter *ctx)
+/* Given the registers of the thread and the number of the call. */
+SEC("raw_tracepoint/sys_enter")
+int dt_w_enter(struct dt_raw *ctx)
 {
 	__u64 id = bpf_get_current_pid_tgid();
-	__u32 tgid = id >> 32, tid = id, nr = ctx->nr;
+	__u32 tgid = id >> 32, tid = id, nr = ctx->arg[1];
+	struct dt_regs regs = {};
 	struct dt_target *t = dt_target(tgid, DT_WATCH_WAIT);
 	struct dt_thread *th;
 	struct dt_call *call;
@@ -143,20 +145,20 @@ int dt_w_enter(struct dt_raw_enter *ctx)
 	}
 	th->hyper = 0;
 	th->call = nr;
-	th->arg[0] = ctx->arg[0];
-	th->arg[1] = ctx->arg[1];
+	if (dt_read_kernel(&regs, sizeof(regs), ctx->arg[0] + DT_REGS_DX))
+		dt_lost(DT_LOSS_FAULT);
+	th->arg[0] = regs.di;
+	th->arg[1] = regs.si;
 	call = bpf_map_lookup_elem(&dt_calls, &nr);
 	if (!call || !call->enter)
 		return 0;
-	/* From the map: the compiler would choose between addresses in ctx, which 4.19 forbids. */
-	DT_RELOAD();
 	if (call->enter == DT_CALL_CLOSE) {
 		struct dt_conn_key key = { .tgid = tgid, .fd = (__s32)th->arg[0] };
 
 		bpf_map_delete_elem(&dt_fds, &key);
 	} else if (call->enter == DT_CALL_IOCTL) {
 		if (th->arg[1] == PRIVCMD_HYPERCALL)
-			dt_hypercall(th, ctx->arg[2]);
+			dt_hypercall(th, regs.dx);
 	} else if (call->enter == DT_CALL_CONNECT) {
 		if (dt_is_xenstored(th->arg[1]))
 			dt_is_for(tgid, th->arg[0], DT_XENSTORE);
@@ -298,23 +300,39 @@ int dt_w_switch(void *ctx)
 		th->mark = now;
 		return 0;
 	}
+	if (th->state && !th->woken)
+		dt_lost(DT_LOSS_WAKEUP);
 	dt_goes_on(ctx, th, now, conf);
 	return 0;
+}
+
+static __always_inline int dt_woken(__u32 tid)
+{
+	struct dt_thread *th = bpf_map_lookup_elem(&dt_threads, &tid);
+
+	if (th && th->off && !th->woken)
+		th->woken = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* Mostly in interrupts: as a raw tracepoint it is also run when they come while a program runs. */
+SEC("raw_tracepoint/sched_wakeup")
+int dt_w_rwakeup(struct dt_raw *ctx)
+{
+	struct dt_config *conf = dt_conf();
+
+	return conf ? dt_woken(dt_task_pid(ctx->arg[0], conf)) : 0;
 }
 
 SEC("tracepoint/sched/sched_wakeup")
 int dt_w_wakeup(void *ctx)
 {
 	struct dt_config *conf = dt_conf();
-	struct dt_thread *th;
 	__u32 pid = 0;
 
 	if (!conf || dt_read_kernel(&pid, sizeof(pid), (__u64)ctx + conf->wakeup_pid))
 		return 0;
-	th = bpf_map_lookup_elem(&dt_threads, &pid);
-	if (th && th->off && !th->woken)
-		th->woken = bpf_ktime_get_ns();
-	return 0;
+	return dt_woken(pid);
 }
 
 SEC("tracepoint/sched/sched_process_exit")

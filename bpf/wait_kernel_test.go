@@ -3,11 +3,8 @@
 package bpf
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -114,9 +111,7 @@ func TestWaitsKernel(t *testing.T) {
 			v.start(w.o)
 			if w.unlock != nil {
 				if w.nr == unix.SYS_POLL { // no other thread polls
-					v.threads("polls", func(calls []string) bool {
-						return slices.ContainsFunc(calls, func(c string) bool { return strings.HasPrefix(c, fmt.Sprintf("%d ", w.nr)) })
-					})
+					v.polls()
 				} else {
 					v.blocked(uintptr(w.nr), w.o.FD)
 				}

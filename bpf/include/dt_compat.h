@@ -51,6 +51,8 @@ struct dt_config {
 	__u32 switch_state;  /* offset of prev_state in sched:sched_switch */
 	__u32 switch_next;   /* offset of next_pid in it */
 	__u32 wakeup_pid;    /* offset of pid in sched:sched_wakeup */
+	__u32 task_pid;      /* offset of pid in struct task_struct; 0 where BTF tells it */
+	__u32 pad;
 	__u64 wait_ns;       /* a wait of so many ns is told by itself; 0: the wait probe is off */
 	union dt_record records[0];
 };
@@ -80,6 +82,15 @@ static __always_inline long dt_output(void *ctx, void *rec, __u64 size, const st
 #define dt_read_kernel(dst, size, src) bpf_probe_read((dst), (size), (const void *)(src))
 #define dt_read_user_str(dst, size, src) bpf_probe_read_str((dst), (size), (const void *)(src))
 #define dt_read_kernel_str(dst, size, src) bpf_probe_read_str((dst), (size), (const void *)(src))
+
+/* The number of a thread, 0 if it cannot be read. */
+static __always_inline __u32 dt_task_pid(__u64 task, const struct dt_config *c)
+{
+	__u32 pid = 0;
+
+	dt_read_kernel(&pid, sizeof(pid), task + c->task_pid);
+	return pid;
+}
 
 static __always_inline __u64 dt_socket_ino(__s32 fd)
 {
@@ -151,6 +162,13 @@ static __always_inline long dt_output(void *ctx, void *rec, __u64 size, const st
 #define S_IFBLK 0060000
 #define S_IFDIR 0040000
 #define S_IFIFO 0010000
+
+/* The number of a thread, 0 if it cannot be read. */
+static __always_inline __u32 dt_task_pid(__u64 task, const struct dt_config *c)
+{
+	(void)c;
+	return BPF_CORE_READ((struct task_struct *)task, pid);
+}
 
 /* An open file of the current process, 0 if there is none. */
 static __always_inline struct file *dt_file(__s32 fd)

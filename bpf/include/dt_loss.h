@@ -20,7 +20,8 @@ enum dt_loss_cause {
 	DT_LOSS_THREADS = 13, /* dt_threads was full: a thread's time is not told */
 	DT_LOSS_FDS = 14,     /* dt_fds was full: waits on a device count as others */
 	DT_LOSS_SWITCH = 15,  /* a thread ran whose switch to the CPU, or from it, was not seen */
-	DT_LOSS_CAUSES = 16,
+	DT_LOSS_WAKEUP = 16,  /* a thread went on whose wakeup was not seen: its wait counts until then */
+	DT_LOSS_CAUSES = 17,
 };
 
 /* Counters of one probe lie side by side in dt_loss. */

@@ -55,12 +55,19 @@ struct dt_sys_exit {
 	__s64 ret;
 };
 
-/* Context of raw_syscalls:sys_enter; compared, too. */
-struct dt_raw_enter {
-	__u64 common;
-	__s64 nr;
-	__u64 arg[6];
+/* Context of a raw tracepoint: its arguments. */
+struct dt_raw {
+	__u64 arg[4];
 };
+
+/* arch/x86/include/asm/ptrace.h: the first arguments of a system call, which lie at DT_REGS_DX of pt_regs. */
+struct dt_regs {
+	__u64 dx; /* the third */
+	__u64 si; /* the second */
+	__u64 di; /* the first */
+};
+
+#define DT_REGS_DX 96
 
 /* include/linux/sched.h: of prev_state. All that lies above was preempted. */
 #define TASK_UNINTERRUPTIBLE 2
@@ -175,6 +182,7 @@ struct task_struct {
 	struct files_struct *files;
 	struct signal_struct *signal;
 	struct sched_entity se;
+	int pid;
 	int exit_code;
 };
 

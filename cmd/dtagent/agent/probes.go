@@ -47,7 +47,7 @@ func (a *agent) probeStatus(s *control.Status) {
 	}
 	s.Children = st.Children
 	for _, at := range st.Attachments {
-		s.Probes = append(s.Probes, control.Probe{Probe: at.Probe.String(), Program: at.Program, Hook: at.Hook, Way: at.Way})
+		s.Probes = append(s.Probes, control.Probe{Probe: at.Probe.String(), Program: at.Program, Hook: at.Hook, Way: string(at.Way)})
 	}
 	for _, l := range st.Losses {
 		s.Losses = append(s.Losses, control.Loss{Probe: l.Probe.String(), Cause: l.Cause, Count: l.Count})
