@@ -19,7 +19,7 @@ const suite = "bookworm"
 var packages = []string{
 	"xen-system-amd64", "xenstore-utils",
 	"qemu-system-xen", "qemu-utils", // the backend qdisk, and its images
-	"mount",                                                               // losetup
+	"mount", "util-linux", // losetup, fallocate
 	"bash", "coreutils", "sed", "grep", "procps", "iproute2", "e2fsprogs", // what Xen's hotplug scripts call, and mke2fs
 }
 

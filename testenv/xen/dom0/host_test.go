@@ -16,5 +16,3 @@ func needDom0(t testing.TB) {
 		t.Skip("needs the dom0 of a Xen host: make xentest")
 	}
 }
-
-func TestIsDom0(t *testing.T) { needDom0(t) }

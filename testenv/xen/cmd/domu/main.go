@@ -29,13 +29,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "domu: this is the init process of a test guest")
 		os.Exit(2)
 	}
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, guest.Done{Error: err.Error()})
-	}
+	fmt.Fprintln(os.Stderr, guest.Done{Error: serve().Error()})
 	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
-func run() error {
+// serve takes orders until that is not possible.
+func serve() error {
 	for _, m := range []struct{ fstype, dir string }{{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}} {
 		if err := unix.Mount(m.fstype, m.dir, m.fstype, 0, ""); err != nil {
 			return fmt.Errorf("mount %s at %s: %w", m.fstype, m.dir, err)
