@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/xenserver/dtagent/testenv/vm/plan"
 )
@@ -35,13 +36,14 @@ var Modules = []string{"unix_diag"}
 
 // timeLimit is that of one package's tests in the guest, four times of what
 // the longest takes on two busy processors.
-const timeLimit = "400s"
+const timeLimit = 400 * time.Second
 
 // Suite is the programs that a guest runs, built.
 type Suite struct {
 	guest  string
 	agent  string
 	Binary []TestBinary
+	Limit  time.Duration // of one package's tests
 }
 
 // TestBinary is the tests of a package.
@@ -60,7 +62,7 @@ func BuildSuite(ctx context.Context, dir, filter string) (*Suite, error) {
 
 // BuildPackages is BuildSuite for other packages.
 func BuildPackages(ctx context.Context, dir, filter string, packages []Package) (*Suite, error) {
-	s := &Suite{guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent")}
+	s := &Suite{guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent"), Limit: timeLimit}
 	if err := Build(ctx, "build", "-o", s.guest, "./testenv/vm/cmd/guest"); err != nil {
 		return nil, err
 	}
@@ -135,7 +137,7 @@ func (s *Suite) Runs() (runs []plan.Run) {
 		runs = append(runs, plan.Run{
 			Name: b.Path,
 			Dir:  "/src/" + b.Path,
-			Argv: []string{"/tests/" + filepath.Base(b.file), "-test.run", b.Run, "-test.v=test2json", "-test.timeout", timeLimit},
+			Argv: []string{"/tests/" + filepath.Base(b.file), "-test.run", b.Run, "-test.v=test2json", "-test.timeout", s.Limit.String()},
 		})
 	}
 	return runs

@@ -33,6 +33,10 @@ const (
 	processors = 2
 )
 
+// testLimit is that of one package's tests, four times of what the longest takes
+// on two busy processors.
+const testLimit = 25 * time.Minute
+
 // bootLimit is how long dom0 has until its first word: four times of what it
 // takes on two busy processors.
 const bootLimit = 3 * time.Minute
@@ -73,7 +77,8 @@ func (h *Host) Machine(ctx context.Context, dir string, s *vm.Suite) (*vm.Machin
 	path := "/usr/sbin:/usr/bin:" + strings.TrimPrefix(filepath.Dir(xl), h.tree)
 	p := plan.Plan{Modules: h.dom0.Loads()}
 	p.Runs = append(p.Runs, plan.Run{Name: "toolstack", Dir: "/", Argv: []string{"/bin/sh", "/bin/toolstack.sh", path}})
-	for _, r := range s.Runs() {
+	s.Limit = testLimit
+	for _, r := range append([]plan.Run{{Name: "dtagent check --legacy", Dir: "/", Argv: []string{"/bin/dtagent", "check", "--legacy"}}}, s.Runs()...) {
 		r.Argv = append([]string{"/bin/chroot", dom0Root, "/usr/bin/env", "--chdir=" + r.Dir, "PATH=" + path, "HOME=/root", "TMPDIR=/tmp", "LC_ALL=C"}, r.Argv...)
 		r.Dir = "/"
 		p.Runs = append(p.Runs, r)
