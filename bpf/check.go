@@ -97,16 +97,19 @@ func (k *Kernel) probe(memlock error) {
 	pid, detail, err := k.taskPID(raw)
 	optional("task structure", detail, "report this kernel (/sys/kernel/notes); meanwhile wakeups are seen by the tracepoint, at a higher cost", err)
 	k.config.TaskPid = pid
+	yield := k.opt.dispatch || callsYield()
 	cannot := func(w way) error {
 		switch {
 		case w.by == ByRawTracepoint && raw != nil:
 			return raw
 		case w.task && err != nil:
 			return err
+		case w.calls && yield:
+			return errors.New("this kernel takes the CPU from programs there")
 		}
 		return nil
 	}
-	k.hooks = map[Probe][]found{}
+	k.hooks, k.dispatched = map[Probe][]found{}, map[Probe][]found{}
 	for _, p := range allProbes {
 		detail, err := k.findHooks(tracefs, p, cannot)
 		needed("hooks of "+p.String(), detail, "the kernel needs CONFIG_FTRACE_SYSCALLS", err)

@@ -54,6 +54,8 @@ type Options struct {
 	Gathers     int          // sockets that have had small pieces, 1.4 KiB each; 0: 4,096
 	TargetsMax  int          // processes watched at once, children included; 0: 16,384
 	InflightMax int          // threads of targets at once; 0: 16,384
+
+	dispatch bool // as if callsYield, for tests
 }
 
 func (o Options) withDefaults() Options {
@@ -87,7 +89,9 @@ type Kernel struct {
 	checks []Check
 	opt    Options
 	config config
-	hooks  map[Probe][]found // those that this kernel has
+	hooks  map[Probe][]found // to attach to
+
+	dispatched map[Probe][]found // hooks behind dispatchers, which are among hooks
 
 	hookChecks []HookCheck
 }

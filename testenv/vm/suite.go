@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -54,14 +55,14 @@ type TestBinary struct {
 }
 
 // BuildSuite builds everything below dir, static and without the race detector,
-// which needs cgo. Only tests whose names match the package's expression and
-// only packages whose path contains filter are taken.
-func BuildSuite(ctx context.Context, dir, filter string) (*Suite, error) {
-	return BuildPackages(ctx, dir, filter, Packages)
+// which needs cgo. Of the packages whose path contains filter it takes the tests
+// whose names match the package's expression and run.
+func BuildSuite(ctx context.Context, dir, filter string, run *regexp.Regexp) (*Suite, error) {
+	return BuildPackages(ctx, dir, Packages, filter, run)
 }
 
 // BuildPackages is BuildSuite for other packages.
-func BuildPackages(ctx context.Context, dir, filter string, packages []Package) (*Suite, error) {
+func BuildPackages(ctx context.Context, dir string, packages []Package, filter string, run *regexp.Regexp) (*Suite, error) {
 	s := &Suite{guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent"), Limit: timeLimit}
 	if err := Build(ctx, "build", "-o", s.guest, "./testenv/vm/cmd/guest"); err != nil {
 		return nil, err
@@ -82,14 +83,16 @@ func BuildPackages(ctx context.Context, dir, filter string, packages []Package) 
 			return nil, fmt.Errorf("list the tests of %s: %w", p.Path, err)
 		}
 		for name := range strings.FieldsSeq(string(out)) {
-			if strings.HasPrefix(name, "Test") {
+			if strings.HasPrefix(name, "Test") && run.MatchString(name) {
 				b.Tests = append(b.Tests, name)
 			}
 		}
-		if len(b.Tests) == 0 {
-			return nil, fmt.Errorf("package %s has no test %s", p.Path, p.Run)
+		if len(b.Tests) > 0 {
+			s.Binary = append(s.Binary, b)
 		}
-		s.Binary = append(s.Binary, b)
+	}
+	if len(s.Binary) == 0 {
+		return nil, fmt.Errorf("no package %q has a test %q to run in a guest", filter, run)
 	}
 	return s, nil
 }
@@ -137,7 +140,7 @@ func (s *Suite) Runs() (runs []plan.Run) {
 		runs = append(runs, plan.Run{
 			Name: b.Path,
 			Dir:  "/src/" + b.Path,
-			Argv: []string{"/tests/" + filepath.Base(b.file), "-test.run", b.Run, "-test.v=test2json", "-test.timeout", s.Limit.String()},
+			Argv: []string{"/tests/" + filepath.Base(b.file), "-test.run", "^(" + strings.Join(b.Tests, "|") + ")$", "-test.v=test2json", "-test.timeout", s.Limit.String()},
 		})
 	}
 	return runs

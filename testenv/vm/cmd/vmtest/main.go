@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -20,24 +21,29 @@ import (
 )
 
 func main() {
-	kernels := flag.String("kernels", "bullseye,bookworm,bookworm-backports", "suites of Debian whose newest kernels are booted")
+	kernels := flag.String("kernels", "bullseye,bookworm,bookworm-backports,sid", "suites of Debian whose newest kernels are booted")
 	jobs := flag.Int("jobs", 2, "machines at a time; each has two processors")
 	limit := flag.Duration("limit", 12*time.Minute, "how long one machine may take, four times of what it takes on two busy processors")
 	filter := flag.String("package", "", "only packages whose path contains this")
+	only := flag.String("run", "", "only tests whose names match this regular expression")
 	verbose := flag.Bool("v", false, "show what the guests say while they say it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, strings.Split(*kernels, ","), *jobs, *limit, *filter, *verbose)
+	err := run(ctx, strings.Split(*kernels, ","), *jobs, *limit, *filter, *only, *verbose)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vmtest:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, suites []string, jobs int, limit time.Duration, filter string, verbose bool) error {
+func run(ctx context.Context, suites []string, jobs int, limit time.Duration, filter, only string, verbose bool) error {
 	if runtime.GOARCH != "amd64" || runtime.GOOS != "linux" {
 		return errors.New("needs Linux on x86-64")
+	}
+	tests, err := regexp.Compile(only)
+	if err != nil {
+		return fmt.Errorf("-run: %w", err)
 	}
 	start := time.Now()
 	dir, err := vm.CacheDir()
@@ -66,7 +72,7 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 		return err
 	}
 	defer os.RemoveAll(scratch)
-	suite, err := vm.BuildSuite(ctx, scratch, filter)
+	suite, err := vm.BuildSuite(ctx, scratch, filter, tests)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime"
 	"syscall"
 	"time"
@@ -22,19 +23,24 @@ import (
 func main() {
 	limit := flag.Duration("limit", 40*time.Minute, "how long the host may run, four times of what it takes on two busy processors")
 	filter := flag.String("package", "", "only packages whose path contains this")
+	only := flag.String("run", "", "only tests whose names match this regular expression")
 	verbose := flag.Bool("v", false, "show what dom0 says while it says it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *limit, *filter, *verbose); err != nil {
+	if err := run(ctx, *limit, *filter, *only, *verbose); err != nil {
 		fmt.Fprintln(os.Stderr, "xentest:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, limit time.Duration, filter string, verbose bool) error {
+func run(ctx context.Context, limit time.Duration, filter, only string, verbose bool) error {
 	if runtime.GOARCH != "amd64" || runtime.GOOS != "linux" {
 		return errors.New("needs Linux on x86-64")
+	}
+	tests, err := regexp.Compile(only)
+	if err != nil {
+		return fmt.Errorf("-run: %w", err)
 	}
 	say := func(line string) { fmt.Fprintln(os.Stderr, "xentest:", line) }
 	start := time.Now()
@@ -57,7 +63,7 @@ func run(ctx context.Context, limit time.Duration, filter string, verbose bool) 
 		return err
 	}
 	defer os.RemoveAll(scratch)
-	suite, err := vm.BuildPackages(ctx, scratch, filter, xen.Packages)
+	suite, err := vm.BuildPackages(ctx, scratch, xen.Packages, filter, tests)
 	if err != nil {
 		return err
 	}
