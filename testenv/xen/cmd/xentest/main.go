@@ -13,10 +13,12 @@ import (
 	"os/signal"
 	"regexp"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/xenserver/dtagent/testenv/vm"
+	"github.com/xenserver/dtagent/testenv/vm/plan"
 	"github.com/xenserver/dtagent/testenv/xen"
 )
 
@@ -73,7 +75,7 @@ func run(ctx context.Context, limit time.Duration, filter, only string, verbose 
 	}
 	built := time.Now()
 	say("booting Xen, dom0 and its tests; that takes minutes")
-	var live io.Writer
+	live := io.Writer(&progress{say: say})
 	if verbose {
 		live = os.Stderr
 	}
@@ -91,4 +93,31 @@ func run(ctx context.Context, limit time.Duration, filter, only string, verbose 
 		return errors.New("not all passed")
 	}
 	return nil
+}
+
+// progress tells how far dom0 is, from what it says.
+type progress struct {
+	say  func(line string)
+	line []byte // that has not ended yet
+}
+
+func (p *progress) Write(b []byte) (int, error) {
+	for _, c := range b {
+		if c != '\n' {
+			p.line = append(p.line, c)
+			continue
+		}
+		m, ok := plan.ParseMark(strings.TrimSpace(string(p.line)))
+		p.line = p.line[:0]
+		switch {
+		case !ok:
+		case m.Release != "":
+			p.say(fmt.Sprintf("dom0 is up, Linux %s, after %.0f s", m.Release, m.Seconds))
+		case m.Begin != "":
+			p.say("dom0 runs " + m.Begin)
+		case m.End != "" && m.Exit != 0:
+			p.say(fmt.Sprintf("%s FAILED after %.0f s", m.End, m.Seconds))
+		}
+	}
+	return len(b), nil
 }
