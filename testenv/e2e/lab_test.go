@@ -74,7 +74,8 @@ type lab struct {
 
 	binary string
 	args   []string
-	xapi   string // socket of the XAPI whose Observers the agent follows
+	ahead  time.Duration // what the agent takes its wall clock to be ahead of the machine's
+	xapi   string        // socket of the XAPI whose Observers the agent follows
 }
 
 // newLab starts both. The agent has no Observer yet, and follows none of the
