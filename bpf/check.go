@@ -97,16 +97,21 @@ func (k *Kernel) probe(memlock error) {
 	pid, detail, noPID := k.taskPID(raw)
 	optional("task structure", detail, "report this kernel (/sys/kernel/notes); meanwhile wakeups are seen by the tracepoint, at a higher cost", noPID)
 	k.config.TaskPid = pid
+	yield := k.opt.dispatch || callsYield()
 	cannot := func(w way) error {
 		switch {
 		case w.by == ByRawTracepoint && raw != nil:
 			return raw
 		case w.task && noPID != nil:
 			return noPID
+		case w.btf && k.tier != Modern:
+			return errors.New("what it reads is known by BTF only")
+		case w.calls && yield:
+			return errors.New("this kernel takes the CPU from programs there")
 		}
 		return nil
 	}
-	k.hooks = map[Probe][]found{}
+	k.hooks, k.dispatched = map[Probe][]found{}, map[Probe][]found{}
 	for _, p := range allProbes {
 		if p == Disk {
 			continue

@@ -379,17 +379,20 @@ struct dt_range {
 	__u32 what;
 	__u32 failed;
 	__u32 bucket;
-	__u32 pad;
+	__u32 busy;
 };
 
 /*
- * One for each of the two programs. In a map, since of memory the verifier knows
+ * One for each of the two hooks, and one more for each where an interrupt comes while
+ * the first is in use. In a map, since of memory the verifier knows
  * nothing: on the stack each way through a function would be another one to what
  * comes after it.
  */
+#define DT_RANGES 2
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2);
+	__uint(max_entries, 2 * DT_RANGES);
 	__type(key, __u32);
 	__type(value, struct dt_range);
 } dt_ranges SEC(".maps");
@@ -496,28 +499,8 @@ static __always_inline int dt_step(struct dt_range *r)
 	return r->n != 0;
 }
 
-static __always_inline int dt_done(struct dt_block *ctx, __u32 rwbs, __u32 program)
+static __always_inline int dt_walk(struct dt_range *r)
 {
-	__u32 dev = ctx->dev, op;
-	__u32 *disk = bpf_map_lookup_elem(&dt_disks, &dev);
-
-	struct dt_range *r;
-
-	if (!disk)
-		return 0;
-	op = dt_op(ctx, rwbs, ctx->nr);
-	if (op >= DT_DISK_OPS)
-		return 0;
-	r = bpf_map_lookup_elem(&dt_ranges, &program);
-	if (!r)
-		return 0;
-	r->sector = ctx->sector;
-	r->now = bpf_ktime_get_ns();
-	r->issued = 0;
-	r->n = op == DT_FLUSH ? 1 : ctx->nr;
-	r->disk = *disk;
-	r->op = op;
-	r->error = ctx->error != 0;
 #pragma unroll
 	for (int i = 0; i < DT_BIOS_MAX; i++)
 		if (!dt_step(r))
@@ -526,18 +509,110 @@ static __always_inline int dt_done(struct dt_block *ctx, __u32 rwbs, __u32 progr
 	return 0;
 }
 
+/* Sectors of a disk of which some I/O is done. */
+static __always_inline int dt_done(__u32 disk, __u32 op, __u64 sector, __u32 n, __u32 error, __u32 program)
+{
+	struct dt_range *r = bpf_map_lookup_elem(&dt_ranges, &program);
+
+	if (r && r->busy) { /* an interrupt while the same program ran on this CPU */
+		program += DT_RANGES;
+		r = bpf_map_lookup_elem(&dt_ranges, &program);
+	}
+	if (!r)
+		return 0;
+	r->busy = 1;
+	r->sector = sector;
+	r->now = bpf_ktime_get_ns();
+	r->issued = 0;
+	r->n = op == DT_FLUSH ? 1 : n;
+	r->disk = disk;
+	r->op = op;
+	r->error = error != 0;
+	dt_walk(r);
+	r->busy = 0;
+	return 0;
+}
+
+/*
+ * What ends does so in interrupts mostly. As a raw tracepoint the program is also
+ * run when they come while another one runs; the kernel's structs it knows by BTF.
+ */
+
+/* The kind of a request or bio, by its flags: rwbs is made of them. */
+static __always_inline __u32 dt_op_of(const struct dt_io *io)
+{
+	__u32 op = io->opf & REQ_OP_MASK;
+
+	if (!io->n)
+		return op == REQ_OP_WRITE && io->flush ? DT_FLUSH : DT_DISK_OPS;
+	if (op == REQ_OP_READ)
+		return DT_READ;
+	if (op == REQ_OP_WRITE || op == REQ_OP_WRITE_SAME)
+		return DT_WRITE;
+	if (op == REQ_OP_DISCARD || op == REQ_OP_SECURE_ERASE || op == REQ_OP_WRITE_ZEROES)
+		return DT_DISCARD;
+	return DT_DISK_OPS;
+}
+
+static __always_inline int dt_ended(const struct dt_io *io, __u32 program)
+{
+	__u32 dev = io->dev, op;
+	__u32 *disk = bpf_map_lookup_elem(&dt_disks, &dev);
+
+	if (!disk)
+		return 0;
+	op = dt_op_of(io);
+	if (op >= DT_DISK_OPS)
+		return 0;
+	return dt_done(*disk, op, io->sector, io->n, io->error, program);
+}
+
+/* Given the request, its error and the bytes that are done. */
+SEC("raw_tracepoint/block_rq_complete")
+int dt_d_rdone(struct dt_raw *ctx)
+{
+	struct dt_io io = {};
+
+	if (!dt_request(&io, ctx->arg[0]))
+		return 0;
+	io.error = ctx->arg[1];
+	io.n = (__u32)ctx->arg[2] >> 9;
+	return dt_ended(&io, 0);
+}
+
+/* Of devices without requests, as those of the device mapper. Given its queue and the bio. */
+SEC("raw_tracepoint/block_bio_complete")
+int dt_d_rend(struct dt_raw *ctx)
+{
+	struct dt_io io = {};
+
+	return dt_bio_ended(&io, ctx->arg[1]) ? dt_ended(&io, 1) : 0;
+}
+
+static __always_inline int dt_ended_by(struct dt_block *ctx, __u32 rwbs, __u32 program)
+{
+	__u32 dev = ctx->dev, op;
+	__u32 *disk = bpf_map_lookup_elem(&dt_disks, &dev);
+
+	if (!disk)
+		return 0;
+	op = dt_op(ctx, rwbs, ctx->nr);
+	if (op >= DT_DISK_OPS)
+		return 0;
+	return dt_done(*disk, op, ctx->sector, ctx->nr, ctx->error, program);
+}
+
 SEC("tracepoint/block/block_rq_complete")
 int dt_d_done(struct dt_block *ctx)
 {
 	__u32 zero = 0;
 	struct dt_block_conf *conf = bpf_map_lookup_elem(&dt_block_conf, &zero);
 
-	return conf ? dt_done(ctx, conf->done, 0) : 0;
+	return conf ? dt_ended_by(ctx, conf->done, 0) : 0;
 }
 
-/* Of devices without requests, as those of the device mapper. */
 SEC("tracepoint/block/block_bio_complete")
 int dt_d_end(struct dt_block *ctx)
 {
-	return dt_done(ctx, DT_RWBS_BIO, 1);
+	return dt_ended_by(ctx, DT_RWBS_BIO, 1);
 }

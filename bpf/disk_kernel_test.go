@@ -3,10 +3,12 @@
 package bpf
 
 import (
+	"bytes"
+	_ "embed"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -17,7 +19,10 @@ import (
 	"unsafe"
 
 	"github.com/go-quicktest/qt"
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/xenserver/dtagent/testenv/loop"
 )
 
 // blockIO makes I/O past the page cache, as a disk backend does.
@@ -99,66 +104,27 @@ func blockIO(o order) (uintptr, syscall.Errno) {
 
 // loopDevice is a block device of which the bytes are a file's.
 type loopDevice struct {
-	t    testing.TB
-	path string
-	name string
-	dev  uint32
-	file *os.File
+	*loop.Device
+	t   testing.TB
+	dev uint32
 }
 
 // newLoop makes a loop device of the file at path, in the caller's mount namespace.
 func newLoop(t testing.TB, path string) *loopDevice {
 	t.Helper()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("needs loop devices: %v", err)
+	d, err := loop.New(path)
+	if errors.Is(err, loop.ErrNone) {
+		t.Skip(err)
 	}
-	defer control.Close()
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	qt.Assert(t, qt.IsNil(err))
-	defer f.Close()
-	for range 100 {
-		n, _, e := unix.Syscall(unix.SYS_IOCTL, control.Fd(), unix.LOOP_CTL_GET_FREE, 0)
-		if e != 0 {
-			t.Skipf("needs loop devices: %v", e)
-		}
-		l := &loopDevice{t: t, name: fmt.Sprintf("loop%d", n)}
-		l.path = "/dev/" + l.name
-		if l.file, err = os.OpenFile(l.path, os.O_RDWR, 0); err != nil {
-			t.Skipf("needs loop devices: %v", err)
-		}
-		if _, _, e := unix.Syscall(unix.SYS_IOCTL, l.file.Fd(), unix.LOOP_SET_FD, f.Fd()); e == unix.EBUSY {
-			l.file.Close() // another was quicker
-			continue
-		} else if e != 0 {
-			t.Fatalf("%s: %v", l.path, e)
-		}
-		// It goes with its last user, even when the test does not come to its end.
-		info := unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}
-		_, _, e = unix.Syscall(unix.SYS_IOCTL, l.file.Fd(), unix.LOOP_SET_STATUS64, uintptr(unsafe.Pointer(&info)))
-		qt.Assert(t, qt.Equals(e, 0))
-		t.Cleanup(l.close)
-		var st unix.Stat_t
-		qt.Assert(t, qt.IsNil(unix.Fstat(int(l.file.Fd()), &st)))
-		l.dev = DevNumber(unix.Major(st.Rdev), unix.Minor(st.Rdev))
-		return l
-	}
-	t.Fatal("no loop device stays free")
-	return nil
-}
-
-func (l *loopDevice) close() {
-	if l.file == nil {
-		return
-	}
-	l.file.Close()
-	l.file = nil
+	t.Cleanup(func() { d.Close() })
+	return &loopDevice{Device: d, t: t, dev: DevNumber(d.Major, d.Minor)}
 }
 
 // set sets one of the queue's parameters.
 func (l *loopDevice) set(name, value string) {
 	l.t.Helper()
-	qt.Assert(l.t, qt.IsNil(os.WriteFile(filepath.Join("/sys/block", l.name, "queue", name), []byte(value), 0o644)))
+	qt.Assert(l.t, qt.IsNil(l.Set(name, value)))
 }
 
 const diskSize = 16 << 20
@@ -166,11 +132,9 @@ const diskSize = 16 << 20
 // plainFile makes a file of n bytes of zeroes.
 func plainFile(t testing.TB, dir string, n int64) string {
 	t.Helper()
-	f, err := os.CreateTemp(dir, "disk")
+	name, err := loop.File(dir, n)
 	qt.Assert(t, qt.IsNil(err))
-	defer f.Close()
-	qt.Assert(t, qt.IsNil(f.Truncate(n)))
-	return f.Name()
+	return name
 }
 
 // diskOf is the disk of the I/O that tgid makes at l.
@@ -235,7 +199,7 @@ func TestDiskKernel(t *testing.T) {
 		one, two := startVictim(t), startVictim(t)
 		// The first has disks on both devices, the second one on the first; nobody has the rest.
 		oneA, oneB, twoA := c.diskOf(a, one.pid()), c.diskOf(b, one.pid()), c.diskOf(a, two.pid())
-		fd := func(v *victim, l *loopDevice) int { return v.must(order{Do: "open-direct", Path: l.path}).Ret }
+		fd := func(v *victim, l *loopDevice) int { return v.must(order{Do: "open-direct", Path: l.Path}).Ret }
 		fdOneA, fdOneB, fdTwoA, fdTwoB := fd(one, a), fd(one, b), fd(two, a), fd(two, b)
 		before := c.diskStats(twoA)
 		for i := range 20 {
@@ -279,7 +243,7 @@ func TestDiskDiscardKernel(t *testing.T) {
 		l := newLoop(t, plainFile(t, t.TempDir(), diskSize))
 		v := startVictim(t)
 		slot := c.diskOf(l, v.pid())
-		fd := v.must(order{Do: "open-direct", Path: l.path}).Ret
+		fd := v.must(order{Do: "open-direct", Path: l.Path}).Ret
 		if r := v.do(order{Do: "discard", FD: fd, At: 4096, Count: 1 << 20}); r.Errno == int(unix.EOPNOTSUPP) {
 			t.Skip("needs a loop device that discards: the file system of its file does not")
 		}
@@ -299,7 +263,7 @@ func TestDiskMergedAndSplitKernel(t *testing.T) {
 		l.set("nomerges", "0")
 		v := startVictim(t)
 		slot := c.diskOf(l, v.pid())
-		fd := v.must(order{Do: "open-direct", Path: l.path}).Ret
+		fd := v.must(order{Do: "open-direct", Path: l.Path}).Ret
 		v.must(order{Do: "submit", FD: fd, N: 4096, Count: 32})
 		c.counted(slot, DiskWrite, 32, 32*4096)
 		if n := mergedWrites(t, l); n == 0 {
@@ -325,7 +289,7 @@ func TestDiskMergedAndSplitKernel(t *testing.T) {
 // mergedWrites asks the kernel how many writes were merged.
 func mergedWrites(t testing.TB, l *loopDevice) int {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join("/sys/block", l.name, "stat"))
+	b, err := os.ReadFile(filepath.Join("/sys/block", l.Name, "stat"))
 	qt.Assert(t, qt.IsNil(err))
 	var n [6]int
 	_, err = fmt.Sscan(string(b), &n[0], &n[1], &n[2], &n[3], &n[4], &n[5])
@@ -340,23 +304,29 @@ type frozen struct {
 	root  *os.File // of the file system
 }
 
+// ext4 is a file system of 8 MiB with a journal, made by mkfs.ext4 -b 1024 -J size=1,
+// so that nothing is needed here for it.
+//
+//go:embed testdata/ext4.img.zst
+var ext4 []byte
+
 // newFrozen mounts a file system in a mount namespace of its own, which goes with
 // the thread that calls it.
 func newFrozen(t testing.TB) *frozen {
 	t.Helper()
-	mkfs, err := exec.LookPath("mkfs.ext4")
-	if err != nil {
-		t.Skip("needs mkfs.ext4 (e2fsprogs)")
-	}
-	file := plainFile(t, t.TempDir(), 64<<20)
-	out, err := exec.Command(mkfs, "-q", "-F", file).CombinedOutput()
-	qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", out))
+	file := filepath.Join(t.TempDir(), "ext4")
+	z, err := zstd.NewReader(bytes.NewReader(ext4))
+	qt.Assert(t, qt.IsNil(err))
+	defer z.Close()
+	image, err := io.ReadAll(z)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(os.WriteFile(file, image, 0o600)))
 	runtime.LockOSThread() // and never unlocked: it ends with its namespace
 	qt.Assert(t, qt.IsNil(unix.Unshare(unix.CLONE_NEWNS)))
 	qt.Assert(t, qt.IsNil(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")))
 	f := &frozen{under: newLoop(t, file)}
 	dir := t.TempDir()
-	if err := unix.Mount(f.under.path, dir, "ext4", 0, ""); errors.Is(err, unix.ENODEV) {
+	if err := unix.Mount(f.under.Path, dir, "ext4", 0, ""); errors.Is(err, unix.ENODEV) {
 		t.Skip("needs ext4")
 	} else {
 		qt.Assert(t, qt.IsNil(err))
@@ -365,7 +335,7 @@ func newFrozen(t testing.TB) *frozen {
 	f.root, err = os.Open(dir)
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { f.root.Close() })
-	f.loopDevice = newLoop(t, plainFile(t, dir, diskSize))
+	f.loopDevice = newLoop(t, plainFile(t, dir, 4<<20))
 	return f
 }
 
@@ -402,7 +372,7 @@ func TestDiskSlowKernel(t *testing.T) {
 		f := newFrozen(t)
 		v := startVictim(t)
 		slot := c.diskOf(f.loopDevice, v.pid())
-		fd := v.must(order{Do: "open-direct", Path: f.path}).Ret
+		fd := v.must(order{Do: "open-direct", Path: f.Path}).Ret
 		v.must(order{Do: "pwrite", FD: fd, N: 4096})
 		c.counted(slot, DiskWrite, 1, 4096)
 		f.freeze()
@@ -439,7 +409,7 @@ func TestDiskOfKernelThreadKernel(t *testing.T) {
 			qt.Assert(t, qt.IsNil(err))
 			return slot
 		}
-		wrong := add("jbd2/" + f.under.name + "x")
+		wrong := add("jbd2/" + f.under.Name + "x")
 		work := func() {
 			file := plainFile(t, f.root.Name(), 4096)
 			h, err := os.OpenFile(file, os.O_RDWR, 0)
@@ -447,12 +417,12 @@ func TestDiskOfKernelThreadKernel(t *testing.T) {
 			defer h.Close()
 			qt.Assert(t, qt.IsNil(h.Sync()))
 			v := startVictim(t)
-			v.must(order{Do: "pread", FD: v.must(order{Do: "open-direct", Path: f.under.path}).Ret, N: 4096})
+			v.must(order{Do: "pread", FD: v.must(order{Do: "open-direct", Path: f.under.Path}).Ret, N: 4096})
 		}
 		work()
 		qt.Check(t, qt.Equals(c.diskStats(wrong), DiskStats{}))
 		qt.Assert(t, qt.IsNil(c.s.RemoveDisk(wrong)))
-		slot := add("jbd2/" + f.under.name + "-") // the thread of its journal
+		slot := add("jbd2/" + f.under.Name + "-") // the thread of its journal
 		work()
 		st := c.diskStats(slot)
 		qt.Check(t, qt.IsTrue(st.Ops[DiskWrite].Begun > 0))
@@ -475,7 +445,7 @@ func TestDiskFullKernel(t *testing.T) {
 			err = c.s.SetDisk(other, []DiskSource{{TGID: v.pid(), Dev: f.dev, Whole: f.dev}})
 			qt.Check(t, qt.ErrorIs(err, ErrDiskTaken))
 
-			fd := v.must(order{Do: "open-direct", Path: f.path}).Ret
+			fd := v.must(order{Do: "open-direct", Path: f.Path}).Ret
 			f.freeze()
 			v.start(order{Do: "submit", FD: fd, N: 4096, Count: 16})
 			until(t, "the writes are begun", func() bool { return c.diskStats(slot).Ops[DiskWrite].Begun == 16 })
@@ -503,7 +473,7 @@ func TestDiskRemovedKernel(t *testing.T) {
 		source := DiskSource{TGID: v.pid(), Dev: f.dev, Whole: f.dev}
 		slot, err := c.s.AddDisk([]DiskSource{source})
 		qt.Assert(t, qt.IsNil(err))
-		fd := v.must(order{Do: "open-direct", Path: f.path}).Ret
+		fd := v.must(order{Do: "open-direct", Path: f.Path}).Ret
 		f.freeze()
 		v.start(order{Do: "pwrite", FD: fd, N: 4096})
 		until(t, "the write is begun", func() bool { return c.inFlight(slot, DiskWrite) == 1 })
@@ -541,7 +511,7 @@ func TestDiskUnendedKernel(t *testing.T) {
 		slot := c.diskOf(l, v.pid())
 		b := bio{Start: 1, Slot: slot, Len: 8, Left: 8}
 		qt.Assert(t, qt.IsNil(c.s.maps["dt_bios"].Put(bioKey{Sector: 8, Disk: l.dev, Op: DiskRead}, b)))
-		fd := v.must(order{Do: "open-direct", Path: l.path}).Ret
+		fd := v.must(order{Do: "open-direct", Path: l.Path}).Ret
 		v.must(order{Do: "pread", FD: fd, N: 4096, At: 4096}) // at the same place
 		st := c.diskStats(slot).Ops[DiskRead]
 		qt.Check(t, qt.Equals(st.Done, 1))

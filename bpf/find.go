@@ -58,9 +58,12 @@ func (k *Kernel) findHooks(tracefs string, p Probe, cannot func(way) error) (det
 			return "", fmt.Errorf("%s: %s", h, c.Why)
 		}
 	}
-	detail = fmt.Sprintf("all %d there", len(k.hooks[p]))
+	detail = fmt.Sprintf("all %d there", len(hooks[p]))
 	if lacks != nil {
-		detail = fmt.Sprintf("%d there; this kernel has no %s, nor the system call", len(k.hooks[p]), strings.Join(lacks, ", "))
+		detail = fmt.Sprintf("%d there; this kernel has no %s, nor the system call", len(hooks[p])-len(lacks), strings.Join(lacks, ", "))
+	}
+	if n := len(k.dispatched[p]); n > 0 {
+		detail += fmt.Sprintf("; %d by %d at raw_syscalls", n, len(dispatchers[p]))
 	}
 	return detail, nil
 }
@@ -74,16 +77,33 @@ func (k *Kernel) choose(c *HookCheck, h hook, cannot func(way) error) {
 			continue
 		}
 		c.Program, c.Way, c.Wider = w.program, w.by, len(why) > 0
-		k.hooks[c.Probe] = append(k.hooks[c.Probe], found{h, w})
+		if w.by == ByDispatcher {
+			k.dispatch(c.Probe, found{h, w})
+		} else {
+			k.hooks[c.Probe] = append(k.hooks[c.Probe], found{h, w})
+		}
 		break
 	}
 	c.Why = strings.Join(why, "; ")
 	switch {
+	case c.Wider && c.Way == ByDispatcher:
+		c.Advice = "nothing: it works all the same, at a price for each system call"
 	case c.Wider:
 		c.Advice = "nothing: it works all the same, at a higher cost and with losses, which are counted"
 	case c.Way == "":
 		c.Advice = "allow bpf (BPF_RAW_TRACEPOINT_OPEN) in seccomp, or run with CAP_BPF and CAP_PERFMON; it is in Linux 4.17 and later"
 	}
+}
+
+// dispatch puts a hook behind the probe's dispatchers, which are attached where the
+// first of those hooks would be: exits before enters, as everywhere.
+func (k *Kernel) dispatch(p Probe, f found) {
+	if len(k.dispatched[p]) == 0 {
+		for _, d := range dispatchers[p] {
+			k.hooks[p] = append(k.hooks[p], found{d.hook, d.ways[0]})
+		}
+	}
+	k.dispatched[p] = append(k.dispatched[p], f)
 }
 
 // Hooks returns what Open found out about the hooks of all probes, in the order of

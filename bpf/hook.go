@@ -14,6 +14,11 @@ const (
 	// ByTracepoint goes through a perf event. The kernel skips the program when
 	// another one of perf events is running on the CPU.
 	ByTracepoint Way = "tracepoint"
+	// ByDispatcher is by the tracepoint of all system calls, where a program calls
+	// that of the one at hand. All calls of all processes pay for it. It is taken
+	// from Linux 7 on, which takes the CPU from programs at the calls' own
+	// tracepoints.
+	ByDispatcher Way = "dispatcher"
 )
 
 // hook is a tracepoint and the programs that can go there. Several hooks can share
@@ -29,13 +34,20 @@ type way struct {
 	by      Way
 	program string
 	task    bool // it has to know where things are in a task_struct
+	btf     bool // it has to know structs that only BTF describes: the modern tier's
+	calls   bool // it is at a tracepoint of system calls, where it may lose the CPU from Linux 7 on
 }
 
 func (h hook) String() string { return h.group + ":" + h.name }
 
 // at is a hook for a program of the tracepoint.
 func at(group, name, program string) hook {
-	return hook{group: group, name: name, ways: []way{{by: ByTracepoint, program: program}}}
+	h := hook{group: group, name: name, ways: []way{{by: ByTracepoint, program: program}}}
+	if group == "syscalls" {
+		h.ways[0].calls = true
+		h.ways = append(h.ways, way{by: ByDispatcher, program: program})
+	}
+	return h
 }
 
 // maybe is one for a system call that older kernels lack.
@@ -105,11 +117,11 @@ var hooks = map[Probe][]hook{
 		at("syscalls", "sys_exit_openat", "dt_w_opened"),
 		{group: "sched", name: "sched_wakeup", ways: []way{{by: ByRawTracepoint, program: "dt_w_rwakeup", task: true}, {by: ByTracepoint, program: "dt_w_wakeup"}}},
 		at("sched", "sched_switch", "dt_w_switch"),
-		{group: "raw_syscalls", name: "sys_enter", ways: []way{{by: ByRawTracepoint, program: "dt_w_enter"}}},
+		{group: "raw_syscalls", name: "sys_enter", ways: []way{{by: ByRawTracepoint, program: "dt_w_enter", calls: true}, {by: ByTracepoint, program: "dt_w_tenter"}}},
 	},
 	Disk: {
-		at("block", "block_rq_complete", "dt_d_done"),
-		at("block", "block_bio_complete", "dt_d_end"),
+		{group: "block", name: "block_rq_complete", ways: []way{{by: ByRawTracepoint, program: "dt_d_rdone", btf: true}, {by: ByTracepoint, program: "dt_d_done"}}},
+		{group: "block", name: "block_bio_complete", ways: []way{{by: ByRawTracepoint, program: "dt_d_rend", btf: true}, {by: ByTracepoint, program: "dt_d_end"}}},
 		at("block", "block_rq_issue", "dt_d_issue"),
 		at("block", "block_split", "dt_d_split"),
 		at("block", "block_bio_queue", "dt_d_queue"),

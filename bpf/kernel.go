@@ -58,6 +58,8 @@ type Options struct {
 	InflightMax int          // threads of targets at once; 0: 16,384
 	BiosMax     int          // pieces of guests' block I/O in flight at once; 0: 8,192
 	DisksMax    int          // guests' disks at once; 0: 512
+
+	dispatch bool // as if callsYield, for tests
 }
 
 func (o Options) withDefaults() Options {
@@ -93,7 +95,9 @@ type Kernel struct {
 	opt    Options
 	config config
 	block  blockConf
-	hooks  map[Probe][]found // those that this kernel has
+	hooks  map[Probe][]found // to attach to
+
+	dispatched map[Probe][]found // hooks behind dispatchers, which are among hooks
 
 	hookChecks []HookCheck
 }

@@ -112,7 +112,7 @@ type legacyDiskDtRange struct {
 	What   uint32
 	Failed uint32
 	Bucket uint32
-	Pad    uint32
+	Busy   uint32
 	_      [4]byte
 }
 
@@ -186,6 +186,8 @@ const (
 	legacyDiskProgDtD_end     = "dt_d_end"
 	legacyDiskProgDtD_issue   = "dt_d_issue"
 	legacyDiskProgDtD_queue   = "dt_d_queue"
+	legacyDiskProgDtD_rdone   = "dt_d_rdone"
+	legacyDiskProgDtD_rend    = "dt_d_rend"
 	legacyDiskProgDtD_split   = "dt_d_split"
 )
 
@@ -235,6 +237,8 @@ type legacyDiskProgramSpecs struct {
 	DtD_end   *ebpf.ProgramSpec `ebpf:"dt_d_end"`
 	DtD_issue *ebpf.ProgramSpec `ebpf:"dt_d_issue"`
 	DtD_queue *ebpf.ProgramSpec `ebpf:"dt_d_queue"`
+	DtD_rdone *ebpf.ProgramSpec `ebpf:"dt_d_rdone"`
+	DtD_rend  *ebpf.ProgramSpec `ebpf:"dt_d_rend"`
 	DtD_split *ebpf.ProgramSpec `ebpf:"dt_d_split"`
 }
 
@@ -330,6 +334,8 @@ type legacyDiskPrograms struct {
 	DtD_end   *ebpf.Program `ebpf:"dt_d_end"`
 	DtD_issue *ebpf.Program `ebpf:"dt_d_issue"`
 	DtD_queue *ebpf.Program `ebpf:"dt_d_queue"`
+	DtD_rdone *ebpf.Program `ebpf:"dt_d_rdone"`
+	DtD_rend  *ebpf.Program `ebpf:"dt_d_rend"`
 	DtD_split *ebpf.Program `ebpf:"dt_d_split"`
 }
 
@@ -339,6 +345,8 @@ func (p *legacyDiskPrograms) Close() error {
 		p.DtD_end,
 		p.DtD_issue,
 		p.DtD_queue,
+		p.DtD_rdone,
+		p.DtD_rend,
 		p.DtD_split,
 	)
 }

@@ -122,6 +122,8 @@ const (
 	legacyProcessMapDtExecZero    = "dt_exec_zero"
 	legacyProcessMapDtExecs       = "dt_execs"
 	legacyProcessMapDtLoss        = "dt_loss"
+	legacyProcessMapDtP_calls     = "dt_p_calls"
+	legacyProcessMapDtP_rets      = "dt_p_rets"
 	legacyProcessMapDtSeq         = "dt_seq"
 	legacyProcessMapDtTargets     = "dt_targets"
 	legacyProcessMapDtThreadZero  = "dt_thread_zero"
@@ -135,6 +137,8 @@ const (
 	legacyProcessProgDtExec       = "dt_exec"
 	legacyProcessProgDtExit       = "dt_exit"
 	legacyProcessProgDtFork       = "dt_fork"
+	legacyProcessProgDtP_call     = "dt_p_call"
+	legacyProcessProgDtP_ret      = "dt_p_ret"
 	legacyProcessProgDtX_execve   = "dt_x_execve"
 )
 
@@ -189,6 +193,8 @@ type legacyProcessProgramSpecs struct {
 	DtExec       *ebpf.ProgramSpec `ebpf:"dt_exec"`
 	DtExit       *ebpf.ProgramSpec `ebpf:"dt_exit"`
 	DtFork       *ebpf.ProgramSpec `ebpf:"dt_fork"`
+	DtP_call     *ebpf.ProgramSpec `ebpf:"dt_p_call"`
+	DtP_ret      *ebpf.ProgramSpec `ebpf:"dt_p_ret"`
 	DtX_execve   *ebpf.ProgramSpec `ebpf:"dt_x_execve"`
 }
 
@@ -202,6 +208,8 @@ type legacyProcessMapSpecs struct {
 	DtExecZero   *ebpf.MapSpec `ebpf:"dt_exec_zero"`
 	DtExecs      *ebpf.MapSpec `ebpf:"dt_execs"`
 	DtLoss       *ebpf.MapSpec `ebpf:"dt_loss"`
+	DtP_calls    *ebpf.MapSpec `ebpf:"dt_p_calls"`
+	DtP_rets     *ebpf.MapSpec `ebpf:"dt_p_rets"`
 	DtSeq        *ebpf.MapSpec `ebpf:"dt_seq"`
 	DtTargets    *ebpf.MapSpec `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.MapSpec `ebpf:"dt_thread_zero"`
@@ -240,6 +248,8 @@ type legacyProcessMaps struct {
 	DtExecZero   *ebpf.Map `ebpf:"dt_exec_zero"`
 	DtExecs      *ebpf.Map `ebpf:"dt_execs"`
 	DtLoss       *ebpf.Map `ebpf:"dt_loss"`
+	DtP_calls    *ebpf.Map `ebpf:"dt_p_calls"`
+	DtP_rets     *ebpf.Map `ebpf:"dt_p_rets"`
 	DtSeq        *ebpf.Map `ebpf:"dt_seq"`
 	DtTargets    *ebpf.Map `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.Map `ebpf:"dt_thread_zero"`
@@ -254,6 +264,8 @@ func (m *legacyProcessMaps) Close() error {
 		m.DtExecZero,
 		m.DtExecs,
 		m.DtLoss,
+		m.DtP_calls,
+		m.DtP_rets,
 		m.DtSeq,
 		m.DtTargets,
 		m.DtThreadZero,
@@ -280,6 +292,8 @@ type legacyProcessPrograms struct {
 	DtExec       *ebpf.Program `ebpf:"dt_exec"`
 	DtExit       *ebpf.Program `ebpf:"dt_exit"`
 	DtFork       *ebpf.Program `ebpf:"dt_fork"`
+	DtP_call     *ebpf.Program `ebpf:"dt_p_call"`
+	DtP_ret      *ebpf.Program `ebpf:"dt_p_ret"`
 	DtX_execve   *ebpf.Program `ebpf:"dt_x_execve"`
 }
 
@@ -294,6 +308,8 @@ func (p *legacyProcessPrograms) Close() error {
 		p.DtExec,
 		p.DtExit,
 		p.DtFork,
+		p.DtP_call,
+		p.DtP_ret,
 		p.DtX_execve,
 	)
 }

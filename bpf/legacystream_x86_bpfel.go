@@ -229,6 +229,8 @@ const (
 	legacyStreamMapDtGathers       = "dt_gathers"
 	legacyStreamMapDtInflight      = "dt_inflight"
 	legacyStreamMapDtLoss          = "dt_loss"
+	legacyStreamMapDtS_calls       = "dt_s_calls"
+	legacyStreamMapDtS_rets        = "dt_s_rets"
 	legacyStreamMapDtScratch       = "dt_scratch"
 	legacyStreamMapDtSeq           = "dt_seq"
 	legacyStreamMapDtTargets       = "dt_targets"
@@ -249,7 +251,10 @@ const (
 	legacyStreamProgDtE_socket     = "dt_e_socket"
 	legacyStreamProgDtE_write      = "dt_e_write"
 	legacyStreamProgDtE_writev     = "dt_e_writev"
+	legacyStreamProgDtS_call       = "dt_s_call"
 	legacyStreamProgDtS_exit       = "dt_s_exit"
+	legacyStreamProgDtS_ret        = "dt_s_ret"
+	legacyStreamProgDtS_ret2       = "dt_s_ret2"
 	legacyStreamProgDtX_accept     = "dt_x_accept"
 	legacyStreamProgDtX_connect    = "dt_x_connect"
 	legacyStreamProgDtX_moved      = "dt_x_moved"
@@ -315,7 +320,10 @@ type legacyStreamProgramSpecs struct {
 	DtE_socket     *ebpf.ProgramSpec `ebpf:"dt_e_socket"`
 	DtE_write      *ebpf.ProgramSpec `ebpf:"dt_e_write"`
 	DtE_writev     *ebpf.ProgramSpec `ebpf:"dt_e_writev"`
+	DtS_call       *ebpf.ProgramSpec `ebpf:"dt_s_call"`
 	DtS_exit       *ebpf.ProgramSpec `ebpf:"dt_s_exit"`
+	DtS_ret        *ebpf.ProgramSpec `ebpf:"dt_s_ret"`
+	DtS_ret2       *ebpf.ProgramSpec `ebpf:"dt_s_ret2"`
 	DtX_accept     *ebpf.ProgramSpec `ebpf:"dt_x_accept"`
 	DtX_connect    *ebpf.ProgramSpec `ebpf:"dt_x_connect"`
 	DtX_moved      *ebpf.ProgramSpec `ebpf:"dt_x_moved"`
@@ -335,6 +343,8 @@ type legacyStreamMapSpecs struct {
 	DtGathers    *ebpf.MapSpec `ebpf:"dt_gathers"`
 	DtInflight   *ebpf.MapSpec `ebpf:"dt_inflight"`
 	DtLoss       *ebpf.MapSpec `ebpf:"dt_loss"`
+	DtS_calls    *ebpf.MapSpec `ebpf:"dt_s_calls"`
+	DtS_rets     *ebpf.MapSpec `ebpf:"dt_s_rets"`
 	DtScratch    *ebpf.MapSpec `ebpf:"dt_scratch"`
 	DtSeq        *ebpf.MapSpec `ebpf:"dt_seq"`
 	DtTargets    *ebpf.MapSpec `ebpf:"dt_targets"`
@@ -375,6 +385,8 @@ type legacyStreamMaps struct {
 	DtGathers    *ebpf.Map `ebpf:"dt_gathers"`
 	DtInflight   *ebpf.Map `ebpf:"dt_inflight"`
 	DtLoss       *ebpf.Map `ebpf:"dt_loss"`
+	DtS_calls    *ebpf.Map `ebpf:"dt_s_calls"`
+	DtS_rets     *ebpf.Map `ebpf:"dt_s_rets"`
 	DtScratch    *ebpf.Map `ebpf:"dt_scratch"`
 	DtSeq        *ebpf.Map `ebpf:"dt_seq"`
 	DtTargets    *ebpf.Map `ebpf:"dt_targets"`
@@ -391,6 +403,8 @@ func (m *legacyStreamMaps) Close() error {
 		m.DtGathers,
 		m.DtInflight,
 		m.DtLoss,
+		m.DtS_calls,
+		m.DtS_rets,
 		m.DtScratch,
 		m.DtSeq,
 		m.DtTargets,
@@ -424,7 +438,10 @@ type legacyStreamPrograms struct {
 	DtE_socket     *ebpf.Program `ebpf:"dt_e_socket"`
 	DtE_write      *ebpf.Program `ebpf:"dt_e_write"`
 	DtE_writev     *ebpf.Program `ebpf:"dt_e_writev"`
+	DtS_call       *ebpf.Program `ebpf:"dt_s_call"`
 	DtS_exit       *ebpf.Program `ebpf:"dt_s_exit"`
+	DtS_ret        *ebpf.Program `ebpf:"dt_s_ret"`
+	DtS_ret2       *ebpf.Program `ebpf:"dt_s_ret2"`
 	DtX_accept     *ebpf.Program `ebpf:"dt_x_accept"`
 	DtX_connect    *ebpf.Program `ebpf:"dt_x_connect"`
 	DtX_moved      *ebpf.Program `ebpf:"dt_x_moved"`
@@ -450,7 +467,10 @@ func (p *legacyStreamPrograms) Close() error {
 		p.DtE_socket,
 		p.DtE_write,
 		p.DtE_writev,
+		p.DtS_call,
 		p.DtS_exit,
+		p.DtS_ret,
+		p.DtS_ret2,
 		p.DtX_accept,
 		p.DtX_connect,
 		p.DtX_moved,

@@ -138,12 +138,15 @@ const (
 	legacyWaitMapDtTargets    = "dt_targets"
 	legacyWaitMapDtThreadZero = "dt_thread_zero"
 	legacyWaitMapDtThreads    = "dt_threads"
+	legacyWaitMapDtW_rets     = "dt_w_rets"
 	legacyWaitProgDtW_called  = "dt_w_called"
 	legacyWaitProgDtW_enter   = "dt_w_enter"
 	legacyWaitProgDtW_exit    = "dt_w_exit"
 	legacyWaitProgDtW_opened  = "dt_w_opened"
+	legacyWaitProgDtW_ret     = "dt_w_ret"
 	legacyWaitProgDtW_rwakeup = "dt_w_rwakeup"
 	legacyWaitProgDtW_switch  = "dt_w_switch"
+	legacyWaitProgDtW_tenter  = "dt_w_tenter"
 	legacyWaitProgDtW_wakeup  = "dt_w_wakeup"
 )
 
@@ -193,8 +196,10 @@ type legacyWaitProgramSpecs struct {
 	DtW_enter   *ebpf.ProgramSpec `ebpf:"dt_w_enter"`
 	DtW_exit    *ebpf.ProgramSpec `ebpf:"dt_w_exit"`
 	DtW_opened  *ebpf.ProgramSpec `ebpf:"dt_w_opened"`
+	DtW_ret     *ebpf.ProgramSpec `ebpf:"dt_w_ret"`
 	DtW_rwakeup *ebpf.ProgramSpec `ebpf:"dt_w_rwakeup"`
 	DtW_switch  *ebpf.ProgramSpec `ebpf:"dt_w_switch"`
+	DtW_tenter  *ebpf.ProgramSpec `ebpf:"dt_w_tenter"`
 	DtW_wakeup  *ebpf.ProgramSpec `ebpf:"dt_w_wakeup"`
 }
 
@@ -212,6 +217,7 @@ type legacyWaitMapSpecs struct {
 	DtTargets    *ebpf.MapSpec `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.MapSpec `ebpf:"dt_thread_zero"`
 	DtThreads    *ebpf.MapSpec `ebpf:"dt_threads"`
+	DtW_rets     *ebpf.MapSpec `ebpf:"dt_w_rets"`
 }
 
 // legacyWaitVariableSpecs contains global variables before they are loaded into the kernel.
@@ -250,6 +256,7 @@ type legacyWaitMaps struct {
 	DtTargets    *ebpf.Map `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.Map `ebpf:"dt_thread_zero"`
 	DtThreads    *ebpf.Map `ebpf:"dt_threads"`
+	DtW_rets     *ebpf.Map `ebpf:"dt_w_rets"`
 }
 
 func (m *legacyWaitMaps) Close() error {
@@ -264,6 +271,7 @@ func (m *legacyWaitMaps) Close() error {
 		m.DtTargets,
 		m.DtThreadZero,
 		m.DtThreads,
+		m.DtW_rets,
 	)
 }
 
@@ -281,8 +289,10 @@ type legacyWaitPrograms struct {
 	DtW_enter   *ebpf.Program `ebpf:"dt_w_enter"`
 	DtW_exit    *ebpf.Program `ebpf:"dt_w_exit"`
 	DtW_opened  *ebpf.Program `ebpf:"dt_w_opened"`
+	DtW_ret     *ebpf.Program `ebpf:"dt_w_ret"`
 	DtW_rwakeup *ebpf.Program `ebpf:"dt_w_rwakeup"`
 	DtW_switch  *ebpf.Program `ebpf:"dt_w_switch"`
+	DtW_tenter  *ebpf.Program `ebpf:"dt_w_tenter"`
 	DtW_wakeup  *ebpf.Program `ebpf:"dt_w_wakeup"`
 }
 
@@ -292,8 +302,10 @@ func (p *legacyWaitPrograms) Close() error {
 		p.DtW_enter,
 		p.DtW_exit,
 		p.DtW_opened,
+		p.DtW_ret,
 		p.DtW_rwakeup,
 		p.DtW_switch,
+		p.DtW_tenter,
 		p.DtW_wakeup,
 	)
 }

@@ -285,8 +285,14 @@ func TestHooksAndPrograms(t *testing.T) {
 					used[w.program] = true
 					spec := objects[p].Programs[w.program]
 					qt.Assert(t, qt.IsNotNil(spec), qt.Commentf("%s", h))
-					qt.Check(t, qt.Equals(spec.Type, map[Way]ebpf.ProgramType{ByTracepoint: ebpf.TracePoint, ByRawTracepoint: ebpf.RawTracepoint}[w.by]))
+					qt.Check(t, qt.Equals(spec.Type, map[Way]ebpf.ProgramType{ByTracepoint: ebpf.TracePoint, ByDispatcher: ebpf.TracePoint, ByRawTracepoint: ebpf.RawTracepoint}[w.by]))
 				}
+			}
+			for _, d := range dispatchers[p] {
+				program := d.ways[0].program
+				used[program] = true
+				qt.Check(t, qt.IsNotNil(objects[p].Programs[program]), qt.Commentf("%s", d))
+				qt.Check(t, qt.IsNotNil(objects[p].Maps[d.table]), qt.Commentf("%s", d))
 			}
 			qt.Check(t, qt.HasLen(objects[p].Programs, len(used)), qt.Commentf("%s tier, probe %s", tier, p))
 		}

@@ -43,7 +43,8 @@ func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
 	return out, nil
 }
 
-// chosen returns the programs of a probe that the hooks of this kernel take.
+// chosen returns the programs of a probe that the hooks of this kernel take. Those
+// of the legacy tier that are attached count their runs.
 func (s *Session) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*ebpf.ProgramSpec {
 	out := map[string]*ebpf.ProgramSpec{}
 	for _, h := range s.kernel.hooks[p] {
@@ -55,6 +56,9 @@ func (s *Session) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*
 			s.runs[h.program] = uint32(len(s.runs))
 			out[h.program] = counted(all[h.program], s.maps[runsMap].FD(), s.runs[h.program])
 		}
+	}
+	for _, h := range s.kernel.dispatched[p] {
+		out[h.program] = all[h.program]
 	}
 	return out
 }
@@ -104,6 +108,11 @@ func (k *Kernel) Load() (_ *Session, err error) {
 			spec[p].Maps["dt_events"].MaxEntries = uint32(k.opt.RingBytes)
 		}
 		spec[p].Programs = s.chosen(p, spec[p].Programs)
+		if len(k.dispatched[p]) == 0 {
+			for _, name := range tables(p) {
+				delete(spec[p].Maps, name)
+			}
+		}
 		shared := map[string]*ebpf.Map{}
 		for name := range spec[p].Maps {
 			if m := s.maps[name]; m != nil {
@@ -127,6 +136,9 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		s.progs[p] = c.Programs
 		c.Programs = nil
 		c.Close()
+		if err := s.fillTables(p); err != nil {
+			return nil, fmt.Errorf("probe %s: %w", p, err)
+		}
 	}
 	conf := k.config
 	conf.Wake = uint32(watermark(k.opt.RingBytes))

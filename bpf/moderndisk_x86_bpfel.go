@@ -112,7 +112,7 @@ type modernDiskDtRange struct {
 	What   uint32
 	Failed uint32
 	Bucket uint32
-	Pad    uint32
+	Busy   uint32
 	_      [4]byte
 }
 
@@ -186,6 +186,8 @@ const (
 	modernDiskProgDtD_end     = "dt_d_end"
 	modernDiskProgDtD_issue   = "dt_d_issue"
 	modernDiskProgDtD_queue   = "dt_d_queue"
+	modernDiskProgDtD_rdone   = "dt_d_rdone"
+	modernDiskProgDtD_rend    = "dt_d_rend"
 	modernDiskProgDtD_split   = "dt_d_split"
 )
 
@@ -235,6 +237,8 @@ type modernDiskProgramSpecs struct {
 	DtD_end   *ebpf.ProgramSpec `ebpf:"dt_d_end"`
 	DtD_issue *ebpf.ProgramSpec `ebpf:"dt_d_issue"`
 	DtD_queue *ebpf.ProgramSpec `ebpf:"dt_d_queue"`
+	DtD_rdone *ebpf.ProgramSpec `ebpf:"dt_d_rdone"`
+	DtD_rend  *ebpf.ProgramSpec `ebpf:"dt_d_rend"`
 	DtD_split *ebpf.ProgramSpec `ebpf:"dt_d_split"`
 }
 
@@ -330,6 +334,8 @@ type modernDiskPrograms struct {
 	DtD_end   *ebpf.Program `ebpf:"dt_d_end"`
 	DtD_issue *ebpf.Program `ebpf:"dt_d_issue"`
 	DtD_queue *ebpf.Program `ebpf:"dt_d_queue"`
+	DtD_rdone *ebpf.Program `ebpf:"dt_d_rdone"`
+	DtD_rend  *ebpf.Program `ebpf:"dt_d_rend"`
 	DtD_split *ebpf.Program `ebpf:"dt_d_split"`
 }
 
@@ -339,6 +345,8 @@ func (p *modernDiskPrograms) Close() error {
 		p.DtD_end,
 		p.DtD_issue,
 		p.DtD_queue,
+		p.DtD_rdone,
+		p.DtD_rend,
 		p.DtD_split,
 	)
 }

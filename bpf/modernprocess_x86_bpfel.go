@@ -122,6 +122,8 @@ const (
 	modernProcessMapDtExecZero    = "dt_exec_zero"
 	modernProcessMapDtExecs       = "dt_execs"
 	modernProcessMapDtLoss        = "dt_loss"
+	modernProcessMapDtP_calls     = "dt_p_calls"
+	modernProcessMapDtP_rets      = "dt_p_rets"
 	modernProcessMapDtSeq         = "dt_seq"
 	modernProcessMapDtTargets     = "dt_targets"
 	modernProcessMapDtThreadZero  = "dt_thread_zero"
@@ -135,6 +137,8 @@ const (
 	modernProcessProgDtExec       = "dt_exec"
 	modernProcessProgDtExit       = "dt_exit"
 	modernProcessProgDtFork       = "dt_fork"
+	modernProcessProgDtP_call     = "dt_p_call"
+	modernProcessProgDtP_ret      = "dt_p_ret"
 	modernProcessProgDtX_execve   = "dt_x_execve"
 )
 
@@ -189,6 +193,8 @@ type modernProcessProgramSpecs struct {
 	DtExec       *ebpf.ProgramSpec `ebpf:"dt_exec"`
 	DtExit       *ebpf.ProgramSpec `ebpf:"dt_exit"`
 	DtFork       *ebpf.ProgramSpec `ebpf:"dt_fork"`
+	DtP_call     *ebpf.ProgramSpec `ebpf:"dt_p_call"`
+	DtP_ret      *ebpf.ProgramSpec `ebpf:"dt_p_ret"`
 	DtX_execve   *ebpf.ProgramSpec `ebpf:"dt_x_execve"`
 }
 
@@ -202,6 +208,8 @@ type modernProcessMapSpecs struct {
 	DtExecZero   *ebpf.MapSpec `ebpf:"dt_exec_zero"`
 	DtExecs      *ebpf.MapSpec `ebpf:"dt_execs"`
 	DtLoss       *ebpf.MapSpec `ebpf:"dt_loss"`
+	DtP_calls    *ebpf.MapSpec `ebpf:"dt_p_calls"`
+	DtP_rets     *ebpf.MapSpec `ebpf:"dt_p_rets"`
 	DtSeq        *ebpf.MapSpec `ebpf:"dt_seq"`
 	DtTargets    *ebpf.MapSpec `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.MapSpec `ebpf:"dt_thread_zero"`
@@ -240,6 +248,8 @@ type modernProcessMaps struct {
 	DtExecZero   *ebpf.Map `ebpf:"dt_exec_zero"`
 	DtExecs      *ebpf.Map `ebpf:"dt_execs"`
 	DtLoss       *ebpf.Map `ebpf:"dt_loss"`
+	DtP_calls    *ebpf.Map `ebpf:"dt_p_calls"`
+	DtP_rets     *ebpf.Map `ebpf:"dt_p_rets"`
 	DtSeq        *ebpf.Map `ebpf:"dt_seq"`
 	DtTargets    *ebpf.Map `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.Map `ebpf:"dt_thread_zero"`
@@ -254,6 +264,8 @@ func (m *modernProcessMaps) Close() error {
 		m.DtExecZero,
 		m.DtExecs,
 		m.DtLoss,
+		m.DtP_calls,
+		m.DtP_rets,
 		m.DtSeq,
 		m.DtTargets,
 		m.DtThreadZero,
@@ -280,6 +292,8 @@ type modernProcessPrograms struct {
 	DtExec       *ebpf.Program `ebpf:"dt_exec"`
 	DtExit       *ebpf.Program `ebpf:"dt_exit"`
 	DtFork       *ebpf.Program `ebpf:"dt_fork"`
+	DtP_call     *ebpf.Program `ebpf:"dt_p_call"`
+	DtP_ret      *ebpf.Program `ebpf:"dt_p_ret"`
 	DtX_execve   *ebpf.Program `ebpf:"dt_x_execve"`
 }
 
@@ -294,6 +308,8 @@ func (p *modernProcessPrograms) Close() error {
 		p.DtExec,
 		p.DtExit,
 		p.DtFork,
+		p.DtP_call,
+		p.DtP_ret,
 		p.DtX_execve,
 	)
 }

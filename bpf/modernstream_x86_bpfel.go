@@ -229,6 +229,8 @@ const (
 	modernStreamMapDtGathers       = "dt_gathers"
 	modernStreamMapDtInflight      = "dt_inflight"
 	modernStreamMapDtLoss          = "dt_loss"
+	modernStreamMapDtS_calls       = "dt_s_calls"
+	modernStreamMapDtS_rets        = "dt_s_rets"
 	modernStreamMapDtScratch       = "dt_scratch"
 	modernStreamMapDtSeq           = "dt_seq"
 	modernStreamMapDtTargets       = "dt_targets"
@@ -249,7 +251,10 @@ const (
 	modernStreamProgDtE_socket     = "dt_e_socket"
 	modernStreamProgDtE_write      = "dt_e_write"
 	modernStreamProgDtE_writev     = "dt_e_writev"
+	modernStreamProgDtS_call       = "dt_s_call"
 	modernStreamProgDtS_exit       = "dt_s_exit"
+	modernStreamProgDtS_ret        = "dt_s_ret"
+	modernStreamProgDtS_ret2       = "dt_s_ret2"
 	modernStreamProgDtX_accept     = "dt_x_accept"
 	modernStreamProgDtX_connect    = "dt_x_connect"
 	modernStreamProgDtX_moved      = "dt_x_moved"
@@ -315,7 +320,10 @@ type modernStreamProgramSpecs struct {
 	DtE_socket     *ebpf.ProgramSpec `ebpf:"dt_e_socket"`
 	DtE_write      *ebpf.ProgramSpec `ebpf:"dt_e_write"`
 	DtE_writev     *ebpf.ProgramSpec `ebpf:"dt_e_writev"`
+	DtS_call       *ebpf.ProgramSpec `ebpf:"dt_s_call"`
 	DtS_exit       *ebpf.ProgramSpec `ebpf:"dt_s_exit"`
+	DtS_ret        *ebpf.ProgramSpec `ebpf:"dt_s_ret"`
+	DtS_ret2       *ebpf.ProgramSpec `ebpf:"dt_s_ret2"`
 	DtX_accept     *ebpf.ProgramSpec `ebpf:"dt_x_accept"`
 	DtX_connect    *ebpf.ProgramSpec `ebpf:"dt_x_connect"`
 	DtX_moved      *ebpf.ProgramSpec `ebpf:"dt_x_moved"`
@@ -335,6 +343,8 @@ type modernStreamMapSpecs struct {
 	DtGathers    *ebpf.MapSpec `ebpf:"dt_gathers"`
 	DtInflight   *ebpf.MapSpec `ebpf:"dt_inflight"`
 	DtLoss       *ebpf.MapSpec `ebpf:"dt_loss"`
+	DtS_calls    *ebpf.MapSpec `ebpf:"dt_s_calls"`
+	DtS_rets     *ebpf.MapSpec `ebpf:"dt_s_rets"`
 	DtScratch    *ebpf.MapSpec `ebpf:"dt_scratch"`
 	DtSeq        *ebpf.MapSpec `ebpf:"dt_seq"`
 	DtTargets    *ebpf.MapSpec `ebpf:"dt_targets"`
@@ -375,6 +385,8 @@ type modernStreamMaps struct {
 	DtGathers    *ebpf.Map `ebpf:"dt_gathers"`
 	DtInflight   *ebpf.Map `ebpf:"dt_inflight"`
 	DtLoss       *ebpf.Map `ebpf:"dt_loss"`
+	DtS_calls    *ebpf.Map `ebpf:"dt_s_calls"`
+	DtS_rets     *ebpf.Map `ebpf:"dt_s_rets"`
 	DtScratch    *ebpf.Map `ebpf:"dt_scratch"`
 	DtSeq        *ebpf.Map `ebpf:"dt_seq"`
 	DtTargets    *ebpf.Map `ebpf:"dt_targets"`
@@ -391,6 +403,8 @@ func (m *modernStreamMaps) Close() error {
 		m.DtGathers,
 		m.DtInflight,
 		m.DtLoss,
+		m.DtS_calls,
+		m.DtS_rets,
 		m.DtScratch,
 		m.DtSeq,
 		m.DtTargets,
@@ -424,7 +438,10 @@ type modernStreamPrograms struct {
 	DtE_socket     *ebpf.Program `ebpf:"dt_e_socket"`
 	DtE_write      *ebpf.Program `ebpf:"dt_e_write"`
 	DtE_writev     *ebpf.Program `ebpf:"dt_e_writev"`
+	DtS_call       *ebpf.Program `ebpf:"dt_s_call"`
 	DtS_exit       *ebpf.Program `ebpf:"dt_s_exit"`
+	DtS_ret        *ebpf.Program `ebpf:"dt_s_ret"`
+	DtS_ret2       *ebpf.Program `ebpf:"dt_s_ret2"`
 	DtX_accept     *ebpf.Program `ebpf:"dt_x_accept"`
 	DtX_connect    *ebpf.Program `ebpf:"dt_x_connect"`
 	DtX_moved      *ebpf.Program `ebpf:"dt_x_moved"`
@@ -450,7 +467,10 @@ func (p *modernStreamPrograms) Close() error {
 		p.DtE_socket,
 		p.DtE_write,
 		p.DtE_writev,
+		p.DtS_call,
 		p.DtS_exit,
+		p.DtS_ret,
+		p.DtS_ret2,
 		p.DtX_accept,
 		p.DtX_connect,
 		p.DtX_moved,

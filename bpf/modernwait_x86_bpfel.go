@@ -138,12 +138,15 @@ const (
 	modernWaitMapDtTargets    = "dt_targets"
 	modernWaitMapDtThreadZero = "dt_thread_zero"
 	modernWaitMapDtThreads    = "dt_threads"
+	modernWaitMapDtW_rets     = "dt_w_rets"
 	modernWaitProgDtW_called  = "dt_w_called"
 	modernWaitProgDtW_enter   = "dt_w_enter"
 	modernWaitProgDtW_exit    = "dt_w_exit"
 	modernWaitProgDtW_opened  = "dt_w_opened"
+	modernWaitProgDtW_ret     = "dt_w_ret"
 	modernWaitProgDtW_rwakeup = "dt_w_rwakeup"
 	modernWaitProgDtW_switch  = "dt_w_switch"
+	modernWaitProgDtW_tenter  = "dt_w_tenter"
 	modernWaitProgDtW_wakeup  = "dt_w_wakeup"
 )
 
@@ -193,8 +196,10 @@ type modernWaitProgramSpecs struct {
 	DtW_enter   *ebpf.ProgramSpec `ebpf:"dt_w_enter"`
 	DtW_exit    *ebpf.ProgramSpec `ebpf:"dt_w_exit"`
 	DtW_opened  *ebpf.ProgramSpec `ebpf:"dt_w_opened"`
+	DtW_ret     *ebpf.ProgramSpec `ebpf:"dt_w_ret"`
 	DtW_rwakeup *ebpf.ProgramSpec `ebpf:"dt_w_rwakeup"`
 	DtW_switch  *ebpf.ProgramSpec `ebpf:"dt_w_switch"`
+	DtW_tenter  *ebpf.ProgramSpec `ebpf:"dt_w_tenter"`
 	DtW_wakeup  *ebpf.ProgramSpec `ebpf:"dt_w_wakeup"`
 }
 
@@ -212,6 +217,7 @@ type modernWaitMapSpecs struct {
 	DtTargets    *ebpf.MapSpec `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.MapSpec `ebpf:"dt_thread_zero"`
 	DtThreads    *ebpf.MapSpec `ebpf:"dt_threads"`
+	DtW_rets     *ebpf.MapSpec `ebpf:"dt_w_rets"`
 }
 
 // modernWaitVariableSpecs contains global variables before they are loaded into the kernel.
@@ -250,6 +256,7 @@ type modernWaitMaps struct {
 	DtTargets    *ebpf.Map `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.Map `ebpf:"dt_thread_zero"`
 	DtThreads    *ebpf.Map `ebpf:"dt_threads"`
+	DtW_rets     *ebpf.Map `ebpf:"dt_w_rets"`
 }
 
 func (m *modernWaitMaps) Close() error {
@@ -264,6 +271,7 @@ func (m *modernWaitMaps) Close() error {
 		m.DtTargets,
 		m.DtThreadZero,
 		m.DtThreads,
+		m.DtW_rets,
 	)
 }
 
@@ -281,8 +289,10 @@ type modernWaitPrograms struct {
 	DtW_enter   *ebpf.Program `ebpf:"dt_w_enter"`
 	DtW_exit    *ebpf.Program `ebpf:"dt_w_exit"`
 	DtW_opened  *ebpf.Program `ebpf:"dt_w_opened"`
+	DtW_ret     *ebpf.Program `ebpf:"dt_w_ret"`
 	DtW_rwakeup *ebpf.Program `ebpf:"dt_w_rwakeup"`
 	DtW_switch  *ebpf.Program `ebpf:"dt_w_switch"`
+	DtW_tenter  *ebpf.Program `ebpf:"dt_w_tenter"`
 	DtW_wakeup  *ebpf.Program `ebpf:"dt_w_wakeup"`
 }
 
@@ -292,8 +302,10 @@ func (p *modernWaitPrograms) Close() error {
 		p.DtW_enter,
 		p.DtW_exit,
 		p.DtW_opened,
+		p.DtW_ret,
 		p.DtW_rwakeup,
 		p.DtW_switch,
+		p.DtW_tenter,
 		p.DtW_wakeup,
 	)
 }

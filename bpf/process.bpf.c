@@ -295,3 +295,10 @@ int dt_exit(void *ctx)
 	dt_send(ctx, &r.h, sizeof(r));
 	return 0;
 }
+
+/* ---- where programs of system calls do not keep the CPU ---- */
+
+DT_TABLE(dt_p_calls, DT_CALLS);
+DT_TABLE(dt_p_rets, DT_CALLS);
+DT_DISPATCH(dt_p_call, "sys_enter", dt_p_calls, 0)
+DT_DISPATCH(dt_p_ret, "sys_exit", dt_p_rets, 0)

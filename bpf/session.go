@@ -170,7 +170,7 @@ func (s *Session) detach(p Probe) error {
 	return errors.Join(errs...)
 }
 
-// Attached lists what is attached now.
+// Attached lists what is attached now. What dispatchers call stands behind them.
 func (s *Session) Attached() []Attachment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -178,6 +178,11 @@ func (s *Session) Attached() []Attachment {
 	for _, p := range allProbes {
 		for _, a := range s.links[p] {
 			out = append(out, Attachment{Probe: p, Program: a.program, Hook: a.String(), Way: a.by})
+		}
+		if len(s.links[p]) > 0 {
+			for _, f := range s.kernel.dispatched[p] {
+				out = append(out, Attachment{Probe: p, Program: f.program, Hook: f.String(), Way: f.by})
+			}
 		}
 	}
 	return out

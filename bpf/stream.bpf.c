@@ -946,3 +946,11 @@ int dt_s_exit(void *ctx)
 	bpf_map_delete_elem(&dt_inflight, &id);
 	return 0;
 }
+
+/* ---- where programs of system calls do not keep the CPU ---- */
+
+DT_TABLE(dt_s_calls, DT_CALLS);
+DT_TABLE(dt_s_rets, 2 * DT_CALLS);
+DT_DISPATCH(dt_s_call, "sys_enter", dt_s_calls, 0)
+DT_DISPATCH(dt_s_ret, "sys_exit", dt_s_rets, 0)
+DT_DISPATCH(dt_s_ret2, "sys_exit", dt_s_rets, DT_CALLS) /* the second program of a call */

@@ -19,6 +19,8 @@ import (
 
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
+
+	"github.com/xenserver/dtagent/testenv/fault"
 )
 
 // A victim is this test binary run once more as a real process that makes the
@@ -27,6 +29,7 @@ import (
 const victimEnv = "DTAGENT_BPF_TEST_VICTIM"
 
 func TestMain(m *testing.M) {
+	fault.Main()
 	if os.Getenv(victimEnv) != "" {
 		victimMain()
 		return

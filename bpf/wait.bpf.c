@@ -119,53 +119,76 @@ static __always_inline void dt_is_for(__u32 tgid, __s32 fd, __u8 wait)
 		dt_lost(DT_LOSS_FDS);
 }
 
-/* Given the registers of the thread and the number of the call. */
-SEC("raw_tracepoint/sys_enter")
-int dt_w_enter(struct dt_raw *ctx)
+/* The calling thread, if it is a target's. */
+static __always_inline struct dt_thread *dt_caller(void *ctx)
 {
 	__u64 id = bpf_get_current_pid_tgid();
-	__u32 tgid = id >> 32, tid = id, nr = ctx->arg[1];
-	struct dt_regs regs = {};
+	__u32 tgid = id >> 32, tid = id;
 	struct dt_target *t = dt_target(tgid, DT_WATCH_WAIT);
+	struct dt_config *conf;
 	struct dt_thread *th;
-	struct dt_call *call;
 
 	if (!t)
 		return 0;
 	th = bpf_map_lookup_elem(&dt_threads, &tid);
-	if (!th || th->r.h.tgid != tgid) {
-		th = dt_thread_new(tgid, tid, t->component);
-		if (!th)
-			return 0;
-	} else if (th->off) {
-		struct dt_config *conf = dt_conf();
+	if (!th || th->r.h.tgid != tgid)
+		return dt_thread_new(tgid, tid, t->component);
+	if (!th->off)
+		return th;
+	conf = dt_conf();
+	if (conf)
+		dt_found_running(ctx, th, bpf_ktime_get_ns(), conf);
+	return th;
+}
 
-		if (conf)
-			dt_found_running(ctx, th, bpf_ktime_get_ns(), conf);
-	}
+static __always_inline int dt_calling(struct dt_thread *th, __u32 nr, const struct dt_regs *regs)
+{
+	struct dt_call *call = bpf_map_lookup_elem(&dt_calls, &nr);
+
 	th->hyper = 0;
 	th->call = nr;
-	if (dt_read_kernel(&regs, sizeof(regs), ctx->arg[0] + DT_REGS_DX))
-		dt_lost(DT_LOSS_FAULT);
-	th->arg[0] = regs.di;
-	th->arg[1] = regs.si;
-	call = bpf_map_lookup_elem(&dt_calls, &nr);
+	th->arg[0] = regs->di;
+	th->arg[1] = regs->si;
 	if (!call || !call->enter)
 		return 0;
 	if (call->enter == DT_CALL_CLOSE) {
-		struct dt_conn_key key = { .tgid = tgid, .fd = (__s32)th->arg[0] };
+		struct dt_conn_key key = { .tgid = th->r.h.tgid, .fd = (__s32)th->arg[0] };
 
 		bpf_map_delete_elem(&dt_fds, &key);
 	} else if (call->enter == DT_CALL_IOCTL) {
 		if (th->arg[1] == PRIVCMD_HYPERCALL)
-			dt_hypercall(th, regs.dx);
+			dt_hypercall(th, regs->dx);
 	} else if (call->enter == DT_CALL_CONNECT) {
 		if (dt_is_xenstored(th->arg[1]))
-			dt_is_for(tgid, th->arg[0], DT_XENSTORE);
+			dt_is_for(th->r.h.tgid, th->arg[0], DT_XENSTORE);
 	} else {
 		th->opening = dt_device(call->enter == DT_CALL_OPEN ? th->arg[0] : th->arg[1]);
 	}
 	return 0;
+}
+
+/* Given the registers of the thread and the number of the call. */
+SEC("raw_tracepoint/sys_enter")
+int dt_w_enter(struct dt_raw *ctx)
+{
+	struct dt_thread *th = dt_caller(ctx);
+	struct dt_regs regs = {};
+
+	if (!th)
+		return 0;
+	if (dt_read_kernel(&regs, sizeof(regs), ctx->arg[0] + DT_REGS_DX))
+		dt_lost(DT_LOSS_FAULT);
+	return dt_calling(th, ctx->arg[1], &regs);
+}
+
+/* The same where that one does not keep the CPU. */
+SEC("tracepoint/raw_syscalls/sys_enter")
+int dt_w_tenter(struct dt_sys_enter *ctx)
+{
+	struct dt_thread *th = dt_caller(ctx);
+	struct dt_regs regs = { .di = ctx->arg[0], .si = ctx->arg[1], .dx = ctx->arg[2] };
+
+	return th ? dt_calling(th, ctx->nr, &regs) : 0;
 }
 
 /* open and openat */
@@ -349,3 +372,8 @@ int dt_w_exit(void *ctx)
 	bpf_map_delete_elem(&dt_threads, &tid);
 	return 0;
 }
+
+/* ---- where programs of system calls do not keep the CPU ---- */
+
+DT_TABLE(dt_w_rets, DT_CALLS);
+DT_DISPATCH(dt_w_ret, "sys_exit", dt_w_rets, 0)

@@ -184,7 +184,7 @@ func TestConstantsMatchHeaders(t *testing.T) {
 			"DT_LOSS_TARGETS": uint64(lossTargets), "DT_LOSS_CLONES": uint64(lossClones), "DT_LOSS_EXECS": uint64(lossExecs),
 			"DT_LOSS_FORGOT": uint64(lossForgot), "DT_LOSS_THREADS": uint64(lossThreads), "DT_LOSS_FDS": uint64(lossFDs),
 			"DT_LOSS_SWITCH": uint64(lossSwitch), "DT_LOSS_WAKEUP": uint64(lossWakeup),
-			"DT_LOSS_BIOS":   uint64(lossBios), "DT_LOSS_SAME": uint64(lossSame), "DT_LOSS_UNENDED": uint64(lossUnended),
+			"DT_LOSS_BIOS": uint64(lossBios), "DT_LOSS_SAME": uint64(lossSame), "DT_LOSS_UNENDED": uint64(lossUnended),
 			"DT_LOSS_PIECES": uint64(lossPieces), "DT_LOSS_CAUSES": uint64(kernelCauses),
 			"DT_STREAM": uint64(Stream - 1), "DT_PROCESS": uint64(Process - 1), "DT_WAIT": uint64(Wait - 1), "DT_DISK": uint64(Disk - 1),
 			"DT_PROBES": numProbes,

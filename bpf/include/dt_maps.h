@@ -8,6 +8,7 @@
 #define DT_MAPS_H
 
 #include "dt_compat.h"
+#include "dt_dispatch.h"
 
 /* dt_target.watch, the same bits as bpf.Watch. */
 #define DT_WATCH_STREAM 1
@@ -65,7 +66,7 @@ static __always_inline void dt_lost_by(__u32 probe, __u32 cause)
 	__u64 *n = bpf_map_lookup_elem(&dt_loss, &k);
 
 	if (n)
-		*n += 1; /* of this CPU, and programs are not preempted */
+		*n += 1; /* of this CPU, which programs keep: see dt_dispatch.h */
 }
 
 static __always_inline void dt_lost(__u32 cause)

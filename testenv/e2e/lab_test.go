@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -50,9 +51,13 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// binaries builds dtagent and the simulated dom0 once.
+// binaries builds dtagent and the simulated dom0 once, or takes those in
+// $DTAGENT_BINARIES: a test machine has no Go.
 func binaries(t testing.TB) (dtagent, dom0 string) {
 	t.Helper()
+	if dir := os.Getenv("DTAGENT_BINARIES"); dir != "" {
+		return filepath.Join(dir, "dtagent"), filepath.Join(dir, "dom0")
+	}
 	built.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "dtagent-e2e-"); built.err != nil {
 			return
@@ -74,8 +79,11 @@ type lab struct {
 
 	binary string
 	args   []string
-	ahead  time.Duration // what the agent takes its wall clock to be ahead of the machine's
-	xapi   string        // socket of the XAPI whose Observers the agent follows
+	xapi   string // socket of the XAPI whose Observers the agent follows
+
+	ahead   time.Duration // what the agent takes its wall clock to be ahead of the machine's
+	legacy  bool          // the agent has the legacy programs
+	untimed bool          // times are not compared
 }
 
 // newLab starts both. The agent has no Observer yet, and follows none of the
