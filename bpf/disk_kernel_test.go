@@ -62,17 +62,14 @@ func blockIO(o order) (uintptr, syscall.Errno) {
 	// Count writes of N bytes each with one io_submit, as tapdisk and qemu do. A
 	// negative At lets all go to the beginning.
 	type iocb struct {
-		data      uint64
-		key       uint32
-		rwFlags   uint32
-		op        uint16
-		prio      int16
-		fd        uint32
-		buf       uint64
-		n         uint64
-		at        int64
-		_         uint64
-		flags, ev uint32
+		_   [2]uint64 // data, key, rw_flags
+		op  uint16
+		_   int16 // priority
+		fd  uint32
+		buf uint64
+		n   uint64
+		at  int64
+		_   [2]uint64 // reserved, flags, resfd
 	}
 	type event struct{ data, obj, res, res2 uint64 }
 	var ctx uintptr
