@@ -30,7 +30,12 @@ var Packages = []Package{
 
 // Modules are those that the tests need. Debian builds everything else that they
 // need into the kernel.
-var Modules = []string{"unix_diag", "loop", "fuse", "dm_delay", "null_blk", "nbd", "sd_mod", "scsi_debug"}
+var Modules = []string{
+	"unix_diag",
+	// What the devices of testenv/fault need.
+	"loop", "fuse", "dm_mod", "dm_delay", "configfs", "null_blk", "nbd", "sd_mod", "scsi_debug", "iscsi_tcp",
+	"target_core_mod", "iscsi_target_mod", "sch_netem", "nfsv3",
+}
 
 // timeLimit is that of one package's tests in the guest, four times of what
 // the longest takes on two busy processors.
