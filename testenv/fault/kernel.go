@@ -98,5 +98,8 @@ func (d *device) mkdir(dir string) error {
 	return nil
 }
 
-// uniqueName is what a device is called where names are the machine's.
-func uniqueName() string { return "dtfault-" + strings.ToLower(rand.Text()[:10]) }
+// ownPrefix begins the names of this process's devices where names are the machine's.
+func ownPrefix() string { return fmt.Sprintf("dtfault-%d-", os.Getpid()) }
+
+// uniqueName is one for a device, of less than the 32 bytes that a disk's may have.
+func uniqueName() string { return ownPrefix() + strings.ToLower(rand.Text()[:10]) }
