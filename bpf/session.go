@@ -17,7 +17,7 @@ import (
 )
 
 // allProbes in the order in which they are loaded.
-var allProbes = []Probe{Stream, Process, Wait}
+var allProbes = []Probe{Stream, Process, Wait, Disk}
 
 // Target is how a process is watched.
 type Target struct {
@@ -67,6 +67,7 @@ type Session struct {
 
 	mu     sync.Mutex // of the fields below and of the maps' entries, never held for long
 	links  map[Probe][]attached
+	disks  disks
 	conf   config // what dt_config holds
 	longNs uint64 // the threshold of long waits, which dt_config has while Wait is attached
 	gaps   uint64 // when they were counted last
@@ -97,6 +98,11 @@ func (s *Session) Attach(p Probe) error {
 	}
 	if p == Wait {
 		if err := s.beginWaits(); err != nil {
+			return err
+		}
+	}
+	if p == Disk {
+		if err := s.beginDisks(); err != nil {
 			return err
 		}
 	}
@@ -337,6 +343,9 @@ func (s *Session) free() error {
 	}
 	for _, m := range s.maps {
 		errs = append(errs, m.Close())
+	}
+	for _, d := range s.disks.bySlot {
+		errs = append(errs, d.stats.Close())
 	}
 	return errors.Join(errs...)
 }

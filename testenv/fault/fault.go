@@ -60,11 +60,13 @@ type Device interface {
 	Layer() Layer
 
 	// SetDelay has each read and write that begins from now on take d longer, in
-	// milliseconds. 0 takes the delay away.
+	// milliseconds, up to 10 s. 0 takes the delay away. See the file docs/faults.md
+	// for how exact that is.
 	SetDelay(d time.Duration) error
 
-	// Close takes the device and everything that belongs to it away. Who uses it
-	// gets errors. The second Close does nothing.
+	// Close takes the device away, and everything that belongs to it. It may not be
+	// in use: who still has it open gets errors, or keeps something of it until he
+	// closes it. The second Close does nothing.
 	Close() error
 }
 

@@ -3,11 +3,15 @@
 package fault
 
 import (
+	"bufio"
 	"cmp"
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -27,6 +31,10 @@ const (
 
 func TestMain(m *testing.M) {
 	Main()
+	if kind := os.Getenv(killedKind); kind != "" {
+		readForEver(kind)
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
@@ -337,24 +345,29 @@ func echo(t *testing.T, n *network) (took time.Duration) {
 	return took
 }
 
-// TestFaultNothingLeftKernel: after Close, and after an Open that fails when all
-// but the delay is there, nothing of a device is left.
+// TestFaultNothingLeftKernel: after Close, also of a device in use, and after an
+// Open that fails when all but the delay is there, nothing of a device is left.
 func TestFaultNothingLeftKernel(t *testing.T) {
 	for _, k := range Kinds() {
 		t.Run(k.Name, func(t *testing.T) {
 			open(t, k.Name).Close() // what the runtime and the libraries keep is there after it
 			before := left(t)
-			for range 3 {
-				d, err := Open(t.Context(), k.Name, Options{Delay: time.Millisecond})
-				qt.Assert(t, qt.IsNil(err))
-				path := d.Path()
-				qt.Check(t, qt.IsNil(d.Close()))
-				qt.Check(t, qt.IsNil(d.Close()))
-				qt.Check(t, qt.IsNotNil(d.SetDelay(0)))
-				qt.Check(t, qt.IsNotNil(firstByte(path)))
-				_, err = Open(t.Context(), k.Name, Options{Delay: time.Hour})
-				qt.Check(t, qt.ErrorMatches(err, "fault "+k.Name+": delay 1h0m0s: .*"))
-			}
+			d, err := Open(t.Context(), k.Name, Options{Delay: time.Millisecond})
+			qt.Assert(t, qt.IsNil(err))
+			qt.Check(t, qt.Not(qt.DeepEquals(left(t), before)))
+			path := d.Path()
+			qt.Check(t, qt.IsNil(d.Close()))
+			qt.Check(t, qt.IsNil(d.Close()))
+			qt.Check(t, qt.IsNotNil(d.SetDelay(0)))
+			qt.Check(t, qt.IsNotNil(firstByte(path)))
+			used, err := Open(t.Context(), k.Name, Options{})
+			qt.Assert(t, qt.IsNil(err))
+			fd, err := unix.Open(used.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			qt.Assert(t, qt.IsNil(err))
+			qt.Check(t, qt.IsNil(used.Close()))
+			qt.Check(t, qt.IsNil(unix.Close(fd)))
+			_, err = Open(t.Context(), k.Name, Options{Delay: time.Hour})
+			qt.Check(t, qt.ErrorMatches(err, "fault "+k.Name+": delay 1h0m0s: .*"))
 			for begin := time.Now(); !slices.Equal(left(t), before) && time.Since(begin) < hang; { // connections end by and by
 				time.Sleep(time.Millisecond)
 			}
@@ -423,10 +436,46 @@ func left(t *testing.T) []string {
 	return all
 }
 
-// TestFaultUnknown names the kinds there are.
-func TestFaultUnknown(t *testing.T) {
-	_, err := Open(t.Context(), "floppy", Options{})
-	qt.Assert(t, qt.ErrorMatches(err, `fault: no kind "floppy"; there are throttle, dm-delay, .*`))
-	_, err = Open(t.Context(), "nbd", Options{Size: 4096})
-	qt.Assert(t, qt.ErrorMatches(err, `fault nbd: size 4096 is no multiple of 1 MiB`))
+// killedKind has the test process open a device of that kind, and read from it for
+// ever.
+const killedKind = "FAULT_KILLED"
+
+func readForEver(kind string) {
+	d, err := Open(context.Background(), kind, Options{Delay: time.Second})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	buf, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	fmt.Println("reading", err)
+	for err == nil {
+		_, err = unix.Pread(fd, buf, 0)
+	}
+}
+
+// TestFaultKilledKernel: a process that is killed while it reads from a disk whose
+// server it has started ends.
+func TestFaultKilledKernel(t *testing.T) {
+	for _, kind := range []string{"nbd", "loop-fuse"} {
+		t.Run(kind, func(t *testing.T) {
+			open(t, kind).Close() // or skip
+			reader := exec.Command("/proc/self/exe", "-test.run=^$")
+			reader.Env = append(os.Environ(), killedKind+"="+kind, "GORACE=atexit_sleep_ms=0")
+			reader.Stderr = os.Stderr
+			out, err := reader.StdoutPipe()
+			qt.Assert(t, qt.IsNil(err))
+			qt.Assert(t, qt.IsNil(reader.Start()))
+			line, err := bufio.NewReader(out).ReadString('\n')
+			qt.Check(t, qt.IsNil(err))
+			qt.Check(t, qt.Equals(line, "reading <nil>\n"))
+			time.Sleep(20 * time.Millisecond) // most likely it reads by now; if not, this tests less
+			qt.Check(t, qt.IsNil(reader.Process.Kill()))
+			qt.Check(t, qt.ErrorMatches(reader.Wait(), "signal: killed"))
+		})
+	}
 }

@@ -7,11 +7,10 @@ import (
 	"sync"
 )
 
-// image is the content of a disk that a server in this process has.
+// image is the content of a disk that a server has.
 type image struct {
 	mu    sync.Mutex
 	bytes []byte
-	lag
 }
 
 func newImage(size int64) *image { return &image{bytes: make([]byte, size)} }
@@ -20,7 +19,7 @@ func newImage(size int64) *image { return &image{bytes: make([]byte, size)} }
 func (i *image) ReadAt(b []byte, at int64) (int, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	n := copy(b, i.bytes[min(max(at, 0), int64(len(i.bytes))):])
+	n := copy(b, i.from(at))
 	if n < len(b) {
 		return n, io.EOF
 	}
@@ -31,9 +30,17 @@ func (i *image) ReadAt(b []byte, at int64) (int, error) {
 func (i *image) WriteAt(b []byte, at int64) (int, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	n := copy(i.bytes[min(max(at, 0), int64(len(i.bytes))):], b)
+	n := copy(i.from(at), b)
 	if n < len(b) {
 		return n, io.ErrShortWrite
 	}
 	return n, nil
+}
+
+// from returns what is from a place on: nothing if there is no such place.
+func (i *image) from(at int64) []byte {
+	if at < 0 || at > int64(len(i.bytes)) {
+		return nil
+	}
+	return i.bytes[at:]
 }

@@ -237,14 +237,14 @@ func (e *iscsiEvent) call(data string) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range messages {
-		if _, err := binary.Decode(m.Data, binary.NativeEndian, e); err != nil {
-			return fmt.Errorf("answer of %d bytes: %w", len(m.Data), err)
-		}
-		if e.Error != 0 {
-			return unix.Errno(-int32(e.Error))
-		}
-		return nil
+	if len(messages) == 0 {
+		return errors.New("no answer")
 	}
-	return errors.New("no answer")
+	if _, err := binary.Decode(messages[0].Data, binary.NativeEndian, e); err != nil {
+		return fmt.Errorf("answer of %d bytes: %w", len(messages[0].Data), err)
+	}
+	if e.Error != 0 {
+		return unix.Errno(-int32(e.Error))
+	}
+	return nil
 }

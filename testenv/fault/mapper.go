@@ -16,12 +16,12 @@ import (
 
 // The device mapper, as of include/uapi/linux/dm-ioctl.h.
 const (
-	dmVersion      = 0
-	dmDevCreate    = 3
-	dmDevRemove    = 4
-	dmDevSuspend   = 6 // resumes without dmSuspendFlag
-	dmTableLoad    = 9
-	dmListVersions = 13
+	dmDevCreate  = 3
+	dmDevRemove  = 4
+	dmDevSuspend = 6 // resumes without dmSuspendFlag
+	dmTableLoad  = 9
+
+	dmDeferred = 1 << 17 // removes a device when the last who has it open closes it
 
 	dmHeader = 312 // struct dm_ioctl
 	dmIoctl  = 3<<30 | dmHeader<<16 | 0xfd<<8
@@ -60,16 +60,15 @@ func openMapper(_ context.Context, o Options, d *device) error {
 	}
 	d.onClose(func() error { return unix.Close(control) })
 	name := uniqueName()
-	dm := func(nr uintptr, targets uint32, payload []byte) (*dmCommand, error) {
-		return dmCall(control, nr, name, targets, payload)
+	dm := func(nr uintptr, flags, targets uint32, payload []byte) (*dmCommand, error) {
+		return dmCall(control, nr, dmCommand{Flags: flags, TargetCount: targets}, name, payload)
 	}
-	made, err := dm(dmDevCreate, 0, nil)
+	made, err := dm(dmDevCreate, 0, 0, nil)
 	if err != nil {
 		return fmt.Errorf("device mapper: create %s: %w", name, err)
 	}
 	d.onClose(func() error {
-		err := unbusy(func() error { _, err := dm(dmDevRemove, 0, nil); return err })
-		if err != nil {
+		if _, err := dm(dmDevRemove, dmDeferred, 0, nil); err != nil {
 			return fmt.Errorf("device mapper: remove %s: %w", name, err)
 		}
 		return nil
@@ -82,13 +81,13 @@ func openMapper(_ context.Context, o Options, d *device) error {
 			return err
 		}
 		payload = append(payload, fmt.Sprintf("/dev/loop%d 0 %d\x00", base, delay.Milliseconds())...)
-		if _, err := dm(dmTableLoad, 1, payload); err != nil {
+		if _, err := dm(dmTableLoad, 0, 1, payload); err != nil {
 			if errors.Is(err, unix.EINVAL) && module("dm_delay") != nil {
 				return missingModule("dm_delay", err)
 			}
 			return fmt.Errorf("device mapper: load a table of %s: %w", name, err)
 		}
-		if _, err := dm(dmDevSuspend, 0, nil); err != nil {
+		if _, err := dm(dmDevSuspend, 0, 0, nil); err != nil {
 			return fmt.Errorf("device mapper: resume %s: %w", name, err)
 		}
 		return nil
@@ -102,9 +101,9 @@ func openMapper(_ context.Context, o Options, d *device) error {
 	return nil
 }
 
-// dmCall gives one command to the device mapper.
-func dmCall(control int, nr uintptr, name string, targets uint32, payload []byte) (*dmCommand, error) {
-	c := dmCommand{Version: [3]uint32{4, 0, 0}, DataSize: uint32(dmHeader + len(payload)), DataStart: dmHeader, TargetCount: targets}
+// dmCall gives one command to the device mapper, and returns what it answers.
+func dmCall(control int, nr uintptr, c dmCommand, name string, payload []byte) (*dmCommand, error) {
+	c.Version, c.DataSize, c.DataStart = [3]uint32{4, 0, 0}, uint32(dmHeader+len(payload)), dmHeader
 	copy(c.Name[:len(c.Name)-1], name)
 	b, err := binary.Append(nil, binary.NativeEndian, c)
 	if err != nil {

@@ -49,12 +49,11 @@ const (
 	nbdMaxRequest = 32 * mebi // the most that any client asks for
 )
 
-// nbdTimeout is when the kernel gives a request up. Without one, who reads would
-// wait for ever for a server that died with its own process.
+// nbdTimeout is when the kernel gives a request up.
 const nbdTimeout = 3 * maxDelay
 
-// openNBD makes a network block device, the server of which is in this process, at
-// the other end of a pair of sockets.
+// openNBD makes a network block device, the server of which is at the other end of
+// a pair of sockets.
 func openNBD(ctx context.Context, o Options, d *device) error {
 	family, err := netlink.GenlFamilyGet("nbd")
 	if err != nil {
@@ -66,17 +65,10 @@ func openNBD(ctx context.Context, o Options, d *device) error {
 	}
 	kernel, server := pair[0], os.NewFile(uintptr(pair[1]), "nbd")
 	defer unix.Close(kernel) // the driver has its own
-	disk := newImage(o.Size)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		serveNBD(server, disk)
-	}()
-	d.onClose(func() error {
-		err := unix.Shutdown(pair[1], unix.SHUT_RDWR)
-		<-served
-		return errors.Join(err, server.Close())
-	})
+	d.set, err = d.serve(serverNBD, o.Size, server)
+	if err := errors.Join(err, server.Close()); err != nil {
+		return err
+	}
 	sockets := nl.NewRtAttr(nbdAttrSockets|unix.NLA_F_NESTED, nil)
 	sockets.AddRtAttr(nbdSockItem|unix.NLA_F_NESTED, nil).AddRtAttr(nbdSockFd, nl.Uint32Attr(uint32(kernel)))
 	answer, err := nbdCommand(family, nbdConnect,
@@ -100,7 +92,6 @@ func openNBD(ctx context.Context, o Options, d *device) error {
 		}
 		return nil
 	})
-	d.set = disk.lag.set
 	return until(ctx, d.path, func() bool {
 		_, err := os.Stat(d.path)
 		return err == nil
@@ -152,9 +143,9 @@ type nbdReply struct {
 	Cookie uint64
 }
 
-// serveNBD answers requests until the other end is gone, each after the image's
-// delay, whatever others there are.
-func serveNBD(conn io.ReadWriter, disk *image) {
+// serveNBD answers requests until the other end is gone, each after what delay
+// returns when it comes, whatever others there are.
+func serveNBD(conn io.ReadWriter, disk *image, delay func() time.Duration) {
 	var answering sync.WaitGroup
 	defer answering.Wait()
 	var sending sync.Mutex
@@ -177,7 +168,7 @@ func serveNBD(conn io.ReadWriter, disk *image) {
 				return
 			}
 		}
-		wait := disk.lag.get()
+		wait := delay()
 		answering.Go(func() {
 			time.Sleep(wait)
 			out := answerNBD(r, data, disk)

@@ -88,9 +88,12 @@ func (d *device) nfs(o Options, answers *lag) (*network, error) {
 		return nil, fmt.Errorf("nfs: mount: %w", err)
 	}
 	d.onClose(func() error {
-		// Unless it is in use, all is said to the server before it goes.
-		if err := unbusy(func() error { return unix.Unmount(dir, 0) }); err != nil {
-			return errors.Join(fmt.Errorf("unmount: %w", err), unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH))
+		err := unix.Unmount(dir, 0)
+		if isBusy(err) { // it is open; from now on that is of no use
+			err = unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 		return nil
 	})

@@ -14,8 +14,9 @@ import (
 )
 
 // openThrottle makes a loop device of memory that may do only so many requests a
-// second for the processes of a control group, and puts the caller there. The first
-// requests after a while of rest pass at once, those behind them wait.
+// second for the processes of a control group, and puts the caller there. It is a
+// rate: a request passes at once when there were few before it, and on the average
+// they take the delay and not longer by it.
 func openThrottle(_ context.Context, o Options, d *device) error {
 	base, err := d.memory(o.Size)
 	if err != nil {
@@ -45,6 +46,9 @@ func openThrottle(_ context.Context, o Options, d *device) error {
 	}
 	d.join = func(pid int) error { return set(filepath.Join(group, "cgroup.procs"), pid) }
 	d.set = func(delay time.Duration) error {
+		if delay > time.Second {
+			return fmt.Errorf("delay %v: a request a second is the least that can be had", delay)
+		}
 		if v2 {
 			return set(filepath.Join(group, "io.max"), fmt.Sprintf("%s riops=%s wiops=%[2]s", dev, perSecond(delay, "max")))
 		}

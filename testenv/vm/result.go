@@ -110,9 +110,9 @@ func (r *Result) read(ctx context.Context, out io.Reader, alive func()) {
 		r.Runs = append(r.Runs, RunResult{Name: begun, Exit: -1, Output: text.String()})
 	}
 	for _, run := range r.Runs {
-		if run.Name == checkRun {
+		if !r.suite.tests(run.Name) {
 			if run.Exit != 0 {
-				r.problems = append(r.problems, fmt.Sprintf("%s: exit status %d\n%s", checkRun, run.Exit, run.Output))
+				r.problems = append(r.problems, fmt.Sprintf("%s: exit status %d\n%s", run.Name, run.Exit, run.Output))
 			}
 			continue
 		}
@@ -249,3 +249,24 @@ func tail(s string, n int) string {
 
 // name is how the table calls the kernel.
 func (r *Result) name() string { return cmp.Or(r.Release, r.Kernel.Package) }
+
+// Total counts the tests, and what else had to work: each run that is no test
+// and ended well passed, each problem failed.
+func (r *Result) Total() (passed, failed, skipped int) {
+	for _, t := range r.Tests {
+		switch t.Outcome {
+		case Passed:
+			passed++
+		case Skipped:
+			skipped++
+		default:
+			failed++
+		}
+	}
+	for _, run := range r.Runs {
+		if !r.suite.tests(run.Name) && run.Exit == 0 {
+			passed++
+		}
+	}
+	return passed, failed + len(r.problems), skipped
+}

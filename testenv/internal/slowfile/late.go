@@ -5,13 +5,10 @@ package slowfile
 import (
 	"encoding/binary"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/xenserver/dtagent/testenv/internal/sys"
 )
 
 // maxIO is the most that a request of a Disk reads or writes: what kernels do
@@ -49,38 +46,27 @@ func MountDisk() (mount, dev int, err error) {
 	return mount, dev, nil
 }
 
-// ServeLate answers the kernel on dev until the file system is gone, or nobody
-// has the other end of control any more. The file is size bytes of memory. Its
-// reads, writes and fsyncs take longer by what was last told on control, which is a
-// number of nanoseconds in eight bytes; a request that comes after it obeys it.
-func ServeLate(dev, control int, size int64) error {
+// ServeLate answers the kernel on dev until the file system is gone. The file is
+// size bytes of memory. Its reads, writes and fsyncs take longer by what delay
+// returns when they come.
+func ServeLate(dev int, size int64, delay func() time.Duration) error {
 	type heldReply struct {
 		due time.Time
 		reply
 	}
 	d := disk(make([]byte, size))
 	in := make([]byte, inHeader+writeIn+maxIO)
-	var delay time.Duration
 	var held []heldReply // the next one first
 	for {
 		timeout := -1
 		if len(held) > 0 {
 			timeout = int(max(0, (time.Until(held[0].due)+time.Millisecond-1)/time.Millisecond)) // not earlier
 		}
-		fds := []unix.PollFd{{Fd: int32(control), Events: unix.POLLIN}, {Fd: int32(dev), Events: unix.POLLIN}}
+		fds := []unix.PollFd{{Fd: int32(dev), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, timeout); err == unix.EINTR {
 			continue
 		} else if err != nil {
 			return fmt.Errorf("poll: %w", err)
-		}
-		if fds[0].Revents != 0 {
-			var b [8]byte
-			if err := sys.ReadFull(control, b[:]); err == io.EOF {
-				return nil
-			} else if err != nil {
-				return fmt.Errorf("control: %w", err)
-			}
-			delay = time.Duration(binary.NativeEndian.Uint64(b[:]))
 		}
 		now := time.Now()
 		for len(held) > 0 && !held[0].due.After(now) {
@@ -89,7 +75,7 @@ func ServeLate(dev, control int, size int64) error {
 			}
 			held = held[1:]
 		}
-		if fds[1].Revents == 0 {
+		if fds[0].Revents == 0 {
 			continue
 		}
 		op, unique, body, err := receive(dev, in)
@@ -105,7 +91,7 @@ func ServeLate(dev, control int, size int64) error {
 		switch op {
 		case opForget, opInterrupt: // they have no reply
 		case opRead, opWrite, opFsync:
-			due := time.Now().Add(delay)
+			due := time.Now().Add(delay())
 			at := slices.IndexFunc(held, func(h heldReply) bool { return h.due.After(due) })
 			if at < 0 {
 				at = len(held)
