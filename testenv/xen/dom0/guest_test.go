@@ -118,7 +118,7 @@ func guestConfig(t testing.TB, name string, disks ...string) (file string) {
 	}
 	text := fmt.Sprintf(`name = %q
 type = "pv"
-kernel = "/domu/vmlinuz"
+kernel = "/domu/vmlinux"
 ramdisk = "/domu/initramfs"
 extra = "console=hvc0 quiet loglevel=3 panic=-1 nokaslr"
 memory = 128
