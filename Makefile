@@ -45,21 +45,23 @@ check-generated: ## prove that the BPF objects equal their sources; needs clang
 	diff -rq bpf "$$dir/bpf" || { echo 'The objects in bpf/ are not what their sources make: run make generate.' >&2; exit 1; }; \
 	echo 'The BPF objects equal their sources.'
 
+# Commands that tests use, and Debian's packages with them.
+DEPS := gcc:gcc gcc:libc6-dev strace:strace rpm:rpm dpkg-deb:dpkg systemd-analyze:systemd
+
 .PHONY: deps
-deps: ## get what the tests need beyond Go (a C compiler, strace); installs it as root on Debian
-	@if ! command -v gcc >/dev/null || ! command -v strace >/dev/null; then \
-		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends gcc libc6-dev strace; \
-		elif ! command -v gcc >/dev/null; then \
-			echo 'The tests need a C compiler (the race detector, the simulated dom0): install gcc and libc6-dev.' >&2; exit 1; \
-		else \
-			echo 'Without strace the shape of the simulated dom0 is not tested: install strace.' >&2; \
-		fi; \
+deps: ## get what the tests need beyond Go (a C compiler, strace, rpm, systemd-analyze); installs it as root on Debian
+	@missing=; for d in $(DEPS); do command -v "$${d%%:*}" >/dev/null || missing="$$missing $${d##*:}"; done; \
+	[ -z "$$missing" ] || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $$missing; \
+	elif ! command -v gcc >/dev/null; then \
+		echo 'The tests need a C compiler (the race detector, the simulated dom0): install gcc and libc6-dev.' >&2; exit 1; \
+	else \
+		echo "Some tests will be skipped; install$$missing for them." >&2; \
 	fi
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
-	@out=$$(gofmt -l bpf cmd correlate observer probes testenv); \
+	@out=$$(gofmt -l bpf cmd correlate observer packaging probes testenv); \
 	[ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
 	$(GO) vet ./...
 	cd testenv/otelreceiver && $(GO) vet ./...
@@ -74,6 +76,10 @@ test: deps lint ## all tests: unit, race, fuzz seeds, and as root those with rea
 .PHONY: vmtest
 vmtest: ## run the kernel tests on Linux 5.10, 6.1, 6.12 and 7.2 under QEMU; needs apt-get, but neither root nor KVM
 	$(GO) run ./testenv/vm/cmd/vmtest $(VMFLAGS)
+
+.PHONY: kernels
+kernels: ## make vmtest, and write what came of it into docs/kernels.md
+	$(GO) run ./testenv/vm/cmd/vmtest -write docs/kernels.md $(VMFLAGS)
 
 .PHONY: xentest
 xentest: ## run the agent and its kernel tests in the dom0 of a real Xen host with guests, under QEMU; needs what vmtest needs
@@ -101,12 +107,27 @@ demo: build ## trace a simulated dom0 with real eBPF and print the trees, or pla
 accuracy: deps ## score the agent's links against ground truth under a mixed load, as root; ACCURACYFLAGS=-h lists options
 	$(GO) run ./testenv/cmd/score $(ACCURACYFLAGS)
 
+.PHONY: rpm
+rpm: build ## build the RPMs for dom0 (el7) and for EL10 hosts into bin/; needs neither root nor rpmbuild
+	$(GO) run ./packaging/cmd/pack --binary $(BINDIR)/dtagent --out $(BINDIR) --version '$(VERSION)' rpm
+
+.PHONY: deb
+deb: build ## build the Debian package into bin/
+	$(GO) run ./packaging/cmd/pack --binary $(BINDIR)/dtagent --out $(BINDIR) --version '$(VERSION)' deb
+
 .PHONY: install
-install: build ## install the binary and the systemd unit; DESTDIR and PREFIX as usual
+install: build ## install what the packages install, without a package manager; DESTDIR and PREFIX as usual
 	install -D -m 0755 $(BINDIR)/dtagent $(DESTDIR)$(PREFIX)/sbin/dtagent
 	install -D -m 0644 packaging/dtagent.service $(DESTDIR)/usr/lib/systemd/system/dtagent.service
-	sed -i 's|/usr/local|$(PREFIX)|' $(DESTDIR)/usr/lib/systemd/system/dtagent.service
+	sed -i 's|/usr/sbin|$(PREFIX)/sbin|' $(DESTDIR)/usr/lib/systemd/system/dtagent.service
+	@case "$$(uname -r)" in 4.*) \
+		install -D -v -m 0644 packaging/10-el7.conf $(DESTDIR)/usr/lib/systemd/system/dtagent.service.d/10-el7.conf;; esac
 	install -d -m 0755 $(DESTDIR)/etc/dtagent/observers.d
+	[ -e $(DESTDIR)/etc/dtagent/dtagent.conf ] || install -m 0644 packaging/dtagent.conf $(DESTDIR)/etc/dtagent/dtagent.conf
+	install -d -m 0700 $(DESTDIR)/var/lib/dtagent
+	install -D -m 0644 -t $(DESTDIR)/usr/share/doc/dtagent README.md
+	install -D -m 0644 -t $(DESTDIR)/usr/share/doc/dtagent/docs docs/*.md
+	install -D -m 0644 -t $(DESTDIR)/usr/share/licenses/dtagent LICENSE LICENSES/*.txt
 
 .PHONY: clean
 clean: ## remove what was built

@@ -86,6 +86,7 @@ func (s *Session) Read(r *Record) error {
 	}
 	for {
 		raw, err := s.buffer.read()
+		s.rounds.Add(1)
 		switch {
 		case err == nil:
 			if s.take(r, raw) {
@@ -105,6 +106,10 @@ func (s *Session) Read(r *Record) error {
 		}
 	}
 }
+
+// Rounds is how often Read came back from the buffers, with a record or without. It
+// grows once a second at least while Read is called.
+func (s *Session) Rounds() uint64 { return s.rounds.Load() }
 
 // nextLook sets the time at which Read looks into all buffers.
 func (s *Session) nextLook() { s.buffer.deadline(time.Now().Add(s.pollInterval())) }

@@ -17,7 +17,7 @@ import (
 )
 
 // allProbes in the order in which they are loaded.
-var allProbes = []Probe{Stream, Process, Wait}
+var allProbes = []Probe{Stream, Process, Wait, Disk}
 
 // Target is how a process is watched.
 type Target struct {
@@ -55,6 +55,7 @@ type Session struct {
 	reading  atomic.Bool  // Read was called
 	closing  atomic.Bool
 	detached atomic.Uint64 // ktime of the last detach
+	rounds   atomic.Uint64 // see Rounds
 	flushed  atomic.Uint64 // times that Read had returned all there was when buffer.flush was called
 
 	drainOnce sync.Once
@@ -65,6 +66,7 @@ type Session struct {
 
 	mu     sync.Mutex // of the fields below and of the maps' entries, never held for long
 	links  map[Probe][]attached
+	disks  disks
 	conf   config   // what dt_config holds
 	longNs uint64   // the threshold of long waits, which dt_config has while Wait is attached
 	gaps   uint64   // when they were counted last
@@ -96,6 +98,11 @@ func (s *Session) Attach(p Probe) error {
 	}
 	if p == Wait {
 		if err := s.beginWaits(); err != nil {
+			return err
+		}
+	}
+	if p == Disk {
+		if err := s.beginDisks(); err != nil {
 			return err
 		}
 	}
@@ -343,6 +350,9 @@ func (s *Session) free() error {
 	}
 	for _, m := range s.maps {
 		errs = append(errs, m.Close())
+	}
+	for _, d := range s.disks.bySlot {
+		errs = append(errs, d.stats.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -59,6 +59,10 @@ func (m *Manager) read(sink func(*event.Event)) error {
 	}
 }
 
+// Rounds is how often Run came back from the kernel's buffers, with a record or
+// without. It grows once a second at least while Run gets on.
+func (m *Manager) Rounds() uint64 { return m.session.Rounds() }
+
 // late is how large a gap in the numbers of records must be to be none: a
 // record that came after its successor.
 const late = 1 << 31

@@ -34,6 +34,13 @@ type watchedProgram struct {
 	For       []string `json:"for"`       // streams, logs, processes
 }
 
+// checkedPID is a process of a component.
+type checkedPID struct {
+	TGID      uint32 `json:"tgid"`
+	Component string `json:"component"`
+	Program   string `json:"program,omitempty"`
+}
+
 // componentRows is the table of components with what of each runs now.
 func componentRows(running map[event.Component][]target.Process) []componentRow {
 	var out []componentRow

@@ -162,38 +162,16 @@ func TestTraceFile(t *testing.T) {
 	qt.Assert(t, qt.StringContains(stderr, "line 1"))
 }
 
-func TestCheckSaysWhatItSees(t *testing.T) {
-	dir := t.TempDir()
-	qt.Assert(t, qt.IsNil(os.WriteFile(filepath.Join(dir, "bad.json"), []byte("{"), 0o600)))
-	code, out, _ := dtagent("check", "--json", "--observers-dir", dir)
-	var r checkReport
-	qt.Assert(t, qt.IsNil(json.Unmarshal([]byte(out), &r)))
-	qt.Assert(t, qt.Equals(code, map[bool]int{true: 0, false: exitFailed}[r.OK]))
-	qt.Assert(t, qt.Not(qt.HasLen(r.Kernel, 0)))
-	qt.Assert(t, qt.IsFalse(r.Files.OK))
-	qt.Assert(t, qt.StringContains(r.Files.Why, "bad.json"))
-	for _, k := range r.Kernel {
-		if !k.OK {
-			qt.Check(t, qt.Not(qt.Equals(k.Why, "")), qt.Commentf("%s", k.Name))
-		}
-	}
-	if os.Geteuid() != 0 {
-		qt.Assert(t, qt.IsFalse(r.OK))
-		qt.Assert(t, qt.StringContains(strings.Join(r.Notes, "\n"), "not run as root"))
-	}
-	_, out, _ = dtagent("check", "--observers-dir", dir)
-	qt.Assert(t, qt.StringContains(out, "Result: "))
-}
-
 func TestPrintStatus(t *testing.T) {
 	dropped := observer.Counters{Produced: 120, Sent: 100, Queued: 5}
 	dropped.Dropped[export.QueueFull] = 15
 	s := &control.Status{
 		Version: "v1.0", PID: 77, UptimeSeconds: 3725, Tier: "modern", Components: []string{"xapi", "xenopsd"},
-		Targets:  []control.Target{{TGID: 10, Component: "xapi", Program: "xapi"}, {TGID: 11, Component: "xenopsd", Program: "xenopsd-xc"}},
-		Probes:   []control.Probe{{Probe: "stream", Program: "dt_e_read", Hook: "syscalls:sys_enter_read", Way: "tracepoint"}, {Probe: "process", Program: "dt_exec", Hook: "sched:sched_process_exec", Way: "tracepoint"}},
-		Children: 2, Events: map[string]uint64{"data": 1000, "log": 20},
-		Losses: []control.Loss{{Probe: "stream", Cause: "buffer full", Count: 3}, {Probe: "process", Cause: "table of processes full"}, {Probe: "stream", Cause: control.CauseNoStart, Count: 4}, {Probe: "wait", Cause: control.CauseNoSwitch, Count: 2}}, Handover: control.Handover{Dropped: 1},
+		Restrictions: []control.Restriction{{Name: "wait: sched:sched_wakeup", State: "wider", Detail: "by tracepoint", Why: "raw tracepoint: the number of a thread is at 2 places", Advice: "nothing"}},
+		Targets:      []control.Target{{TGID: 10, Component: "xapi", Program: "xapi"}, {TGID: 11, Component: "xenopsd", Program: "xenopsd-xc"}},
+		Probes:       []control.Probe{{Probe: "stream", Program: "dt_e_read", Hook: "syscalls:sys_enter_read", Way: "tracepoint"}, {Probe: "process", Program: "dt_exec", Hook: "sched:sched_process_exec", Way: "tracepoint"}},
+		Children:     2, Events: map[string]uint64{"data": 1000, "log": 20},
+		Losses: []control.Loss{{Probe: "stream", Cause: "buffer full", Count: 3}, {Probe: "process", Cause: "table of processes full"}, {Probe: "stream", Cause: control.CauseNoStart, Count: 4}, {Probe: "wait", Cause: control.CauseNoSwitch, Count: 2}, {Probe: "wait", Cause: control.CauseNoWakeup, Count: 1}}, Handover: control.Handover{Dropped: 1},
 		Engine:       correlate.Stats{Stretches: 900, Waits: correlate.WaitStats{Spans: 12, Idle: 40, Answered: 3, Dropped: 1}, Spans: 120, Incomplete: 2, Links: map[correlate.Link]uint64{correlate.LinkThread: 100, correlate.LinkNone: 20}},
 		ObserversDir: "/etc/dtagent/observers.d",
 		XAPI:         &xapi.Status{State: xapi.Lost, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Observers: 2, FromStateFile: true, LastError: "connect: no such file or directory"},

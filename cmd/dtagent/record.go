@@ -32,8 +32,20 @@ type recordSummary struct {
 // byteSize is a flag such as 64MiB.
 type byteSize int64
 
-func (s *byteSize) String() string { return bytesText(int64(*s)) }
-func (s *byteSize) Type() string   { return "size" }
+// String is exact, and what Set takes.
+func (s *byteSize) String() string {
+	for _, unit := range []struct {
+		shift uint
+		name  string
+	}{{30, "GiB"}, {20, "MiB"}, {10, "KiB"}} {
+		if n := int64(*s) >> unit.shift; n > 0 && n<<unit.shift == int64(*s) {
+			return fmt.Sprint(n, unit.name)
+		}
+	}
+	return fmt.Sprint(int64(*s))
+}
+
+func (s *byteSize) Type() string { return "size" }
 
 func (s *byteSize) Set(text string) error {
 	digits := strings.TrimRight(text, "iBKMGkmg")

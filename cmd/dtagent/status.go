@@ -24,8 +24,14 @@ func newStatus() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	socket := cmd.Flags().String("control", defaultControl, "socket of the agent")
+	cost := cmd.Flags().Duration("cost", 0, "measure for so long what the programs in the kernel cost, 10m at most; alone: 2s")
+	cmd.Flags().Lookup("cost").NoOptDefVal = "2s"
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
-		s, err := control.NewClient(*socket).Status(cmd.Context())
+		client := control.NewClient(*socket)
+		if cmd.Flags().Changed("cost") {
+			return showCost(cmd, client, *cost)
+		}
+		s, err := client.Status(cmd.Context())
 		if err != nil {
 			return err
 		}
@@ -64,6 +70,14 @@ func printStatus(out io.Writer, s *control.Status) error {
 		fmt.Fprintf(w, "\tnothing is attached\n")
 	}
 
+	for _, r := range s.Restrictions {
+		fmt.Fprintf(w, "\t%s: %s", r.State, r.Name)
+		if r.Detail != "" {
+			fmt.Fprintf(w, ": %s", r.Detail)
+		}
+		fmt.Fprintf(w, " (%s)\n", strings.ReplaceAll(r.Why, "\n", "; "))
+	}
+
 	byComponent := map[string][]string{}
 	for _, t := range s.Targets {
 		byComponent[t.Component] = append(byComponent[t.Component], fmt.Sprint(t.TGID))
@@ -94,6 +108,8 @@ func printStatus(out io.Writer, s *control.Status) error {
 			fmt.Fprintf(w, "\t(%s: %d came without the start of their call, which was before the probes were attached)\n", l.Probe, l.Count)
 		case l.Cause == control.CauseNoSwitch:
 			fmt.Fprintf(w, "\t(%s: %d times it was not seen that a thread got or lost its CPU: how it spent that time is not known)\n", l.Probe, l.Count)
+		case l.Cause == control.CauseNoWakeup:
+			fmt.Fprintf(w, "\t(%s: %d times it was not seen when a wait of a thread ended: it counts until the thread had a CPU)\n", l.Probe, l.Count)
 		default:
 			fmt.Fprintf(w, "\t%s: %s: %d\n", l.Probe, l.Cause, l.Count)
 		}

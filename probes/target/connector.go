@@ -16,6 +16,14 @@ import (
 // unknown is the tgid of events that were lost.
 const unknown = 0
 
+// Connector tells whether starts of programs are noticed at once here: nil, or
+// why they are noticed by scans only.
+func Connector() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	return execs(ctx, cancel, func(uint32) {})
+}
+
 // execs calls ready, then f with the tgid of each process that executes a
 // program, or unknown, until ctx ends or the connector fails: it needs
 // CAP_NET_ADMIN in the first network and pid name spaces. A socket filter lets nothing but exec events through,
@@ -31,13 +39,12 @@ func execs(ctx context.Context, ready func(), f func(tgid uint32)) error {
 	}); err != nil {
 		return fmt.Errorf("proc connector: filter: %w", err)
 	}
-	var req nl.NetlinkRequest
-	req.Type = unix.NLMSG_DONE
-	req.Len = uint32(unix.SizeofNlMsghdr)
-	req.AddData(nl.NewCnMsg(netlink.CN_IDX_PROC, netlink.CN_VAL_PROC, netlink.PROC_CN_MCAST_LISTEN))
-	if err := s.Send(&req); err != nil {
+	if err := s.Send(procRequest(netlink.PROC_CN_MCAST_LISTEN)); err != nil {
 		return fmt.Errorf("proc connector: %w", err)
 	}
+	// Kernels before 6.6 do not notice that a listener has gone, and go on making
+	// events for nobody.
+	defer func() { _ = s.Send(procRequest(procIgnore)) }()
 	timeout := unix.Timeval{Usec: 200_000} // how late the end of ctx is seen
 	if err := s.SetReceiveTimeout(&timeout); err != nil {
 		return fmt.Errorf("proc connector: %w", err)
@@ -65,6 +72,18 @@ func execs(ctx context.Context, ready func(), f func(tgid uint32)) error {
 		}
 	}
 	return nil
+}
+
+// procIgnore is PROC_CN_MCAST_IGNORE of linux/cn_proc.h.
+const procIgnore = 2
+
+// procRequest is a message to the proc connector.
+func procRequest(op uint32) *nl.NetlinkRequest {
+	var req nl.NetlinkRequest
+	req.Type = unix.NLMSG_DONE
+	req.Len = uint32(unix.SizeofNlMsghdr)
+	req.AddData(nl.NewCnMsg(netlink.CN_IDX_PROC, netlink.CN_VAL_PROC, op))
+	return &req
 }
 
 // Lengths of struct cn_msg and of the head of struct proc_event.

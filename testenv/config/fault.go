@@ -27,6 +27,8 @@ type Program string
 // Programs that can be restarted.
 const (
 	Xapi      Program = "xapi"
+	Xenopsd   Program = "xenopsd"   // xenopsd-xc alone, as after a crash: calls that it had not answered go to the new one
+	Syslog    Program = "syslog"    // rsyslogd, which makes another /dev/log
 	Toolstack Program = "toolstack" // xapi, xenopsd-xc and message-switch, as xe-toolstack-restart has it
 )
 

@@ -60,7 +60,7 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	if err := os.MkdirAll(d.ObserversDir(), 0o755); err != nil {
 		return nil, err
 	}
-	args := []string{"run", "--observers-dir", d.ObserversDir(), "--control", d.Control(), "--bugtool-dir", d.SpansDir(),
+	args := []string{"run", "--config", "", "--observers-dir", d.ObserversDir(), "--control", d.Control(), "--bugtool-dir", d.SpansDir(),
 		"--state-dir", d.StateDir(), "--span-log", d.SpanLog(), "--xapi-socket", o.XAPISocket}
 	if len(o.Only) > 0 {
 		proc, err := restrict(filepath.Join(o.Dir, "proc"), o.Only)
@@ -90,7 +90,7 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 		d.err = d.cmd.Wait()
 		close(d.done)
 	}()
-	if err := d.Wait(ctx, 20*time.Second, "answers on its socket", func(*control.Status) bool { return true }); err != nil {
+	if err := d.Wait(ctx, time.Minute, "answers on its socket", func(*control.Status) bool { return true }); err != nil {
 		return nil, errors.Join(err, d.Stop())
 	}
 	return d, nil
@@ -210,7 +210,7 @@ func (d *Daemon) Run(ctx context.Context, args ...string) (string, error) {
 	switch args[0] {
 	case "observer":
 		args = append(args, "--observers-dir", d.ObserversDir())
-	case "status", "trace", "record":
+	case "status", "trace", "io", "record":
 		args = append(args, "--control", d.Control())
 	}
 	cmd := exec.CommandContext(ctx, d.o.Binary, args...)

@@ -347,7 +347,7 @@ func noLosses(t testing.TB, name string, a *daemon.Daemon) {
 	qt.Assert(t, qt.IsNil(err))
 	var lost []string
 	for _, loss := range s.Losses {
-		if loss.Cause != control.CauseNoStart && loss.Cause != control.CauseNoSwitch && loss.Count > 0 {
+		if loss.OfEvent() && loss.Count > 0 {
 			lost = append(lost, fmt.Sprintf("%s: %s: %d", loss.Probe, loss.Cause, loss.Count))
 		}
 	}

@@ -86,7 +86,7 @@ func (s *Suite) initramfs(file string, m *Machine, t *Tools) error {
 	if err := os.WriteFile(files[plan.Path], p, 0o644); err != nil {
 		return err
 	}
-	dirs := append([]string{"/dev", "/proc", "/sys", "/tmp", "/run", "/etc", "/var"}, m.Dirs...)
+	dirs := append([]string{"/dev", "/proc", "/sys", "/tmp", "/run", "/etc", "/opt", "/usr", "/var"}, m.Dirs...)
 	return WriteInitramfs(file, dirs, files, links)
 }
 

@@ -99,6 +99,7 @@ func TestSummary(t *testing.T) {
 		"bpf TestAKernel ok/ok ok/FAIL",
 		"bpf TestBKernel ok ok",
 		"passed, failed, skipped 3, 0, 0 2, 1, 0 FAILED",
+		"seconds 0 0",
 	}))
 }
 

@@ -6,25 +6,28 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel"
 
 	"github.com/xenserver/dtagent/bpf"
+	"github.com/xenserver/dtagent/cmd/dtagent/check"
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer"
 	"github.com/xenserver/dtagent/observer/metrics"
 	"github.com/xenserver/dtagent/observer/xapi"
 	"github.com/xenserver/dtagent/probes"
+	"github.com/xenserver/dtagent/probes/clock"
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/guestio"
 	"github.com/xenserver/dtagent/probes/recording"
 	"github.com/xenserver/dtagent/probes/target"
 )
@@ -41,12 +44,14 @@ type Config struct {
 	CAFile       string           // https receivers are checked against these too; "": the system's and the pool's
 	Experimental event.Components // left out even when an Observer names them
 	Control      string           // path of the control socket
+	Xenstore     string           // xenstored's socket or device; "": xenstore.Paths
 	SMDir        string           // further directory of SM scripts; "": none
 	Proc         string           // where processes are looked for; "": /proc
 	Legacy       bool             // the programs for Linux 4.19 even where the modern ones work
 	ClockOffset  time.Duration    // added to wall time, for tests of pools
 	BufferBytes  int              // of the kernel's buffer, of each CPU's in the legacy tier; 0: as bpf has it
-	QueueEvents  int              // that wait for the engine at most; 0: handoverEvents
+	MemoryLimit  int64            // what all that the Go runtime holds is kept below, in bytes; 0: as it grows
+	QueueEvents  int              // that wait for the engine at most; 0: DefaultQueue
 	Host         observer.Host    // what it is told about this host: goes before what XAPI says
 	Known        observer.Host    // what is known of this host otherwise
 	Log          *slog.Logger     // nil: discarded
@@ -70,7 +75,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer ln.Close()
+	defer ln.Release() // when all is detached
 	var page net.Listener
 	if c.Metrics != "" {
 		if page, err = metrics.Listen(c.Metrics); err != nil {
@@ -79,8 +84,10 @@ func Run(ctx context.Context, c Config) (err error) {
 		defer page.Close()
 	}
 	k, err := bpf.Open(bpf.Options{Legacy: c.Legacy, RingBytes: c.BufferBytes, PerfBytes: c.BufferBytes, Log: c.Log.With("component", "bpf")})
+	kernel := check.OfKernel(k)
+	kernel.Log(c.Log.With("component", "check"))
 	if err != nil {
-		return fmt.Errorf("%w\n`dtagent check` says what this kernel and host allow", err)
+		return cmp.Or(check.Refusal(kernel.All()), err)
 	}
 	m, err := probes.Open(k, probes.Options{Proc: c.Proc, ClockOffset: c.ClockOffset, Log: c.Log.With("component", "probes"), SMDirs: smDirs(c.SMDir)})
 	if err != nil {
@@ -92,14 +99,23 @@ func Run(ctx context.Context, c Config) (err error) {
 	debug.FreeOSMemory() // loading took several times what the agent lives on
 	a := &agent{
 		c: c, started: time.Now(), manager: m,
-		queue: newHandover(cmp.Or(c.QueueEvents, handoverEvents)), wanted: make(chan observer.Wanted, 1), stats: make(chan chan counts), ended: make(chan struct{}),
+		queue: newHandover(cmp.Or(c.QueueEvents, DefaultQueue)), wanted: make(chan observer.Wanted, 1), stats: make(chan chan counts), ended: make(chan struct{}),
 	}
 	if err := a.observers(); err != nil {
 		return err
 	}
-	a.tier = k.Tier().String()
-	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record}, c.Log.With("component", "control"))
+	a.tier, a.restrictions = kernel.Tier, restrictions(kernel)
+	disks := guestio.New(guestio.Options{Kernel: m.Session(), Xenstore: c.xenstores(), Proc: c.Proc, Log: c.Log.With("component", "guestio")})
+	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record, Cost: a.measure, IO: disks.Watch}, c.Log.With("component", "control"))
 	return a.run(ctx, ln, page)
+}
+
+// xenstores are where xenstored is looked for; nil: where it usually is.
+func (c *Config) xenstores() []string {
+	if c.Xenstore == "" {
+		return nil
+	}
+	return []string{c.Xenstore}
 }
 
 func smDirs(dir string) []string {
@@ -111,21 +127,23 @@ func smDirs(dir string) []string {
 
 // agent is the running daemon.
 type agent struct {
-	c       Config
-	tier    string
-	started time.Time
-	manager *probes.Manager
-	set     *observer.Set
-	sources sources
-	dir     *observer.Directory
-	xapi    *xapi.Source // nil: the Observers of the pool are not followed
-	metrics *metrics.Registry
-	server  *control.Server
-	live    recording.Live // to those who record
-	queue   *handover
-	wanted  chan observer.Wanted // the newest wish of the Observers; holds one
-	stats   chan chan counts     // questions to the engine's goroutine
-	ended   chan struct{}        // closed when the engine has gone
+	c            Config
+	tier         string
+	restrictions []control.Restriction // of the kernel
+	started      time.Time
+	manager      *probes.Manager
+	set          *observer.Set
+	sources      sources
+	dir          *observer.Directory
+	xapi         *xapi.Source // nil: the Observers of the pool are not followed
+	metrics      *metrics.Registry
+	server       *control.Server
+	live         recording.Live // to those who record
+	queue        *handover
+	wanted       chan observer.Wanted // the newest wish of the Observers; holds one
+	stats        chan chan counts     // questions to the engine's goroutine
+	ended        chan struct{}        // closed when the engine has gone
+	turns        atomic.Uint64        // of the engine
 
 	mu      sync.Mutex
 	trouble error        // of the last change of probes
@@ -151,13 +169,13 @@ func (a *agent) run(ctx context.Context, ln, page net.Listener) error {
 
 	var serving, correlating, reading, watching sync.WaitGroup
 	serving.Go(func() { fail(a.server.Serve(ln)) })
-	correlating.Go(a.correlate)
+	correlating.Go(func() { a.correlate(a.manager) })
 	reading.Go(func() {
 		fail(a.manager.Run(ctx, a.queue.put))
 		a.queue.close()
 	})
 	watching.Go(func() { a.attach(ctx) })
-	watching.Go(func() { boundMemory(ctx) })
+	watching.Go(func() { boundMemory(ctx, a.c.MemoryLimit) })
 	watching.Go(func() { fail(a.dir.Run(ctx, a.sources.applyLocal)) })
 	if a.xapi != nil {
 		watching.Go(func() { fail(a.xapi.Run(ctx, a.sources.applyXAPI)) })
@@ -174,6 +192,10 @@ func (a *agent) run(ctx context.Context, ln, page net.Listener) error {
 	defer started.Stop()
 	if err := notify("READY=1"); err != nil {
 		log.Warn("not told systemd", "err", err)
+	}
+	if every := watchdogTime(); every > 0 {
+		w := newWatchdog(log, notify, part{"reader", a.manager.Rounds}, part{"correlation", a.turns.Load})
+		watching.Go(func() { w.run(ctx, every) })
 	}
 	log.Info("dtagent runs", "version", a.c.Version, "tier", a.tier, "control", a.c.Control, "observers", a.c.ObserversDir)
 	<-ctx.Done()
@@ -203,8 +225,15 @@ type counts struct {
 	sorter correlate.SorterStats
 }
 
+// kernelTime is a probes.Manager, as far as the engine's turns need one.
+type kernelTime interface {
+	Now() (event.Time, error)
+	Gaps() uint64
+	Offsets() clock.Offsets
+}
+
 // correlate runs the engine until there are no more events.
-func (a *agent) correlate() {
+func (a *agent) correlate(k kernelTime) {
 	defer close(a.ended)
 	defer a.live.Close()
 	e := newEngine(&a.live, correlate.Config{Emit: func(s *correlate.Span) {
@@ -225,17 +254,18 @@ func (a *agent) correlate() {
 			answer <- c
 			continue
 		}
-		now, err := a.manager.Now() // before the events that the reader puts meanwhile
-		if err != nil {             // the next events bring the time
+		now, err := k.Now() // before the events that the reader puts meanwhile
+		if err != nil {     // the next events bring the time
 			a.c.Log.Error("clock", "err", err)
 			now = 0
 		}
 		b, more = a.queue.take(b)
-		if lost, ok := gaps.look(now, a.manager.Gaps(), a.manager.Now); ok {
+		if lost, ok := gaps.look(now, k.Gaps(), k.Now); ok {
 			b.events = append(b.events, lost)
 		}
 		lossesFirst(b.events)
-		e.turn(b.events, now, a.manager.Offsets())
+		e.turn(b.events, now, k.Offsets())
+		a.turns.Add(1)
 	}
 	e.pipeline.Drain()
 }
@@ -289,7 +319,7 @@ func (a *agent) attach(ctx context.Context) {
 func (a *agent) status() control.Status {
 	s := control.Status{
 		Version: a.c.Version, PID: os.Getpid(), Started: a.started, UptimeSeconds: time.Since(a.started).Seconds(),
-		Tier: a.tier, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
+		Tier: a.tier, Restrictions: a.restrictions, Events: map[string]uint64{}, Targets: []control.Target{}, Probes: []control.Probe{}, Losses: []control.Loss{},
 		Handover:     control.Handover{Capacity: a.queue.max, Queued: a.queue.waiting(), Dropped: a.queue.dropped.Load()},
 		Recordings:   a.live.Stats(),
 		ObserversDir: a.c.ObserversDir, BugtoolDir: a.c.BugtoolDir,

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"runtime"
@@ -30,4 +31,17 @@ func cost() control.Process {
 		p.HeapBytes = sample[0].Value.Uint64()
 	}
 	return p
+}
+
+// measure watches for d what the programs in the kernel cost.
+func (a *agent) measure(ctx context.Context, d time.Duration) (control.Cost, error) {
+	costs, err := a.manager.Measure(ctx, d)
+	if err != nil {
+		return control.Cost{}, err
+	}
+	c := control.Cost{Seconds: costs.Over.Seconds(), CPUs: runtime.NumCPU(), Estimated: costs.Estimated, Probes: []control.ProbeCost{}}
+	for _, p := range costs.Probes {
+		c.Probes = append(c.Probes, control.ProbeCost{Probe: p.Probe.String(), Runs: p.Runs, Own: uint64(p.Own), Entry: uint64(p.Entry)})
+	}
+	return c, nil
 }

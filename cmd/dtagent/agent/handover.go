@@ -7,10 +7,16 @@ import (
 	"github.com/xenserver/dtagent/probes/event"
 )
 
+// DefaultQueue is how many events wait between the probes' reader and the engine
+// at most when Config says nothing, MostQueue the most that it can say.
 const (
-	handoverEvents = 8192    // events that wait between the probes' reader and the engine
-	handoverBytes  = 8 << 20 // and what their heads and tails may hold together
-	keptBytes      = 1 << 20 // a larger buffer is not kept for the next batch
+	DefaultQueue = 8192
+	MostQueue    = 1 << 20
+)
+
+const (
+	handoverBytes = 8 << 20 // what the heads and tails of those that wait may hold together
+	keptBytes     = 1 << 20 // a larger buffer is not kept for the next batch
 )
 
 // handover is the bounded queue between the goroutine that reads the probes and

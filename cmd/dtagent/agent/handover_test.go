@@ -11,7 +11,7 @@ import (
 )
 
 func TestHandoverCopies(t *testing.T) {
-	h := newHandover(handoverEvents)
+	h := newHandover(DefaultQueue)
 	head, tail := []byte("head"), []byte("tail")
 	h.put(&event.Event{Kind: event.KindData, TID: 7, Head: head, Tail: tail})
 	copy(head, "XXXX")
@@ -33,14 +33,14 @@ func TestHandoverCopies(t *testing.T) {
 }
 
 func TestHandoverIsBounded(t *testing.T) {
-	h := newHandover(handoverEvents)
-	for range handoverEvents + 5 {
+	h := newHandover(DefaultQueue)
+	for range DefaultQueue + 5 {
 		h.put(&event.Event{Kind: event.KindFork})
 	}
 	qt.Assert(t, qt.Equals(h.dropped.Load(), 5))
-	qt.Assert(t, qt.Equals(h.waiting(), handoverEvents))
+	qt.Assert(t, qt.Equals(h.waiting(), DefaultQueue))
 
-	h = newHandover(handoverEvents)
+	h = newHandover(DefaultQueue)
 	big := make([]byte, 16<<10)
 	for range 2 * handoverBytes / len(big) {
 		h.put(&event.Event{Kind: event.KindData, Head: big})
@@ -53,8 +53,8 @@ func TestHandoverIsBounded(t *testing.T) {
 }
 
 func TestHandoverTellsTheGap(t *testing.T) {
-	h := newHandover(handoverEvents)
-	for range handoverEvents {
+	h := newHandover(DefaultQueue)
+	for range DefaultQueue {
 		h.put(&event.Event{Kind: event.KindFork, Time: 1})
 	}
 	for _, ev := range []event.Event{
@@ -65,8 +65,8 @@ func TestHandoverTellsTheGap(t *testing.T) {
 		h.put(&ev)
 	}
 	b, _ := h.take(batch{})
-	qt.Assert(t, qt.HasLen(b.events, handoverEvents+1))
-	isGap(t, &b.events[handoverEvents], 3, 8, 4)
+	qt.Assert(t, qt.HasLen(b.events, DefaultQueue+1))
+	isGap(t, &b.events[DefaultQueue], 3, 8, 4)
 	h.put(&event.Event{Kind: event.KindFork, Time: 9})
 	b, _ = h.take(b)
 	qt.Assert(t, qt.HasLen(b.events, 1)) // the gap is over
@@ -74,8 +74,8 @@ func TestHandoverTellsTheGap(t *testing.T) {
 }
 
 func TestHandoverWakesHalfFull(t *testing.T) {
-	h := newHandover(handoverEvents)
-	for i := range handoverEvents / 2 {
+	h := newHandover(DefaultQueue)
+	for i := range DefaultQueue / 2 {
 		qt.Assert(t, qt.HasLen(h.half, 0), qt.Commentf("%d events", i))
 		h.put(&event.Event{Kind: event.KindFork})
 	}
@@ -83,7 +83,7 @@ func TestHandoverWakesHalfFull(t *testing.T) {
 }
 
 func TestHandoverKeepsOrder(t *testing.T) {
-	h := newHandover(handoverEvents)
+	h := newHandover(DefaultQueue)
 	const n = 100_000
 	var wg sync.WaitGroup
 	got, told := 0, uint64(0)
@@ -119,7 +119,7 @@ func TestHandoverKeepsOrder(t *testing.T) {
 }
 
 func TestHandoverDoesNotAllocate(t *testing.T) {
-	h := newHandover(handoverEvents)
+	h := newHandover(DefaultQueue)
 	ev := event.Event{Kind: event.KindData, Head: make([]byte, 500), Tail: make([]byte, 100)}
 	var b batch
 	turn := func() {
@@ -134,7 +134,7 @@ func TestHandoverDoesNotAllocate(t *testing.T) {
 }
 
 func BenchmarkHandover(b *testing.B) {
-	h := newHandover(handoverEvents)
+	h := newHandover(DefaultQueue)
 	ev := event.Event{Kind: event.KindData, Head: make([]byte, 500)}
 	var done batch
 	b.ReportAllocs()

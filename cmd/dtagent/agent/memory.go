@@ -20,14 +20,27 @@ const (
 	memoryEvery   = time.Second
 )
 
-// memoryLimit is what the Go runtime may hold when live bytes are in use.
-func memoryLimit(live uint64) int64 {
-	return int64(max(memoryFloor, live+live/2+memoryBesides))
+// DefaultMemory is below what the service may take in all (MemoryMax of the unit),
+// by what the kernel holds for the agent: buffers, tables, the program file. With
+// less than LeastMemory the collector would run without end.
+const (
+	DefaultMemory = 192 << 20
+	LeastMemory   = 32 << 20
+)
+
+// memoryLimit is what the Go runtime may hold when live bytes are in use. Above
+// most, if it is not 0, the collector has to work harder.
+func memoryLimit(live uint64, most int64) int64 {
+	limit := int64(max(memoryFloor, live+live/2+memoryBesides))
+	if most > 0 {
+		limit = min(limit, most)
+	}
+	return limit
 }
 
 // boundMemory keeps the limit until ctx ends. A limit in the environment goes
 // before.
-func boundMemory(ctx context.Context) {
+func boundMemory(ctx context.Context, most int64) {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
 	}
@@ -36,7 +49,7 @@ func boundMemory(ctx context.Context) {
 	t := time.NewTicker(memoryEvery)
 	defer t.Stop()
 	for {
-		debug.SetMemoryLimit(memoryLimit(liveBytes()))
+		debug.SetMemoryLimit(memoryLimit(liveBytes(), most))
 		select {
 		case <-ctx.Done():
 			return

@@ -9,7 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/go-quicktest/qt"
 	"go.opentelemetry.io/otel/trace"
@@ -70,7 +73,53 @@ func TestNotRunning(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	defer l.Close()
 	_, err = Listen(path)
+	qt.Assert(t, qt.ErrorMatches(err, fmt.Sprintf(`.*an agent is running on .* already \(pid %d\); stop it.*`, os.Getpid())))
+
+	// One that has stopped listening may still be attached.
+	qt.Assert(t, qt.IsNil(l.Close()))
+	_, err = Listen(path)
 	qt.Assert(t, qt.ErrorMatches(err, `.*an agent is running on .* already.*`))
+	l.Release()
+	l.Release()
+	next, err := Listen(path)
+	qt.Assert(t, qt.IsNil(err))
+	l.Release() // is not the next one's
+	_, err = Listen(path)
+	qt.Assert(t, qt.ErrorMatches(err, `.*an agent is running on .* already.*`))
+	next.Release()
+	left, err := os.ReadDir(filepath.Dir(path))
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.HasLen(left, 0))
+}
+
+// Of many that begin at once, over and over, one has the socket at any time.
+func TestListenIsALock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	qt.Assert(t, qt.IsNil(err))
+	stale.SetUnlinkOnClose(false)
+	qt.Assert(t, qt.IsNil(stale.Close()))
+	var have, twice, times atomic.Int64
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 50 {
+				l, err := Listen(path)
+				if err != nil {
+					continue
+				}
+				if have.Add(1) > 1 {
+					twice.Add(1)
+				}
+				times.Add(1)
+				have.Add(-1)
+				l.Release()
+			}
+		})
+	}
+	wg.Wait()
+	qt.Check(t, qt.Equals(twice.Load(), 0))
+	qt.Check(t, qt.IsTrue(times.Load() > 0))
 }
 
 func TestListenKeepsOtherFiles(t *testing.T) {
@@ -157,4 +206,37 @@ func TestReadersAreBounded(t *testing.T) {
 	err := NewClient(path).Trace(t.Context(), nil, func(zipkin.Span) {})
 	qt.Assert(t, qt.ErrorMatches(err, `.*503 .*readers follow the traces already.*`))
 	qt.Assert(t, qt.IsFalse(errors.Is(err, ErrTooSlow)))
+}
+
+func TestCost(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "control.sock")
+	ln, err := Listen(path)
+	qt.Assert(t, qt.IsNil(err))
+	want := Cost{Seconds: 2, CPUs: 4, Probes: []ProbeCost{{Probe: "wait", Runs: 3, Own: 6e7, Entry: 2e7}}}
+	s := NewServer(Sources{Cost: func(_ context.Context, d time.Duration) (Cost, error) {
+		if d != 2*time.Second {
+			return Cost{}, errors.New("statistics of programs: not permitted")
+		}
+		return want, nil
+	}}, slog.New(slog.DiscardHandler))
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ln) }()
+	client := NewClient(path)
+	got, err := client.Cost(t.Context(), 2*time.Second)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.DeepEquals(*got, want))
+	qt.Check(t, qt.Equals(got.Share(), 0.01))
+	_, err = client.Cost(t.Context(), time.Second)
+	qt.Check(t, qt.ErrorMatches(err, ".*statistics of programs: not permitted"))
+	for _, d := range []time.Duration{0, -1, MaxCost + 1} {
+		_, err = client.Cost(t.Context(), d)
+		qt.Check(t, qt.ErrorMatches(err, "measure for .*"))
+	}
+	for _, q := range []string{"", "?for=", "?for=x", "?for=-1s", "?for=1h"} {
+		_, err := client.get(t.Context(), "cost"+q)
+		qt.Check(t, qt.ErrorMatches(err, ".*400 Bad Request.*"), qt.Commentf("%s", q))
+	}
+	qt.Check(t, qt.Equals((&Cost{}).Share(), 0))
+	qt.Check(t, qt.IsNil(s.Close()))
+	qt.Check(t, qt.IsNil(<-done))
 }

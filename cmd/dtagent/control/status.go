@@ -18,11 +18,12 @@ type Status struct {
 	Started       time.Time `json:"started"`
 	UptimeSeconds float64   `json:"uptime_seconds"`
 
-	Tier       string   `json:"tier"`              // which programs are loaded: "modern" or "legacy"
-	Components []string `json:"components"`        // wanted by some enabled Observer
-	Trouble    string   `json:"trouble,omitempty"` // why what is wanted is not attached
-	Targets    []Target `json:"targets"`           // processes watched
-	Probes     []Probe  `json:"probes"`            // programs attached
+	Tier         string        `json:"tier"`              // which programs are loaded: "modern" or "legacy"
+	Restrictions []Restriction `json:"restrictions"`      // what this kernel and host do by a wider way only, or not
+	Components   []string      `json:"components"`        // wanted by some enabled Observer
+	Trouble      string        `json:"trouble,omitempty"` // why what is wanted is not attached
+	Targets      []Target      `json:"targets"`           // processes watched
+	Probes       []Probe       `json:"probes"`            // programs attached
 
 	Children int `json:"children"` // of targets, watched too
 
@@ -46,6 +47,16 @@ type Status struct {
 	Metrics      string                   `json:"metrics,omitempty"` // address of the metrics page
 
 	Process Process `json:"process"`
+}
+
+// Restriction is something that works by a wider way only, as `dtagent check` says
+// it.
+type Restriction struct {
+	Name   string `json:"name"`
+	State  string `json:"state"`
+	Detail string `json:"detail,omitempty"`
+	Why    string `json:"why,omitempty"`
+	Advice string `json:"advice,omitempty"`
 }
 
 // Target is a process that the agent watches.
@@ -78,11 +89,20 @@ const CauseNoStart = "start of the call not seen"
 // not seen, so a part of its time is in no way of spending it.
 const CauseNoSwitch = "switch of a thread not seen"
 
+// CauseNoWakeup is the cause of a third: it was not seen when a thread's wait ended,
+// so the wait counts until the thread had a CPU again.
+const CauseNoWakeup = "wakeup of a thread not seen"
+
+// OfEvent tells whether events are missing because of it.
+func (l Loss) OfEvent() bool {
+	return l.Cause != CauseNoStart && l.Cause != CauseNoSwitch && l.Cause != CauseNoWakeup
+}
+
 // Lost is how many events got lost, for whatever cause.
 func (s *Status) Lost() uint64 {
 	n := s.Handover.Dropped
 	for _, l := range s.Losses {
-		if l.Cause != CauseNoStart && l.Cause != CauseNoSwitch {
+		if l.OfEvent() {
 			n += l.Count
 		}
 	}

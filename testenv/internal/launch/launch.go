@@ -29,8 +29,9 @@ type process struct {
 	ends chan error
 }
 
-// patience is how long a process may take to come up or to obey.
-const patience = 20 * time.Second
+// patience is how long a process may take to come up or to obey. It only ends a
+// hang: an emulated machine takes ten times as long as a real one.
+const patience = time.Minute
 
 // Run is the launcher's life: it reads commands and writes answers, as package
 // testenv expects them, until its input ends.

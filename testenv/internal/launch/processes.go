@@ -76,11 +76,13 @@ func (p *process) tell(line []byte) error {
 // members are the processes of a program, in the order in which they are started.
 var members = map[config.Program][]string{
 	config.Xapi:      {"xapi"},
+	config.Xenopsd:   {"xenopsd-xc"},
+	config.Syslog:    {"rsyslogd"},
 	config.Toolstack: {"message-switch", "squeezed", "xcp-networkd", "xcp-rrdd", "xenopsd-xc", "xapi"},
 }
 
 // sockets are what processes listen on.
-var sockets = map[string]string{"xapi": "/var/lib/xcp/xapi", "message-switch": "/var/run/message-switch/sock"}
+var sockets = map[string]string{"xapi": "/var/lib/xcp/xapi", "message-switch": "/var/run/message-switch/sock", "rsyslogd": "/dev/log"}
 
 // restart ends processes, the last one first, and starts them again.
 func (a *processes) restart(r config.Restart) error {

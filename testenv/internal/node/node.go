@@ -40,7 +40,7 @@ type Proc struct {
 	knobs   atomic.Pointer[config.Knobs]
 	traced  atomic.Bool                                // an Observer is enabled for this process
 	obey    atomic.Pointer[func(config.Command) error] // further commands
-	log     int
+	log     systemLog
 	threads atomic.Int64 // OCaml's own numbers of threads
 	main    *Thread
 }
@@ -67,11 +67,10 @@ func Start(name, component string) (*Proc, error) {
 			return nil, err
 		}
 	}
-	if p.log, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-		return nil, fmt.Errorf("log: %w", err)
-	}
-	if err := unix.Connect(p.log, &unix.SockaddrUnix{Name: "/dev/log"}); err != nil && name != "rsyslogd" {
-		return nil, fmt.Errorf("connect /dev/log: %w", err)
+	if name != "rsyslogd" {
+		if err := p.log.open(); err != nil {
+			return nil, err
+		}
 	}
 	p.main = &Thread{P: p}
 	go p.control(in)
@@ -226,7 +225,7 @@ func (t *Thread) Log(l Level, module, format string, args ...any) {
 	} else {
 		b = escape(b, fmt.Sprintf(format, args...))
 	}
-	_ = sys.Send(t.P.log, b) // as syslog(3): nobody is told
+	t.P.log.send(b)
 }
 
 // Audit sends a line of the audit log, which has its own form.
@@ -236,7 +235,7 @@ func (t *Thread) Audit(format string, args ...any) {
 		trace = t.Trace
 	}
 	now := time.Now()
-	_ = sys.Send(t.P.log, fmt.Appendf(nil, "<182>%s %s: [%s|audit|%s|%d %s|%s|audit] %s", now.Format("Jan _2 15:04:05"), t.P.Name,
+	t.P.log.send(fmt.Appendf(nil, "<182>%s %s: [%s|audit|%s|%d %s|%s|audit] %s", now.Format("Jan _2 15:04:05"), t.P.Name,
 		now.UTC().Format("20060102T15:04:05.000Z"), trace, t.ID, t.Name, t.Tag, fmt.Sprintf(format, args...)))
 }
 

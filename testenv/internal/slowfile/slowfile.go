@@ -9,6 +9,7 @@ package slowfile
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +62,7 @@ const (
 	opGetattr   = 3
 	opOpen      = 14
 	opRead      = 15
+	opWrite     = 16
 	opRelease   = 18
 	opFsync     = 20
 	opFlush     = 25
@@ -69,6 +71,8 @@ const (
 	opIoctl     = 39
 
 	asyncRead = 1 << 0 // FUSE_ASYNC_READ
+	bigWrites = 1 << 5 // FUSE_BIG_WRITES
+	directIO  = 1 << 0 // FOPEN_DIRECT_IO
 
 	inHeader  = 40   // struct fuse_in_header
 	maxWrite  = 4096 // the least that there is
@@ -98,7 +102,8 @@ type attrOut struct {
 // openOut is struct fuse_open_out.
 type openOut struct {
 	Handle uint64
-	_      [2]uint32
+	Flags  uint32
+	_      uint32
 }
 
 // ioctlOut is struct fuse_ioctl_out.
@@ -142,19 +147,16 @@ func Serve(dev, gate int) error {
 		if fds[0].Revents == 0 {
 			continue
 		}
-		n, err := unix.Read(dev, in)
+		op, unique, body, err := receive(dev, in)
 		switch {
-		case err == unix.ENODEV || err == unix.ECONNABORTED:
-			return nil // unmounted, the latter in the middle of a request
-		case err == unix.EINTR || err == unix.EAGAIN || err == unix.ENOENT:
-			continue // ENOENT: its caller was interrupted before we read it
+		case err == errGone:
+			return nil
+		case err == errNone:
+			continue
 		case err != nil:
-			return fmt.Errorf("/dev/fuse: %w", err)
-		case n < inHeader:
-			return fmt.Errorf("/dev/fuse: a request of %d bytes", n)
+			return err
 		}
-		op := binary.NativeEndian.Uint32(in[4:])
-		r := reply{unique: binary.NativeEndian.Uint64(in[8:]), what: answer(op, in[inHeader:n])}
+		r := reply{unique, answer(op, body)}
 		switch {
 		case op == opForget || op == opInterrupt: // they have no reply
 		case gate >= 0 && (op == opRead || op == opFsync || op == opIoctl):
@@ -165,6 +167,27 @@ func Serve(dev, gate int) error {
 			}
 		}
 	}
+}
+
+var (
+	errGone = errors.New("the file system is gone")
+	errNone = errors.New("no request after all")
+)
+
+// receive reads a request from the kernel.
+func receive(dev int, in []byte) (op uint32, unique uint64, body []byte, err error) {
+	n, err := unix.Read(dev, in)
+	switch {
+	case err == unix.ENODEV || err == unix.ECONNABORTED:
+		return 0, 0, nil, errGone // unmounted, the latter in the middle of a request
+	case err == unix.EINTR || err == unix.EAGAIN || err == unix.ENOENT:
+		return 0, 0, nil, errNone // ENOENT: its caller was interrupted before we read it
+	case err != nil:
+		return 0, 0, nil, fmt.Errorf("/dev/fuse: %w", err)
+	case n < inHeader:
+		return 0, 0, nil, fmt.Errorf("/dev/fuse: a request of %d bytes", n)
+	}
+	return binary.NativeEndian.Uint32(in[4:]), binary.NativeEndian.Uint64(in[8:]), in[inHeader:n], nil
 }
 
 // reply is one to the kernel.

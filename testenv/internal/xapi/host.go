@@ -57,7 +57,7 @@ func (d *database) poolRecord() dict {
 // hostArity is arity for the methods of classes host and pool.
 var hostArity = map[string]int{
 	"host.get_all": 1, "host.get_all_records": 1, "host.get_by_uuid": 2, "host.get_by_name_label": 2, "host.get_record": 2, "host.get_uuid": 2,
-	"host.get_name_label": 2, "host.get_address": 2, "host.get_enabled": 2,
+	"host.get_name_label": 2, "host.get_software_version": 2, "host.get_address": 2, "host.get_enabled": 2,
 	"pool.get_all": 1, "pool.get_all_records": 1, "pool.get_by_uuid": 2, "pool.get_record": 2, "pool.get_uuid": 2, "pool.get_name_label": 2, "pool.get_master": 2,
 }
 
