@@ -196,5 +196,6 @@ func TestRestarts(t *testing.T) {
 		l.compareIn(traces, log, s.began, until, "VM.start", s.id, s.parent)
 	}
 	told(t, l.spans(), made, away)
-	l.noLosses()
+	// A daemon that ends in the midst of a request takes with it what was gathered of it.
+	l.noLosses("socket ended with its process")
 }

@@ -108,6 +108,7 @@ func (c *checker) report(ctx context.Context, k Kernel, rpm func(context.Context
 		r.Toolstack = append(r.Toolstack, missing(found)...)
 	}
 	r.Toolstack = append(r.Toolstack, c.scripts(ctx, o.SMDir, v)...)
+	r.Toolstack = append(r.Toolstack, c.others(ctx, o.Proc, v)...)
 
 	r.Observers = append(r.Observers, observers(fromXAPI, fromFiles, uuid)...)
 	r.Endpoints = c.endpoints(ctx, r.Observers)

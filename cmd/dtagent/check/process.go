@@ -83,6 +83,64 @@ func (h host) target(ctx context.Context, proc string, c event.Component, p targ
 	return t
 }
 
+// beside are programs that take part in what is traced and are no targets, each with
+// what it does there.
+var beside = []struct{ program, does string }{
+	{"stunnel", "TLS to and from xapi: its plain side is seen at xapi"},
+	{"tapdisk", "disks of guests"},
+}
+
+// maxScanned bounds the processes that are looked at for them.
+const maxScanned = 1 << 16
+
+// others says which of them run, and in which version.
+func (h host) others(ctx context.Context, proc string, v *versions) []Item {
+	root := cmp.Or(proc, "/proc")
+	type found struct {
+		n   int
+		pid string // of one
+		exe string
+	}
+	all := map[string]*found{}
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil // said already
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(maxScanned)
+	for _, name := range names {
+		if _, err := strconv.ParseUint(name, 10, 32); err != nil {
+			continue
+		}
+		exe, err := os.Readlink(filepath.Join(root, name, "exe"))
+		if err != nil {
+			continue
+		}
+		program := filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
+		f := all[program]
+		if f == nil {
+			f = &found{pid: name, exe: exe}
+			all[program] = f
+		}
+		f.n++
+	}
+	var out []Item
+	for _, b := range beside {
+		f := all[b.program]
+		if f == nil {
+			continue
+		}
+		path, outdated := strings.CutSuffix(f.exe, " (deleted)")
+		e := v.of(ctx, b.program, filepath.Join(root, f.pid, "exe"), path, outdated)
+		detail := fmt.Sprintf("%d run, version %s", f.n, cmp.Or(e.version, "not known"))
+		if e.from != "" {
+			detail += " (" + e.from + ")"
+		}
+		out = append(out, works(b.program, detail+"; "+b.does))
+	}
+	return out
+}
+
 // missing says which components have no process, and what that means.
 func missing(found map[event.Component]bool) []Item {
 	if len(found) == 0 {

@@ -142,3 +142,18 @@ func TestXAPIForms(t *testing.T) {
 		qt.Check(t, qt.Equals(xapiForms(version), want))
 	}
 }
+
+func TestOthers(t *testing.T) {
+	bin := t.TempDir()
+	f := newFakeProc(t)
+	for pid, name := range map[int]string{20: "stunnel", 21: "stunnel", 22: "bash", 23: "xapi"} {
+		path := filepath.Join(bin, name)
+		qt.Assert(t, qt.IsNil(os.WriteFile(path, nil, 0o755)))
+		f.process(pid, name, path)
+	}
+	v := newVersions(func(_ context.Context, path string) string { return filepath.Base(path) + "-5.60-4" })
+	got := host{}.others(context.Background(), f.dir, v)
+	qt.Assert(t, qt.HasLen(got, 1))
+	qt.Check(t, qt.DeepEquals(got[0], works("stunnel", "2 run, version stunnel-5.60-4 (rpm); TLS to and from xapi: its plain side is seen at xapi")))
+	qt.Check(t, qt.HasLen(host{}.others(context.Background(), filepath.Join(bin, "none"), v), 0))
+}
