@@ -22,6 +22,7 @@ BENCHTIME   ?= 1s
 TESTFLAGS   ?=
 RESULTS     ?=
 VMFLAGS     ?=
+XENFLAGS    ?=
 ACCURACYFLAGS ?=
 
 .PHONY: help
@@ -73,8 +74,16 @@ test: deps lint ## all tests: unit, race, fuzz seeds, and as root those with rea
 	$(GOTESTSUM) --format pkgname $(if $(RESULTS),--jsonfile $(RESULTS)) -- -race -count=1 -timeout 40m $(TESTFLAGS) ./...
 
 .PHONY: vmtest
-vmtest: ## run the kernel tests on Linux 5.10, 6.1, 6.12 and 7.2 under QEMU; needs apt-get, but neither root nor KVM
+vmtest: ## run the kernel tests on Linux 5.10, 6.1, 6.12 and 7.2 under QEMU; needs apt-get and gcc, but neither root nor KVM
 	$(GO) run ./testenv/vm/cmd/vmtest $(VMFLAGS)
+
+.PHONY: kernels
+kernels: ## make vmtest, and write what came of it into docs/kernels.md
+	$(GO) run ./testenv/vm/cmd/vmtest -write docs/kernels.md $(VMFLAGS)
+
+.PHONY: xentest
+xentest: ## run the agent and its kernel tests in the dom0 of a real Xen host with guests, under QEMU; needs what vmtest needs
+	$(GO) run ./testenv/xen/cmd/xentest $(XENFLAGS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (10s)

@@ -94,16 +94,18 @@ func (k *Kernel) probe(memlock error) {
 	}
 	raw := tryRaw()
 	needed("raw tracepoints", "attached", "allow bpf's BPF_RAW_TRACEPOINT_OPEN (seccomp, CAP_BPF and CAP_PERFMON); needs Linux 4.17", raw)
-	pid, detail, err := k.taskPID(raw)
-	optional("task structure", detail, "report this kernel (/sys/kernel/notes); meanwhile wakeups are seen by the tracepoint, at a higher cost", err)
+	pid, detail, noPID := k.taskPID(raw)
+	optional("task structure", detail, "report this kernel (/sys/kernel/notes); meanwhile wakeups are seen by the tracepoint, at a higher cost", noPID)
 	k.config.TaskPid = pid
 	yield := k.opt.dispatch || callsYield()
 	cannot := func(w way) error {
 		switch {
 		case w.by == ByRawTracepoint && raw != nil:
 			return raw
-		case w.task && err != nil:
-			return err
+		case w.task && noPID != nil:
+			return noPID
+		case w.btf && k.tier != Modern:
+			return errors.New("what it reads is known by BTF only")
 		case w.calls && yield:
 			return errors.New("this kernel takes the CPU from programs there")
 		}
@@ -111,9 +113,14 @@ func (k *Kernel) probe(memlock error) {
 	}
 	k.hooks, k.dispatched = map[Probe][]found{}, map[Probe][]found{}
 	for _, p := range allProbes {
+		if p == Disk {
+			continue
+		}
 		detail, err := k.findHooks(tracefs, p, cannot)
 		needed("hooks of "+p.String(), detail, "the kernel needs CONFIG_FTRACE_SYSCALLS", err)
 	}
+	detail, err = k.findDiskHooks(tracefs, cannot)
+	optional("hooks of "+Disk.String(), detail, "without them dtagent io shows nothing (CONFIG_BLOCK, CONFIG_TRACEPOINTS)", err)
 }
 
 // tryMap makes the smallest map.
@@ -180,6 +187,18 @@ func tryRaw() error {
 		return err
 	}
 	return l.Close()
+}
+
+// findDiskHooks notes the hooks of the disk probe, if the kernel has all and its
+// events are understood. The other probes do without.
+func (k *Kernel) findDiskHooks(tracefs string, cannot func(way) error) (detail string, err error) {
+	if k.block, err = readBlockConf(tracefs); err != nil {
+		return "", err
+	}
+	if detail, err = k.findHooks(tracefs, Disk, cannot); err != nil {
+		delete(k.hooks, Disk)
+	}
+	return detail, err
 }
 
 // lockdownMode returns the kernel's lockdown mode.

@@ -34,6 +34,7 @@ type way struct {
 	by      Way
 	program string
 	task    bool // it has to know where things are in a task_struct
+	btf     bool // it has to know structs that only BTF describes: the modern tier's
 	calls   bool // it is at a tracepoint of system calls, where it may lose the CPU from Linux 7 on
 }
 
@@ -117,5 +118,12 @@ var hooks = map[Probe][]hook{
 		{group: "sched", name: "sched_wakeup", ways: []way{{by: ByRawTracepoint, program: "dt_w_rwakeup", task: true}, {by: ByTracepoint, program: "dt_w_wakeup"}}},
 		at("sched", "sched_switch", "dt_w_switch"),
 		{group: "raw_syscalls", name: "sys_enter", ways: []way{{by: ByRawTracepoint, program: "dt_w_enter", calls: true}, {by: ByTracepoint, program: "dt_w_tenter"}}},
+	},
+	Disk: {
+		{group: "block", name: "block_rq_complete", ways: []way{{by: ByRawTracepoint, program: "dt_d_rdone", btf: true}, {by: ByTracepoint, program: "dt_d_done"}}},
+		{group: "block", name: "block_bio_complete", ways: []way{{by: ByRawTracepoint, program: "dt_d_rend", btf: true}, {by: ByTracepoint, program: "dt_d_end"}}},
+		at("block", "block_rq_issue", "dt_d_issue"),
+		at("block", "block_split", "dt_d_split"),
+		at("block", "block_bio_queue", "dt_d_queue"),
 	},
 }

@@ -42,6 +42,8 @@ const (
 	defaultGathers  = 4096
 	defaultTargets  = 16384
 	defaultInflight = 16384
+	defaultBios     = 8192
+	defaultDisks    = 512
 )
 
 // Options of Open. The zero value chooses everything by what the kernel allows.
@@ -54,6 +56,8 @@ type Options struct {
 	Gathers     int          // sockets that have had small pieces, 1.4 KiB each; 0: 4,096
 	TargetsMax  int          // processes watched at once, children included; 0: 16,384
 	InflightMax int          // threads of targets at once; 0: 16,384
+	BiosMax     int          // pieces of guests' block I/O in flight at once; 0: 8,192
+	DisksMax    int          // guests' disks at once; 0: 512
 
 	dispatch bool // as if callsYield, for tests
 }
@@ -70,6 +74,7 @@ func (o Options) withDefaults() Options {
 		{&o.PerfBytes, min(max(defaultPerf/runtime.NumCPU(), minPerf), maxPerf)},
 		{&o.Conns, defaultConns},
 		{&o.Gathers, defaultGathers}, {&o.TargetsMax, defaultTargets}, {&o.InflightMax, defaultInflight},
+		{&o.BiosMax, defaultBios}, {&o.DisksMax, defaultDisks},
 	} {
 		if *v.p <= 0 {
 			*v.p = v.def
@@ -89,6 +94,7 @@ type Kernel struct {
 	checks []Check
 	opt    Options
 	config config
+	block  blockConf
 	hooks  map[Probe][]found // to attach to
 
 	dispatched map[Probe][]found // hooks behind dispatchers, which are among hooks

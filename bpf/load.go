@@ -25,11 +25,11 @@ func watermark(size int) int { return max(size/8, 1) }
 // specs returns the objects of a tier.
 func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
 	loaders := map[Probe]func() (*ebpf.CollectionSpec, error){
-		Stream: loadLegacyStream, Process: loadLegacyProcess, Wait: loadLegacyWait,
+		Stream: loadLegacyStream, Process: loadLegacyProcess, Wait: loadLegacyWait, Disk: loadLegacyDisk,
 	}
 	if t == Modern {
 		loaders = map[Probe]func() (*ebpf.CollectionSpec, error){
-			Stream: loadModernStream, Process: loadModernProcess, Wait: loadModernWait,
+			Stream: loadModernStream, Process: loadModernProcess, Wait: loadModernWait, Disk: loadModernDisk,
 		}
 	}
 	out := map[Probe]*ebpf.CollectionSpec{}
@@ -98,7 +98,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 	for _, p := range allProbes {
 		for name, n := range map[string]int{
 			"dt_conns": k.opt.Conns, "dt_gathers": k.opt.Gathers, "dt_targets": k.opt.TargetsMax, "dt_inflight": k.opt.InflightMax,
-			"dt_threads": k.opt.InflightMax,
+			"dt_threads": k.opt.InflightMax, "dt_bios": k.opt.BiosMax, "dt_disk_stats": k.opt.DisksMax,
 		} {
 			if m := spec[p].Maps[name]; m != nil {
 				m.MaxEntries = uint32(n)
@@ -106,6 +106,9 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		}
 		if k.tier == Modern {
 			spec[p].Maps["dt_events"].MaxEntries = uint32(k.opt.RingBytes)
+		}
+		if err := fitLossMap(spec[p].Maps[lossMap]); err != nil {
+			return nil, err
 		}
 		spec[p].Programs = s.chosen(p, spec[p].Programs)
 		if len(k.dispatched[p]) == 0 {
@@ -140,13 +143,16 @@ func (k *Kernel) Load() (_ *Session, err error) {
 			return nil, fmt.Errorf("probe %s: %w", p, err)
 		}
 	}
+	if s.losses, err = newLossCounters(s.maps[lossMap]); err != nil {
+		return nil, err
+	}
 	conf := k.config
 	conf.Wake = uint32(watermark(k.opt.RingBytes))
 	if err := s.maps["dt_config"].Put(uint32(0), conf); err != nil {
 		return nil, fmt.Errorf("map dt_config: %w", err)
 	}
 	s.conf = conf
-	if err := s.describeCalls(); err != nil {
+	if err := errors.Join(s.describeCalls(), s.describeDisks(spec[Disk])); err != nil {
 		return nil, err
 	}
 	if k.tier == Modern {

@@ -22,10 +22,15 @@ const (
 	lossFDs
 	lossSwitch
 	lossWakeup
+	lossBios
+	lossSame
+	lossUnended
+	lossPieces
 	kernelCauses // DT_LOSS_CAUSES
 
 	lossRecord lossCause = iota - 1
 	lossEnded
+	lossDisks
 	numCauses
 )
 
@@ -48,8 +53,13 @@ var lossNames = [numCauses]string{
 	lossFDs:      "table of devices full",
 	lossSwitch:   "switch of a thread not seen",
 	lossWakeup:   "wakeup of a thread not seen",
+	lossBios:     "table of block I/O full",
+	lossSame:     "too much I/O at one place at once",
+	lossUnended:  "end of the I/O not seen",
+	lossPieces:   "too many pieces in one request",
 	lossRecord:   "record malformed",
 	lossEnded:    "socket ended with its process",
+	lossDisks:    "table of disks full",
 }
 
 // String returns the cause as Losses shows it.
@@ -86,9 +96,10 @@ const (
 	Stream  Probe = 1 // sockets and log lines of targets
 	Process Probe = 2 // fork, exec and exit of targets and their children
 	Wait    Probe = 3 // how the threads of targets and their children spend their time
+	Disk    Probe = 4 // block I/O of guests' disks; it makes no records
 )
 
-const numProbes = 3
+const numProbes = 4
 
 // String returns the name that losses and attachments are shown with.
 func (p Probe) String() string {
@@ -99,6 +110,8 @@ func (p Probe) String() string {
 		return "process"
 	case Wait:
 		return "wait"
+	case Disk:
+		return "disk"
 	}
 	return "unknown"
 }

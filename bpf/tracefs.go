@@ -166,6 +166,42 @@ func readConfig(tracefs string) (config, error) {
 	return c, nil
 }
 
+// readBlockConf asks the format files of the block events what the disk probe has to
+// know, and checks what it takes for granted.
+func readBlockConf(tracefs string) (blockConf, error) {
+	var c blockConf
+	for _, w := range []struct {
+		event string
+		rwbs  *uint32           // where it is to be noted, nil: it is checked
+		at    map[string]uint32 // offsets that the programs have
+	}{
+		{"block_bio_queue", nil, map[string]uint32{"nr_sector": 24, "rwbs": 28}},
+		{"block_bio_complete", nil, map[string]uint32{"nr_sector": 24, "error": 28, "rwbs": 32}},
+		{"block_split", nil, map[string]uint32{"new_sector": 24, "rwbs": 32}},
+		{"block_rq_issue", &c.Issue, map[string]uint32{"nr_sector": 24}},
+		{"block_rq_complete", &c.Done, map[string]uint32{"nr_sector": 24, "error": 28}},
+	} {
+		f, err := readFormat(tracefs, "block", w.event)
+		if err != nil {
+			return c, err
+		}
+		w.at["dev"], w.at["sector"] = 8, 16
+		for name, offset := range w.at {
+			if fd, ok := f[name]; !ok || fd.offset != offset {
+				return c, fmt.Errorf("tracepoint block:%s: %s is not at offset %d: %w", w.event, name, offset, errFormat)
+			}
+		}
+		rwbs, ok := f["rwbs"]
+		if !ok || rwbs.size < 4 {
+			return c, fmt.Errorf("tracepoint block:%s: rwbs: %w", w.event, errFormat)
+		}
+		if w.rwbs != nil {
+			*w.rwbs = rwbs.offset
+		}
+	}
+	return c, nil
+}
+
 // hasTracepoint tells whether the kernel has the tracepoint.
 func hasTracepoint(tracefs, group, name string) (bool, error) {
 	_, err := os.Stat(filepath.Join(tracefs, "events", group, name, "id"))

@@ -19,6 +19,8 @@ import (
 
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
+
+	"github.com/xenserver/dtagent/testenv/fault"
 )
 
 // A victim is this test binary run once more as a real process that makes the
@@ -27,6 +29,7 @@ import (
 const victimEnv = "DTAGENT_BPF_TEST_VICTIM"
 
 func TestMain(m *testing.M) {
+	fault.Main()
 	if os.Getenv(victimEnv) != "" {
 		victimMain()
 		return
@@ -46,6 +49,8 @@ type order struct {
 	Data   string
 	Parts  []string // of vectors
 	Path   string
+	At     int64 // offset in a file
+	Count  int   // of pieces of N bytes each
 }
 
 // outcome is what came of it.
@@ -397,6 +402,11 @@ func obeyOnce(o order) outcome {
 		errno(errOf(unix.Exec(o.Parts[0], o.Parts, nil)))
 	case "exit":
 		unix.Exit(o.N)
+	case "open-direct":
+		n, _, e := openAt(o.Path, unix.O_RDWR|unix.O_DIRECT)
+		set(n, e)
+	case "pread", "pwrite", "fsync", "submit", "discard", "zero":
+		set(blockIO(o))
 	default:
 		panic(fmt.Sprintf("order %q", o.Do))
 	}

@@ -91,6 +91,7 @@ var mirrors = map[string]any{
 	"dt_fork": ForkRec{}, "dt_exec": ExecRec{}, "dt_exit": ExitRec{}, "dt_time": TimeRec{},
 	"dt_target": target{}, "dt_config": config{}, "dt_conn_key": connKey{}, "dt_conn": conn{}, "dt_inflight": inflight{},
 	"dt_thread": thread{}, "dt_call": call{},
+	"dt_disk_stat": DiskStat{}, "dt_owner_key": ownerKey{}, "dt_owner": owner{}, "dt_bio_key": bioKey{}, "dt_bio": bio{}, "dt_block_conf": blockConf{},
 }
 
 func TestMirrorsMatchObjects(t *testing.T) {
@@ -182,8 +183,16 @@ func TestConstantsMatchHeaders(t *testing.T) {
 			"DT_LOSS_IOVEC": uint64(lossIovec), "DT_LOSS_REUSED": uint64(lossReused), "DT_LOSS_STALE": uint64(lossStale),
 			"DT_LOSS_TARGETS": uint64(lossTargets), "DT_LOSS_CLONES": uint64(lossClones), "DT_LOSS_EXECS": uint64(lossExecs),
 			"DT_LOSS_FORGOT": uint64(lossForgot), "DT_LOSS_THREADS": uint64(lossThreads), "DT_LOSS_FDS": uint64(lossFDs),
-			"DT_LOSS_SWITCH": uint64(lossSwitch), "DT_LOSS_WAKEUP": uint64(lossWakeup), "DT_LOSS_CAUSES": uint64(kernelCauses),
-			"DT_STREAM": uint64(Stream - 1), "DT_PROCESS": uint64(Process - 1), "DT_WAIT": uint64(Wait - 1), "DT_PROBES": numProbes,
+			"DT_LOSS_SWITCH": uint64(lossSwitch), "DT_LOSS_WAKEUP": uint64(lossWakeup),
+			"DT_LOSS_BIOS": uint64(lossBios), "DT_LOSS_SAME": uint64(lossSame), "DT_LOSS_UNENDED": uint64(lossUnended),
+			"DT_LOSS_PIECES": uint64(lossPieces), "DT_LOSS_CAUSES": uint64(kernelCauses),
+			"DT_STREAM": uint64(Stream - 1), "DT_PROCESS": uint64(Process - 1), "DT_WAIT": uint64(Wait - 1), "DT_DISK": uint64(Disk - 1),
+			"DT_PROBES": numProbes,
+		},
+		"dt_disk.h": {
+			"DT_READ": uint64(DiskRead), "DT_WRITE": uint64(DiskWrite), "DT_FLUSH": uint64(DiskFlush), "DT_DISCARD": uint64(DiskDiscard),
+			"DT_DISK_OPS": uint64(NumDiskOps), "DT_DEVICE": uint64(diskDevice), "DT_DEVICE_OPS": diskDeviceOps, "DT_DISK_STATS": uint64(diskStats),
+			"DT_UNIT_SHIFT": diskUnitShift, "DT_SUB_LOG": diskSubLog, "DT_SUB": diskSub, "DT_UNITS_MAX": diskUnitsMax, "DT_BUCKETS": diskBuckets,
 		},
 	} {
 		// Both ways: nothing is missing in Go, nothing is missing in C.

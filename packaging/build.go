@@ -22,15 +22,14 @@ var contents string
 
 // Kind is a kind of package.
 type Kind struct {
-	Format      string // "rpm", "deb"
-	Dist        string // part of an RPM's release: "el7", "el10"
-	Compression string // of an RPM's payload; rpm 4.11 has no zstd
+	Format string // "rpm", "deb"
+	Dist   string // part of an RPM's release: "el7", "el10"
 }
 
 // Kinds are the packages that there are.
 var Kinds = []Kind{
-	{Format: "rpm", Dist: "el7", Compression: "xz"},
-	{Format: "rpm", Dist: "el10", Compression: "xz"},
+	{Format: "rpm", Dist: "el7"},
+	{Format: "rpm", Dist: "el10"},
 	{Format: "deb"},
 }
 
@@ -99,7 +98,7 @@ func Build(ctx context.Context, k Kind, o Options) (string, error) {
 		return "", err
 	}
 	if err := t.Execute(&config, map[string]any{
-		"Format": k.Format, "Dist": k.Dist, "Compression": k.Compression, "Release": k.release(), "Licenses": k.licenses(),
+		"Format": k.Format, "Dist": k.Dist, "Release": k.release(), "Licenses": k.licenses(),
 		"Version": o.Version, "Time": o.Time.UTC().Format(time.RFC3339), "Binary": binary, "Docs": docs, "Notices": notices,
 	}); err != nil {
 		return "", err

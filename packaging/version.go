@@ -9,7 +9,7 @@ import (
 
 var (
 	tagged   = regexp.MustCompile(`^v?([0-9]+(?:\.[0-9]+)+)(?:-([0-9A-Za-z.]+))?(?:-([0-9]+)-(g[0-9a-f]+))?$`)
-	untagged = regexp.MustCompile(`^[0-9a-z]+$`) // a hash, or "devel" outside a repository
+	untagged = regexp.MustCompile(`^([0-9a-f]{7,40}|devel)$`) // a hash; outside a repository
 )
 
 // Version maps what `git describe --tags --always --dirty` says to a version that

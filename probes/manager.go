@@ -111,6 +111,10 @@ func (m *Manager) Now() (event.Time, error) { return m.clock.Now() }
 // see bpf.Session.Gaps.
 func (m *Manager) Gaps() uint64 { return m.session.Gaps() }
 
+// Session returns the kernel side, for what is attached apart from components: the
+// disks of guests.
+func (m *Manager) Session() *bpf.Session { return m.session }
+
 // Want attaches exactly what the components of c need and detaches the rest;
 // none detaches everything. When it returns, the processes that were running
 // are targets with their sockets known; those that start later follow. Wanting

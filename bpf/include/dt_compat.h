@@ -57,6 +57,16 @@ struct dt_config {
 	union dt_record records[0];
 };
 
+/* A request or bio that ends. */
+struct dt_io {
+	__u64 sector;
+	__u32 n; /* sectors */
+	__u32 dev;
+	__u32 opf;   /* REQ_* */
+	__u32 flush; /* it asks for one first */
+	__u32 error;
+};
+
 #ifdef DT_LEGACY
 
 struct {
@@ -90,6 +100,20 @@ static __always_inline __u32 dt_task_pid(__u64 task, const struct dt_config *c)
 
 	dt_read_kernel(&pid, sizeof(pid), task + c->task_pid);
 	return pid;
+}
+
+static __always_inline int dt_request(struct dt_io *io, __u64 rq)
+{
+	(void)io;
+	(void)rq;
+	return 0;
+}
+
+static __always_inline int dt_bio_ended(struct dt_io *io, __u64 bio)
+{
+	(void)io;
+	(void)bio;
+	return 0;
 }
 
 static __always_inline __u64 dt_socket_ino(__s32 fd)
@@ -168,6 +192,47 @@ static __always_inline __u32 dt_task_pid(__u64 task, const struct dt_config *c)
 {
 	(void)c;
 	return BPF_CORE_READ((struct task_struct *)task, pid);
+}
+
+static __always_inline __u32 dt_disk_dev(struct gendisk *disk)
+{
+	return BPF_CORE_READ(disk, major) << 20 | BPF_CORE_READ(disk, first_minor);
+}
+
+static __always_inline __u32 dt_has_flush(__u32 opf)
+{
+	return opf >> bpf_core_enum_value(enum req_flag_bits, __REQ_PREFLUSH) & 1;
+}
+
+/* What a request is for and where it begins; 0 where that is not known. */
+static __always_inline int dt_request(struct dt_io *io, __u64 rq)
+{
+	struct request *r = (void *)rq;
+
+	if (bpf_core_field_exists(((struct request___old *)0)->rq_disk))
+		io->dev = dt_disk_dev(BPF_CORE_READ((struct request___old *)rq, rq_disk));
+	else
+		io->dev = dt_disk_dev(BPF_CORE_READ(r, q, disk));
+	io->sector = BPF_CORE_READ(r, __sector);
+	io->opf = BPF_CORE_READ(r, cmd_flags);
+	io->flush = dt_has_flush(io->opf);
+	return 1;
+}
+
+static __always_inline int dt_bio_ended(struct dt_io *io, __u64 bio)
+{
+	struct bio *b = (void *)bio;
+
+	if (bpf_core_field_exists(((struct bio___old *)0)->bi_disk))
+		io->dev = dt_disk_dev(BPF_CORE_READ((struct bio___old *)bio, bi_disk));
+	else
+		io->dev = BPF_CORE_READ(b, bi_bdev, bd_dev);
+	io->sector = BPF_CORE_READ(b, bi_iter.bi_sector);
+	io->n = BPF_CORE_READ(b, bi_iter.bi_size) >> 9;
+	io->opf = BPF_CORE_READ(b, bi_opf);
+	io->flush = dt_has_flush(io->opf);
+	io->error = BPF_CORE_READ(b, bi_status);
+	return 1;
 }
 
 /* An open file of the current process, 0 if there is none. */

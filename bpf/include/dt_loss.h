@@ -21,15 +21,20 @@ enum dt_loss_cause {
 	DT_LOSS_FDS = 14,     /* dt_fds was full: waits on a device count as others */
 	DT_LOSS_SWITCH = 15,  /* a thread ran whose switch to the CPU, or from it, was not seen */
 	DT_LOSS_WAKEUP = 16,  /* a thread went on whose wakeup was not seen: its wait counts until then */
-	DT_LOSS_CAUSES = 17,
+	DT_LOSS_BIOS = 17,    /* dt_bios was full: a piece of I/O has no latency */
+	DT_LOSS_SAME = 18,    /* more I/O of one kind in flight at one sector than is told apart: one has no latency */
+	DT_LOSS_UNENDED = 19, /* the end of a piece of I/O was not seen */
+	DT_LOSS_PIECES = 20,  /* more pieces in one request than are followed: the rest have no latency */
+	DT_LOSS_CAUSES = 21,
 };
 
-/* Counters of one probe lie side by side in dt_loss. */
+/* Counters of one probe lie side by side in dt_loss, behind those of the CPUs before. */
 enum dt_probe {
 	DT_STREAM = 0,
 	DT_PROCESS = 1,
 	DT_WAIT = 2,
-	DT_PROBES = 3,
+	DT_DISK = 3,
+	DT_PROBES = 4,
 };
 
 #endif

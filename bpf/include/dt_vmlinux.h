@@ -27,6 +27,7 @@ enum {
 	BPF_MAP_TYPE_PROG_ARRAY = 3,
 	BPF_MAP_TYPE_PERF_EVENT_ARRAY = 4,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
@@ -118,7 +119,20 @@ struct dt_sockaddr {
 #define CLONE_THREAD 0x00010000
 #define CLOSE_RANGE_CLOEXEC 4
 
+/* include/linux/blk_types.h: of bi_opf and cmd_flags, as they are since 4.10. */
+#define REQ_OP_MASK 0xff
+#define REQ_OP_READ 0
+#define REQ_OP_WRITE 1
+#define REQ_OP_DISCARD 3
+#define REQ_OP_SECURE_ERASE 5
+#define REQ_OP_WRITE_SAME 7 /* until 5.17 */
+#define REQ_OP_WRITE_ZEROES 9
+
 #ifndef DT_LEGACY
+
+enum req_flag_bits {
+	__REQ_PREFLUSH = 18,
+};
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -177,6 +191,45 @@ struct sched_entity {
 
 struct signal_struct {
 	unsigned long long sum_sched_runtime;
+};
+
+struct gendisk {
+	int major;
+	int first_minor;
+};
+
+struct request_queue {
+	struct gendisk *disk; /* 5.17 */
+};
+
+struct request {
+	struct request_queue *q;
+	unsigned int cmd_flags;
+	__u64 __sector;
+};
+
+struct request___old {
+	struct gendisk *rq_disk; /* until 5.16 */
+};
+
+struct block_device {
+	unsigned int bd_dev;
+};
+
+struct bvec_iter {
+	__u64 bi_sector;
+	unsigned int bi_size;
+};
+
+struct bio {
+	struct block_device *bi_bdev; /* 5.12 */
+	unsigned int bi_opf;
+	unsigned char bi_status;
+	struct bvec_iter bi_iter;
+};
+
+struct bio___old {
+	struct gendisk *bi_disk; /* until 5.11 */
 };
 
 struct task_struct {

@@ -133,7 +133,7 @@ func TestConfigMissing(t *testing.T) {
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 
 	code, _, stderr := dtagent("run", "--config", absent)
-	qt.Check(t, qt.Equals(code, exitUsage))
+	qt.Check(t, qt.Equals(code, exitConfig))
 	qt.Check(t, qt.StringContains(stderr, "no such file"))
 	_, err = checkConfig(filepath.Dir(absent))
 	qt.Check(t, qt.IsNotNil(err))

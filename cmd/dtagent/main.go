@@ -26,9 +26,10 @@ var version = "devel"
 
 // Exit codes; docs/cli.md explains them.
 const (
-	exitFailed     = 1 // the verb could not do its work, or check found something that is needed missing
-	exitUsage      = 2 // words or flags that dtagent does not know
-	exitNotRunning = 3 // status, trace, record: no agent runs
+	exitFailed     = 1  // the verb could not do its work, or check found something that is needed missing
+	exitUsage      = 2  // words or flags that dtagent does not know
+	exitNotRunning = 3  // status, trace, io, record: no agent runs
+	exitConfig     = 78 // run: the configuration file is wrong; EX_CONFIG of sysexits(3), after which systemd is told not to try again
 )
 
 // defaultControl is the agent's socket.
@@ -114,7 +115,7 @@ Observers say: to files for the bugtool, to zipkin receivers.`,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().Bool("json", false, "answer in JSON")
-	root.AddCommand(newRun(), newCheck(), newStatus(), newTrace(), newRecord(), newReplay(), newObserver(), newPush(), newVersion())
+	root.AddCommand(newRun(), newCheck(), newStatus(), newTrace(), newIO(), newRecord(), newReplay(), newObserver(), newPush(), newVersion())
 	return root
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/xenserver/dtagent/observer/bugtool"
 	"github.com/xenserver/dtagent/observer/spanlog"
 	"github.com/xenserver/dtagent/observer/xapi"
+	"github.com/xenserver/dtagent/probes/xenstore"
 )
 
 // defaultState is where the agent keeps what outlives it.
@@ -49,6 +50,7 @@ func (s *runSettings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.experimental, "experimental-components", "", "components left out even when an Observer names them, separated by commas; xapi.conf: those that XAPI leaves out")
 	f.StringVar(&c.BugtoolDir, "bugtool-dir", bugtool.DefaultDir, "directory of the bugtool's files")
 	f.BoolVar(&c.Legacy, "legacy", false, "load the programs for Linux 4.19 even where the modern ones work")
+	f.StringVar(&c.Xenstore, "xenstore", "", "xenstored's socket or device, for dtagent io; empty: the first that is there of "+strings.Join(xenstore.Paths, ", "))
 	f.StringVar(&c.SMDir, "sm-dir", "", "further directory of SM scripts")
 	f.StringVar(&c.Proc, "proc", "/proc", "proc file system, or a directory of links to the processes in it that may be traced")
 	f.StringVar(&c.Host.UUID, "host-uuid", "", "uuid of this host (default: INSTALLATION_UUID in "+agent.Inventory+")")
@@ -171,7 +173,7 @@ that --config names. Each has the name of a flag; a flag goes before the file.`,
 	s, path := bindRun(cmd.Flags())
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
 		if err := applyConfig(cmd.Flags(), *path); err != nil {
-			return &verbError{verb: "run", code: exitUsage, err: err}
+			return &verbError{verb: "run", code: exitConfig, err: err}
 		}
 		if asJSON(cmd) {
 			s.format.value = "json"

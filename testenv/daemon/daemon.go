@@ -210,7 +210,7 @@ func (d *Daemon) Run(ctx context.Context, args ...string) (string, error) {
 	switch args[0] {
 	case "observer":
 		args = append(args, "--observers-dir", d.ObserversDir())
-	case "status", "trace", "record":
+	case "status", "trace", "io", "record":
 		args = append(args, "--control", d.Control())
 	}
 	cmd := exec.CommandContext(ctx, d.o.Binary, args...)

@@ -59,7 +59,7 @@ func TestCheck(t *testing.T) {
 	for _, e := range got.Endpoints {
 		qt.Check(t, qt.Equals(e.State, check.Works), qt.Commentf("%+v", e))
 	}
-	qt.Check(t, qt.StringContains(got.Agent[1].Detail, "runs, pid "))
+	qt.Check(t, qt.StringContains(got.Agent[2].Detail, "runs, pid "))
 	// What the agent says of the kernel is what check says.
 	var restrictions []string
 	for _, i := range append([]check.Item{}, got.Kernel...) {

@@ -2,8 +2,11 @@ package vm
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -17,6 +20,33 @@ const (
 	modeLink    = 0o120777
 	modeDevice  = 0o020600
 )
+
+// WriteInitramfs makes what a kernel unpacks into memory at its boot: empty
+// directories, copies of files, and links, the last two by their names there.
+func WriteInitramfs(file string, dirs []string, files, links map[string]string) (err error) {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	a := newInitramfs(f)
+	for _, d := range dirs {
+		a.dir(d)
+	}
+	a.device("/dev/console", 5, 1)
+	a.device("/dev/null", 1, 3)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		content, err := os.ReadFile(files[name])
+		if err != nil {
+			return err
+		}
+		a.file(name, modeProgram, content)
+	}
+	for _, name := range slices.Sorted(maps.Keys(links)) {
+		a.link(name, links[name])
+	}
+	return a.close()
+}
 
 // initramfs writes a cpio archive of the format that Linux unpacks at boot
 // ("newc", Documentation/driver-api/early-userspace/buffer-format.rst). Parents

@@ -4,10 +4,11 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -26,41 +27,47 @@ const (
 // expedited.
 const kernelArgs = "console=ttyS0 panic=-1 loglevel=5 mitigations=off nokaslr rcupdate.rcu_expedited=1"
 
-// bootLimit is how long a guest has until its first word: four times of what a
-// boot takes beside another on two processors.
-const bootLimit = 60 * time.Second
+// bootLimit is how long a guest has until its first word. It only ends a hang: a
+// boot takes 15 s beside another on two processors.
+const bootLimit = 3 * time.Minute
 
-// writeInitramfs makes the guest's file system.
-func (s *Suite) writeInitramfs(file string, k *Kernel, t *Tools) (err error) {
-	f, err := os.Create(file)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	a := newInitramfs(f)
-	for _, d := range []string{"/dev", "/proc", "/sys", "/tmp", "/run", "/etc", "/var"} {
-		a.dir(d)
-	}
-	a.device("/dev/console", 5, 1)
-	a.device("/dev/null", 1, 3)
-	programs := map[string]string{"/init": s.guest, "/bin/dtagent": s.agent, "/bin/busybox": t.Busybox()}
+// Machine is what a suite runs in.
+type Machine struct {
+	Name      string // of its scratch directory
+	Kernel    *Kernel
+	Plan      plan.Plan
+	Programs  map[string]string                                              // files, by their names in the initramfs
+	Dirs      []string                                                       // more directories in the initramfs
+	BootLimit time.Duration                                                  // until the guest's first word
+	Command   func(ctx context.Context, initramfs, console string) *exec.Cmd // its stdin and stdout are the guest's line
+}
+
+// machine returns the one that boots a kernel by itself.
+func (s *Suite) machine(k *Kernel, t *Tools) *Machine {
+	m := &Machine{Name: k.Suite, Kernel: k, Plan: plan.Plan{Modules: k.Loads(), Runs: s.Runs()}, Programs: s.Programs(), BootLimit: bootLimit}
 	for _, b := range s.Binary {
-		a.dir("/src/" + b.Path)
-		programs["/tests/"+filepath.Base(b.file)] = b.file
+		m.Dirs = append(m.Dirs, "/src/"+b.Path)
 	}
-	for name, from := range programs {
-		content, err := os.ReadFile(from)
-		if err != nil {
-			return err
-		}
-		a.file(name, modeProgram, content)
+	m.Command = func(ctx context.Context, initramfs, console string) *exec.Cmd {
+		return t.QEMU(ctx,
+			// Emulated by threads of their own, processors trip over code that another
+			// one is patching, which attaching to tracepoints does.
+			"-accel", "tcg,thread=single", "-machine", "pc", "-cpu", "qemu64", // -cpu max costs more at each boot
+			"-smp", fmt.Sprint(processors), "-m", fmt.Sprint(memoryMiB),
+			"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+			"-kernel", k.Image, "-initrd", initramfs,
+			"-append", kernelArgs,
+			"-serial", "file:"+console, "-serial", "stdio")
 	}
-	for _, m := range k.Modules {
-		content, err := os.ReadFile(m)
-		if err != nil {
-			return err
-		}
-		a.file("/modules/"+filepath.Base(m), modeFile, content)
+	return m
+}
+
+// initramfs writes the guest's first file system.
+func (s *Suite) initramfs(file string, m *Machine, t *Tools) error {
+	files, links := map[string]string{"/init": s.guest, "/bin/busybox": t.Busybox()}, map[string]string{}
+	maps.Copy(files, m.Programs)
+	for i, name := range m.Kernel.Loads() {
+		files[name] = m.Kernel.Modules[i]
 	}
 	applets, err := t.applets()
 	if err != nil {
@@ -68,54 +75,56 @@ func (s *Suite) writeInitramfs(file string, k *Kernel, t *Tools) (err error) {
 	}
 	for _, name := range applets {
 		if name != "busybox" {
-			a.link("/bin/"+name, "busybox")
+			links["/bin/"+name] = "busybox"
 		}
 	}
-	p, err := json.Marshal(s.plan(k))
+	p, err := json.Marshal(m.Plan)
 	if err != nil {
 		return err
 	}
-	a.file(plan.Path, modeFile, p)
-	return a.close()
+	files[plan.Path] = file + ".plan"
+	if err := os.WriteFile(files[plan.Path], p, 0o644); err != nil {
+		return err
+	}
+	dirs := append([]string{"/dev", "/proc", "/sys", "/tmp", "/run", "/etc", "/opt", "/usr", "/var"}, m.Dirs...)
+	return WriteInitramfs(file, dirs, files, links)
 }
 
-// Run boots a kernel, runs the suite in it and returns what came of it. The
-// Result says why when the guest did not get to its end; the error is for what
-// this machine lacks. Scratch files are below dir. What the guest says goes to live
-// as well, unless it is nil.
+// Run boots a kernel, runs the suite in it and returns what came of it, as RunIn
+// does.
 func (s *Suite) Run(ctx context.Context, k *Kernel, t *Tools, dir string, limit time.Duration, live io.Writer) (*Result, error) {
-	dir = filepath.Join(dir, k.Suite)
+	return s.RunIn(ctx, s.machine(k, t), t, dir, limit, live)
+}
+
+// RunIn boots a machine, which does what its plan says, and returns what came of
+// it. The Result says why when the guest did not get to its end; the error is for
+// what this machine lacks. Scratch files are below dir. What the guest says goes
+// to live as well, unless it is nil.
+func (s *Suite) RunIn(ctx context.Context, m *Machine, t *Tools, dir string, limit time.Duration, live io.Writer) (*Result, error) {
+	dir = filepath.Join(dir, m.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
 	initramfs, console := filepath.Join(dir, "initramfs"), filepath.Join(dir, "console")
-	if err := s.writeInitramfs(initramfs, k, t); err != nil {
+	if err := s.initramfs(initramfs, m, t); err != nil {
 		return nil, fmt.Errorf("initramfs: %w", err)
 	}
 	defer os.Remove(initramfs)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	cmd := t.qemu(ctx,
-		// Emulated by threads of their own, processors trip over code that another
-		// one is patching, which attaching to tracepoints does.
-		"-accel", "tcg,thread=single", "-machine", "pc", "-cpu", "qemu64", // -cpu max costs more at each boot
-		"-smp", fmt.Sprint(processors), "-m", fmt.Sprint(memoryMiB),
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-kernel", k.Image, "-initrd", initramfs,
-		"-append", kernelArgs,
-		"-serial", "file:"+console, "-serial", "stdio")
+	cmd := m.Command(ctx, initramfs, console)
 	var messages strings.Builder
 	cmd.Stderr = &messages
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
-	r := newResult(k, s)
+	r := newResult(m.Kernel, s)
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	boot := time.AfterFunc(bootLimit, cancel)
+	boot := time.AfterFunc(m.BootLimit, cancel)
 	in := io.Reader(out)
 	if live != nil {
 		in = io.TeeReader(out, live)
@@ -129,7 +138,7 @@ func (s *Suite) Run(ctx context.Context, k *Kernel, t *Tools, dir string, limit 
 	switch {
 	case r.done:
 	case r.Release == "" && ctx.Err() != nil:
-		r.died = fmt.Sprintf("no word from the guest in %v", bootLimit)
+		r.died = fmt.Sprintf("no word from the guest in %v", m.BootLimit)
 	case ctx.Err() != nil:
 		r.died = fmt.Sprintf("not done after %v", limit)
 	case err != nil:

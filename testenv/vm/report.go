@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 )
@@ -14,9 +15,9 @@ func (r *Result) Print(w io.Writer) {
 	fmt.Fprintf(w, "\n== %s (%s, %s): %.0f s\n", r.name(), r.Kernel.Suite, r.Kernel.Package, r.Wall.Seconds())
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "package\ttier\tpassed\tfailed\tskipped\tseconds")
-	for _, run := range r.Runs {
+	for _, run := range r.runs() {
 		seconds := fmt.Sprintf("%.1f", run.Seconds)
-		if run.Name == checkRun {
+		if !r.suite.tests(run.Name) {
 			fmt.Fprintf(t, "%s\t-\t%s\t\t\t%s\n", run.Name, map[bool]string{true: "ok", false: "FAILED"}[run.Exit == 0], seconds)
 			continue
 		}
@@ -52,9 +53,43 @@ func (r *Result) Print(w io.Writer) {
 	fmt.Fprintf(w, "\n--- console of %s, its end\n%s\n", r.name(), tail(r.console, 60))
 }
 
+// runs returns the runs of each program as one.
+func (r *Result) runs() (out []RunResult) {
+	for _, run := range r.Runs {
+		i := slices.IndexFunc(out, func(o RunResult) bool { return o.Name == run.Name })
+		if i < 0 {
+			out = append(out, run)
+			continue
+		}
+		out[i].Seconds += run.Seconds
+		if run.Exit != 0 {
+			out[i].Exit = run.Exit
+		}
+	}
+	return out
+}
+
+// Sort puts kernels in the order of their versions.
+func Sort(results []*Result) {
+	version := func(r *Result) (v []int) {
+		for part := range strings.FieldsFuncSeq(r.name(), func(c rune) bool { return c < '0' || c > '9' }) {
+			n, err := strconv.Atoi(part)
+			if err != nil {
+				break
+			}
+			v = append(v, n)
+		}
+		return v
+	}
+	slices.SortStableFunc(results, func(a, b *Result) int { return slices.Compare(version(a), version(b)) })
+}
+
 // Summary prints a table of the tests, a column for each kernel. A cell has the
 // outcomes in the legacy and the modern tier, or one where the test has no tier.
-func Summary(w io.Writer, results []*Result) {
+func Summary(w io.Writer, results []*Result) { table(w, results, true) }
+
+// table is the Summary, with or without how long each kernel took.
+func table(w io.Writer, results []*Result, seconds bool) {
 	type row struct{ pkg, test string }
 	var rows []row
 	cells := map[row]map[*Result]string{}
@@ -98,6 +133,13 @@ func Summary(w io.Writer, results []*Result) {
 		verdicts = append(verdicts, v)
 	}
 	fmt.Fprintln(t, strings.Join(verdicts, "\t"))
+	if seconds {
+		walls := []string{"", "seconds"}
+		for _, r := range results {
+			walls = append(walls, fmt.Sprintf("%.0f", r.Wall.Seconds()))
+		}
+		fmt.Fprintln(t, strings.Join(walls, "\t"))
+	}
 	t.Flush()
 }
 

@@ -55,6 +55,7 @@ type Result struct {
 	Kernel  *Kernel
 	Release string // as the guest's uname says
 	Tests   []*Test
+	Ways    []HookWay // that a test tried
 	Runs    []RunResult
 	Wall    time.Duration
 
@@ -109,9 +110,9 @@ func (r *Result) read(ctx context.Context, out io.Reader, alive func()) {
 		r.Runs = append(r.Runs, RunResult{Name: begun, Exit: -1, Output: text.String()})
 	}
 	for _, run := range r.Runs {
-		if run.Name == checkRun {
+		if !r.suite.tests(run.Name) {
 			if run.Exit != 0 {
-				r.problems = append(r.problems, fmt.Sprintf("%s: exit status %d\n%s", checkRun, run.Exit, run.Output))
+				r.problems = append(r.problems, fmt.Sprintf("%s: exit status %d\n%s", run.Name, run.Exit, run.Output))
 			}
 			continue
 		}
@@ -120,6 +121,8 @@ func (r *Result) read(ctx context.Context, out io.Reader, alive func()) {
 			r.problems = append(r.problems, fmt.Sprintf("package %s: %v", run.Name, err))
 		}
 		r.Tests = append(r.Tests, tests...)
+		ways, bad := parseWays(run.Output)
+		r.Ways, r.problems = append(r.Ways, ways...), append(r.problems, bad...)
 		if run.Exit != 0 && !slices.ContainsFunc(tests, func(t *Test) bool { return t.Outcome == Failed }) {
 			r.problems = append(r.problems, fmt.Sprintf("package %s: exit status %d and no failed test\n%s", run.Name, run.Exit, tail(run.Output, 40)))
 		}
@@ -184,9 +187,12 @@ func parseTests(ctx context.Context, pkg, output string) ([]*Test, error) {
 		}
 	}
 	return slices.DeleteFunc(all, func(t *Test) bool {
-		return parents[t.Name] && (t.Outcome != Failed || failedBelow[t.Name])
+		return parents[t.Name] && (t.Outcome != Failed || failedBelow[t.Name] && !errorLine.MatchString(t.Output))
 	}), nil
 }
+
+// errorLine is how a test's own error begins.
+var errorLine = regexp.MustCompile(`(?m)^\s+\S+_test\.go:\d+: ?\n\s+error:`)
 
 var skipLine = regexp.MustCompile(`(?m)^\s+\S+_test\.go:\d+: (.*)$`)
 
@@ -243,3 +249,24 @@ func tail(s string, n int) string {
 
 // name is how the table calls the kernel.
 func (r *Result) name() string { return cmp.Or(r.Release, r.Kernel.Package) }
+
+// Total counts the tests, and what else had to work: each run that is no test
+// and ended well passed, each problem failed.
+func (r *Result) Total() (passed, failed, skipped int) {
+	for _, t := range r.Tests {
+		switch t.Outcome {
+		case Passed:
+			passed++
+		case Skipped:
+			skipped++
+		default:
+			failed++
+		}
+	}
+	for _, run := range r.Runs {
+		if !r.suite.tests(run.Name) && run.Exit == 0 {
+			passed++
+		}
+	}
+	return passed, failed + len(r.problems), skipped
+}

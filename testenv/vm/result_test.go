@@ -86,6 +86,21 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// What a test says beside a subtest that failed, too, is not lost.
+func TestJudgeErrorOfParent(t *testing.T) {
+	failed := strings.NewReplacer("--- PASS: TestAKernel", "--- FAIL: TestAKernel",
+		"^--- PASS: TestAKernel (0.00s)", "    a_test.go:9: \n        error:\n          lost\n^--- FAIL: TestAKernel (0.00s)").Replace(said)
+	for said, want := range map[string]int{failed: 1, strings.Replace(failed, "a_test.go:9", "no place", 1): 0} {
+		n := 0
+		for _, test := range judge(t, said, "").Tests {
+			if test.Name == "TestAKernel" {
+				n++
+			}
+		}
+		qt.Check(t, qt.Equals(n, want))
+	}
+}
+
 func TestSummary(t *testing.T) {
 	failed := strings.ReplaceAll(said, "--- PASS: TestAKernel/modern", "--- FAIL: TestAKernel/modern")
 	var b bytes.Buffer
@@ -99,7 +114,21 @@ func TestSummary(t *testing.T) {
 		"bpf TestAKernel ok/ok ok/FAIL",
 		"bpf TestBKernel ok ok",
 		"passed, failed, skipped 3, 0, 0 2, 1, 0 FAILED",
+		"seconds 0 0",
 	}))
+}
+
+func TestSort(t *testing.T) {
+	var results []*Result
+	for _, release := range []string{"7.2.13+deb14-cloud-amd64", "6.12.95+deb12-cloud-amd64", "", "6.1.0-50-cloud-amd64"} {
+		results = append(results, &Result{Kernel: &Kernel{Package: "linux-image-5.10.0-32"}, Release: release})
+	}
+	Sort(results)
+	var names []string
+	for _, r := range results {
+		names = append(names, r.name())
+	}
+	qt.Check(t, qt.DeepEquals(names, []string{"linux-image-5.10.0-32", "6.1.0-50-cloud-amd64", "6.12.95+deb12-cloud-amd64", "7.2.13+deb14-cloud-amd64"}))
 }
 
 func TestMark(t *testing.T) {

@@ -3,12 +3,15 @@ package vm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/xenserver/dtagent/testenv/vm/plan"
 )
@@ -28,12 +31,14 @@ var Packages = []Package{
 	{"probes/clock", "."},
 	{"testenv/capture", "Kernel$"},
 	{"testenv/fault", "Kernel$"},
+	{"testenv/e2e", "Kernel$"},
 }
 
 // Modules are those that the tests need. Debian builds everything else that they
 // need into the kernel.
 var Modules = []string{
 	"unix_diag",
+	"overlay", // the simulated dom0
 	// What the devices of testenv/fault need.
 	"loop", "fuse", "dm_mod", "dm_delay", "configfs", "null_blk", "nbd", "sd_mod", "scsi_debug", "iscsi_tcp",
 	"target_core_mod", "iscsi_target_mod", "sch_netem", "nfsv3",
@@ -41,13 +46,16 @@ var Modules = []string{
 
 // timeLimit is that of one package's tests in the guest, four times of what
 // the longest takes on two busy processors.
-const timeLimit = "400s"
+const timeLimit = 15 * time.Minute
 
 // Suite is the programs that a guest runs, built.
 type Suite struct {
 	guest  string
 	agent  string
+	dom0   string
+	Count  int // how often each package's tests are run, 0: once
 	Binary []TestBinary
+	Limit  time.Duration // of one package's tests
 }
 
 // TestBinary is the tests of a package.
@@ -61,19 +69,29 @@ type TestBinary struct {
 // which needs cgo. Of the packages whose path contains filter it takes the tests
 // whose names match the package's expression and run.
 func BuildSuite(ctx context.Context, dir, filter string, run *regexp.Regexp) (*Suite, error) {
-	s := &Suite{guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent")}
-	if err := goBuild(ctx, "build", "-o", s.guest, "./testenv/vm/cmd/guest"); err != nil {
+	s, err := BuildPackages(ctx, dir, Packages, filter, run)
+	if err != nil {
 		return nil, err
 	}
-	if err := goBuild(ctx, "build", "-o", s.agent, "./cmd/dtagent"); err != nil {
+	s.dom0 = filepath.Join(dir, "dom0")
+	return s, buildDom0(ctx, s.dom0)
+}
+
+// BuildPackages is BuildSuite for other packages.
+func BuildPackages(ctx context.Context, dir string, packages []Package, filter string, run *regexp.Regexp) (*Suite, error) {
+	s := &Suite{guest: filepath.Join(dir, "guest"), agent: filepath.Join(dir, "dtagent"), Limit: timeLimit}
+	if err := Build(ctx, "build", "-o", s.guest, "./testenv/vm/cmd/guest"); err != nil {
 		return nil, err
 	}
-	for _, p := range Packages {
+	if err := Build(ctx, "build", "-o", s.agent, "./cmd/dtagent"); err != nil {
+		return nil, err
+	}
+	for _, p := range packages {
 		if !strings.Contains(p.Path, filter) {
 			continue
 		}
 		b := TestBinary{Package: p, file: filepath.Join(dir, strings.ReplaceAll(p.Path, "/", "-")+".test")}
-		if err := goBuild(ctx, "test", "-c", "-o", b.file, "./"+p.Path); err != nil {
+		if err := Build(ctx, "test", "-c", "-o", b.file, "./"+p.Path); err != nil {
 			return nil, err
 		}
 		out, err := exec.CommandContext(ctx, b.file, "-test.list", p.Run).Output()
@@ -95,10 +113,23 @@ func BuildSuite(ctx context.Context, dir, filter string, run *regexp.Regexp) (*S
 	return s, nil
 }
 
-func goBuild(ctx context.Context, args ...string) error {
-	args = append([]string{args[0], "-ldflags=-s -w"}, args[1:]...)
+// buildDom0 builds the simulated dom0, a part of which is C, without libraries that
+// the guest would have to have.
+func buildDom0(ctx context.Context, file string) error {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		return errors.New("the simulated dom0 needs a C compiler and a static C library: install gcc and libc6-dev")
+	}
+	return goCommand(ctx, "1", "build", "-tags=netgo,osusergo", "-ldflags=-s -w -linkmode=external -extldflags=-static", "-o", file, "./testenv/cmd/dom0")
+}
+
+// Build runs go with args for a static binary that any of the machines can run.
+func Build(ctx context.Context, args ...string) error {
+	return goCommand(ctx, "0", append([]string{args[0], "-ldflags=-s -w"}, args[1:]...)...)
+}
+
+func goCommand(ctx context.Context, cgo string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo, "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, bytes.TrimSpace(out))
 	}
@@ -108,19 +139,42 @@ func goBuild(ctx context.Context, args ...string) error {
 // checkRun is the name of the run of `dtagent check`.
 const checkRun = "dtagent check"
 
-// plan returns what the guest does.
-func (s *Suite) plan(k *Kernel) plan.Plan {
-	var p plan.Plan
-	for _, m := range k.Modules {
-		p.Modules = append(p.Modules, "/modules/"+filepath.Base(m))
+// tests tells whether a run is that of a package's tests.
+func (s *Suite) tests(run string) bool {
+	return slices.ContainsFunc(s.Binary, func(b TestBinary) bool { return b.Path == run })
+}
+
+// Programs are the files that the suite's runs need, by their names in the guest.
+func (s *Suite) Programs() map[string]string {
+	programs := map[string]string{"/bin/dtagent": s.agent}
+	if s.dom0 != "" {
+		programs["/bin/dom0"] = s.dom0
 	}
-	p.Runs = append(p.Runs, plan.Run{Name: checkRun, Dir: "/", Argv: []string{"/bin/dtagent", "check"}})
 	for _, b := range s.Binary {
-		p.Runs = append(p.Runs, plan.Run{
-			Name: b.Path,
-			Dir:  "/src/" + b.Path,
-			Argv: []string{"/tests/" + filepath.Base(b.file), "-test.run", "^(" + strings.Join(b.Tests, "|") + ")$", "-test.v=test2json", "-test.timeout", timeLimit},
-		})
+		programs["/tests/"+filepath.Base(b.file)] = b.file
 	}
-	return p
+	return programs
+}
+
+// Loads returns the files of the modules in the guest.
+func (k *Kernel) Loads() (files []string) {
+	for _, m := range k.Modules {
+		files = append(files, "/modules/"+filepath.Base(m))
+	}
+	return files
+}
+
+// Runs returns what is to be run in a guest: check, and the tests.
+func (s *Suite) Runs() (runs []plan.Run) {
+	runs = append(runs, plan.Run{Name: checkRun, Dir: "/", Argv: []string{"/bin/dtagent", "check"}})
+	for range max(s.Count, 1) {
+		for _, b := range s.Binary {
+			runs = append(runs, plan.Run{
+				Name: b.Path,
+				Dir:  "/src/" + b.Path,
+				Argv: []string{"/tests/" + filepath.Base(b.file), "-test.run", "^(" + strings.Join(b.Tests, "|") + ")$", "-test.v=test2json", "-test.timeout", s.Limit.String()},
+			})
+		}
+	}
+	return runs
 }

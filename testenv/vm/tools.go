@@ -47,12 +47,19 @@ func (t *Tools) applets() ([]string, error) {
 	return strings.Fields(string(out)), nil
 }
 
-// qemu returns the command of QEMU, by its own libraries and loader.
-func (t *Tools) qemu(ctx context.Context, args ...string) *exec.Cmd {
+// QEMU returns the command of QEMU.
+func (t *Tools) QEMU(ctx context.Context, args ...string) *exec.Cmd {
 	in := func(p string) string { return filepath.Join(t.dir, p) }
-	libs := strings.Join([]string{in("lib/x86_64-linux-gnu"), in("usr/lib/x86_64-linux-gnu")}, ":")
-	all := append([]string{"--library-path", libs, in("usr/bin/qemu-system-x86_64"), "-L", in("usr/share/qemu"), "-L", in("usr/share/seabios")}, args...)
-	cmd := exec.CommandContext(ctx, in("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"), all...)
+	cmd := Program(ctx, t.dir, "usr/bin/qemu-system-x86_64", append([]string{"-L", in("usr/share/qemu"), "-L", in("usr/share/seabios")}, args...)...)
 	cmd.Env = append(os.Environ(), "QEMU_MODULE_DIR="+in("usr/lib/x86_64-linux-gnu/qemu"))
 	return cmd
+}
+
+// Program returns the command of a program in a tree of packages, with the
+// libraries and the loader that are there.
+func Program(ctx context.Context, tree, program string, args ...string) *exec.Cmd {
+	in := func(p string) string { return filepath.Join(tree, p) }
+	libs := strings.Join([]string{in("lib/x86_64-linux-gnu"), in("usr/lib/x86_64-linux-gnu")}, ":")
+	all := append([]string{"--library-path", libs, in(program)}, args...)
+	return exec.CommandContext(ctx, in("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"), all...)
 }

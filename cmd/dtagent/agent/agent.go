@@ -27,6 +27,7 @@ import (
 	"github.com/xenserver/dtagent/probes"
 	"github.com/xenserver/dtagent/probes/clock"
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/guestio"
 	"github.com/xenserver/dtagent/probes/recording"
 	"github.com/xenserver/dtagent/probes/target"
 )
@@ -43,6 +44,7 @@ type Config struct {
 	CAFile       string           // https receivers are checked against these too; "": the system's and the pool's
 	Experimental event.Components // left out even when an Observer names them
 	Control      string           // path of the control socket
+	Xenstore     string           // xenstored's socket or device; "": xenstore.Paths
 	SMDir        string           // further directory of SM scripts; "": none
 	Proc         string           // where processes are looked for; "": /proc
 	Legacy       bool             // the programs for Linux 4.19 even where the modern ones work
@@ -73,7 +75,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer ln.Close()
+	defer ln.Release() // when all is detached
 	var page net.Listener
 	if c.Metrics != "" {
 		if page, err = metrics.Listen(c.Metrics); err != nil {
@@ -103,8 +105,17 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	a.tier, a.restrictions = kernel.Tier, restrictions(kernel)
-	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record, Cost: a.measure}, c.Log.With("component", "control"))
+	disks := guestio.New(guestio.Options{Kernel: m.Session(), Xenstore: c.xenstores(), Proc: c.Proc, Log: c.Log.With("component", "guestio")})
+	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record, Cost: a.measure, IO: disks.Watch}, c.Log.With("component", "control"))
 	return a.run(ctx, ln, page)
+}
+
+// xenstores are where xenstored is looked for; nil: where it usually is.
+func (c *Config) xenstores() []string {
+	if c.Xenstore == "" {
+		return nil
+	}
+	return []string{c.Xenstore}
 }
 
 func smDirs(dir string) []string {

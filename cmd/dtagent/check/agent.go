@@ -59,6 +59,18 @@ func directory(name, path string, least uint64) Item {
 	return works(name, detail)
 }
 
+// settings says whether the file of settings is good.
+func (h host) settings(path string, err error) Item {
+	const name = "settings"
+	switch {
+	case err != nil:
+		return fails(name, err.Error(), "correct it; until then the agent does not start").needed()
+	case path == "" || !h.exists(path):
+		return works(name, "defaults and flags, no file")
+	}
+	return works(name, path)
+}
+
 func parent(path string) string { return filepath.Dir(path) }
 
 // running asks the agent on the control socket.

@@ -24,6 +24,8 @@ import (
 // defaults, but an empty XAPISocket or StateDir means none.
 type Options struct {
 	Version      string
+	Settings     string // file of the settings; "": none
+	SettingsErr  error  // what is wrong with it
 	Legacy       bool
 	ObserversDir string
 	BugtoolDir   string
@@ -110,6 +112,7 @@ func (c *checker) report(ctx context.Context, k Kernel, rpm func(context.Context
 	r.Observers = append(r.Observers, observers(fromXAPI, fromFiles, uuid)...)
 	r.Endpoints = c.endpoints(ctx, r.Observers)
 
+	r.Agent = append(r.Agent, c.settings(o.Settings, o.SettingsErr))
 	if o.StateDir != "" {
 		r.Agent = append(r.Agent, directory("state directory", o.StateDir, c.queueRoom).needed())
 	}

@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"log/slog"
 	"net/http"
@@ -159,6 +160,11 @@ func TestVerdict(t *testing.T) {
 	qt.Check(t, qt.IsFalse(bad.OK))
 	qt.Check(t, qt.IsFalse(bad.Strict()))
 	s.c.o.StateDir = ""
+	s.c.o.SettingsErr = errors.New("x.conf:2: there is no setting")
+	bad = s.c.report(context.Background(), s.k, nil)
+	qt.Check(t, qt.IsFalse(bad.OK))
+	qt.Check(t, qt.Equals(bad.Agent[0].Why, "x.conf:2: there is no setting"))
+	s.c.o.SettingsErr = nil
 	k := s.k
 	k.Hooks = append(k.Hooks, Hook{Item: fails("stream: x", "not there", "").needed(), Probe: "stream"})
 	bad = s.c.report(context.Background(), k, nil)

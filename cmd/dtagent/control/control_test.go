@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,7 +73,53 @@ func TestNotRunning(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	defer l.Close()
 	_, err = Listen(path)
+	qt.Assert(t, qt.ErrorMatches(err, fmt.Sprintf(`.*an agent is running on .* already \(pid %d\); stop it.*`, os.Getpid())))
+
+	// One that has stopped listening may still be attached.
+	qt.Assert(t, qt.IsNil(l.Close()))
+	_, err = Listen(path)
 	qt.Assert(t, qt.ErrorMatches(err, `.*an agent is running on .* already.*`))
+	l.Release()
+	l.Release()
+	next, err := Listen(path)
+	qt.Assert(t, qt.IsNil(err))
+	l.Release() // is not the next one's
+	_, err = Listen(path)
+	qt.Assert(t, qt.ErrorMatches(err, `.*an agent is running on .* already.*`))
+	next.Release()
+	left, err := os.ReadDir(filepath.Dir(path))
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.HasLen(left, 0))
+}
+
+// Of many that begin at once, over and over, one has the socket at any time.
+func TestListenIsALock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	qt.Assert(t, qt.IsNil(err))
+	stale.SetUnlinkOnClose(false)
+	qt.Assert(t, qt.IsNil(stale.Close()))
+	var have, twice, times atomic.Int64
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 50 {
+				l, err := Listen(path)
+				if err != nil {
+					continue
+				}
+				if have.Add(1) > 1 {
+					twice.Add(1)
+				}
+				times.Add(1)
+				have.Add(-1)
+				l.Release()
+			}
+		})
+	}
+	wg.Wait()
+	qt.Check(t, qt.Equals(twice.Load(), 0))
+	qt.Check(t, qt.IsTrue(times.Load() > 0))
 }
 
 func TestListenKeepsOtherFiles(t *testing.T) {

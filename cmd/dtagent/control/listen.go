@@ -13,12 +13,22 @@ import (
 )
 
 // Listen makes the socket: its directory with mode 0700 if there is none, the
-// socket with mode 0600. A socket that an agent left behind is replaced; one on
-// which an agent answers is an error.
-func Listen(path string) (net.Listener, error) {
+// socket with mode 0600. A socket that an agent left behind is replaced; while
+// another process listens there, begins to, or has not released what it listened on,
+// that is an error.
+func Listen(path string) (_ *Listener, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
+	held, err := takeLock(path)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			held.release()
+		}
+	}()
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != os.ModeSocket {
 			return nil, fmt.Errorf("control socket: %s exists and is no socket", path)
@@ -51,19 +61,25 @@ func Listen(path string) (net.Listener, error) {
 		ln.Close()
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
-	return &listener{UnixListener: ln, path: path, free: make(chan struct{}, maxPeers)}, nil
+	end := sync.OnceValue(func() error {
+		_ = os.Remove(path)
+		return ln.Close()
+	})
+	return &Listener{UnixListener: ln, close: end, lock: held, free: make(chan struct{}, maxPeers)}, nil
 }
 
 // maxPeers bounds the connections served at once; further ones wait.
 const maxPeers = 32
 
-type listener struct {
+// Listener is the control socket, and what keeps others from having it.
+type Listener struct {
 	*net.UnixListener
-	path string
-	free chan struct{} // a token for each connection that is open
+	lock  lock
+	close func() error  // ends listening, once
+	free  chan struct{} // a token for each connection that is open
 }
 
-func (l *listener) Accept() (net.Conn, error) {
+func (l *Listener) Accept() (net.Conn, error) {
 	l.free <- struct{}{}
 	c, err := l.UnixListener.Accept()
 	if err != nil {
@@ -73,9 +89,14 @@ func (l *listener) Accept() (net.Conn, error) {
 	return &conn{Conn: c, release: sync.OnceFunc(func() { <-l.free })}, nil
 }
 
-func (l *listener) Close() error {
-	_ = os.Remove(l.path)
-	return l.UnixListener.Close()
+// Close ends listening.
+func (l *Listener) Close() error { return l.close() }
+
+// Release is Close, and lets another agent begin: it is for when nothing is attached
+// any more. It may be called after Close, and twice.
+func (l *Listener) Release() {
+	_ = l.Close()
+	l.lock.release()
 }
 
 type conn struct {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/xenserver/dtagent/cmd/dtagent/zipkin"
 	"github.com/xenserver/dtagent/correlate"
+	"github.com/xenserver/dtagent/probes/guestio"
 	"github.com/xenserver/dtagent/probes/recording"
 )
 
@@ -29,6 +30,8 @@ type Sources struct {
 	Status func() Status
 	// Record begins a recording of what the engine is given; the Server leaves the Tap.
 	Record func() (*recording.Header, *recording.Tap, error)
+	// IO has the disks of guests watched, until the Watcher is closed.
+	IO func(context.Context) (*guestio.Watcher, error)
 	// Cost measures for so long.
 	Cost func(context.Context, time.Duration) (Cost, error)
 }
@@ -40,6 +43,7 @@ type Server struct {
 	http *http.Server
 	stop chan struct{}
 
+	io      atomic.Int32 // who watch disks
 	watched atomic.Int32 // len(readers), to be asked without the lock
 	mu      sync.Mutex
 	readers map[*reader]bool
@@ -59,6 +63,7 @@ func NewServer(from Sources, log *slog.Logger) *Server {
 	mux.HandleFunc("GET /status", s.serveStatus)
 	mux.HandleFunc("GET /trace", s.serveTrace)
 	mux.HandleFunc("GET /record", s.serveRecord)
+	mux.HandleFunc("GET /io", s.serveIO)
 	mux.HandleFunc("GET /cost", s.serveCost)
 	s.http = &http.Server{
 		Handler:           mux,

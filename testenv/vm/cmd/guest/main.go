@@ -139,7 +139,7 @@ func run(r plan.Run, out *os.File) (exit int, err error) {
 	defer null.Close()
 	p, err := os.StartProcess(r.Argv[0], r.Argv, &os.ProcAttr{
 		Dir:   r.Dir,
-		Env:   []string{"PATH=/bin", "HOME=/tmp", "TMPDIR=/tmp", "LC_ALL=C"},
+		Env:   []string{"PATH=/bin", "HOME=/tmp", "TMPDIR=/tmp", "LC_ALL=C", "DTAGENT_BINARIES=/bin"},
 		Files: []*os.File{null, out, out},
 	})
 	if err != nil {

@@ -23,21 +23,23 @@ import (
 func main() {
 	kernels := flag.String("kernels", "bullseye,bookworm,bookworm-backports,sid", "suites of Debian whose newest kernels are booted")
 	jobs := flag.Int("jobs", 2, "machines at a time; each has two processors")
-	limit := flag.Duration("limit", 12*time.Minute, "how long one machine may take, four times of what it takes on two busy processors")
+	limit := flag.Duration("limit", 40*time.Minute, "how long one machine may take, four times of what it takes on two busy processors")
 	filter := flag.String("package", "", "only packages whose path contains this")
 	only := flag.String("run", "", "only tests whose names match this regular expression")
+	count := flag.Int("count", 1, "how often each package's tests are run in a machine")
+	write := flag.String("write", "", "also write the tables into this Markdown file, between their comments")
 	verbose := flag.Bool("v", false, "show what the guests say while they say it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, strings.Split(*kernels, ","), *jobs, *limit, *filter, *only, *verbose)
+	err := run(ctx, strings.Split(*kernels, ","), *jobs, *limit, *filter, *only, *count, *write, *verbose)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vmtest:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, suites []string, jobs int, limit time.Duration, filter, only string, verbose bool) error {
+func run(ctx context.Context, suites []string, jobs int, limit time.Duration, filter, only string, count int, write string, verbose bool) error {
 	if runtime.GOARCH != "amd64" || runtime.GOOS != "linux" {
 		return errors.New("needs Linux on x86-64")
 	}
@@ -76,6 +78,7 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 	if err != nil {
 		return err
 	}
+	suite.Count = count
 	built := time.Now()
 
 	var live io.Writer
@@ -104,6 +107,7 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 		return err
 	}
 	fmt.Println()
+	vm.Sort(results)
 	vm.Summary(os.Stdout, results)
 	round := func(d time.Duration) time.Duration { return d.Round(time.Second) }
 	fmt.Printf("%v in all: %v to fetch, %v to build, %v in %d machines, %d at a time\n", round(time.Since(start)),
@@ -116,6 +120,9 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 	}
 	if bad > 0 {
 		return fmt.Errorf("tests failed on %d of %d kernels", bad, len(kernels))
+	}
+	if write != "" {
+		return vm.Document(write, results)
 	}
 	return nil
 }

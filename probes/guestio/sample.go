@@ -1,0 +1,255 @@
+//go:build linux
+
+package guestio
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/xenserver/dtagent/bpf"
+)
+
+// Sample is what the disks did. docs/io.md describes its JSON.
+type Sample struct {
+	Time    time.Time `json:"time"`
+	Since   time.Time `json:"since"` // the watch began
+	Seconds float64   `json:"seconds"`
+	Domid   uint32    `json:"domid"` // of the backends
+	VBDs    []VBD     `json:"vbds"`
+	Losses  []Loss    `json:"losses"`
+	Trouble string    `json:"trouble,omitempty"`
+}
+
+// Loss counts latencies that are missing for one cause.
+type Loss struct {
+	Cause string `json:"cause"`
+	Count uint64 `json:"count"`
+}
+
+// VBD is a disk and what it did.
+type VBD struct {
+	Domid   uint32    `json:"domid"`
+	Domain  string    `json:"domain"`
+	VMUUID  string    `json:"vm_uuid"`
+	Devid   uint32    `json:"devid"`
+	Device  string    `json:"device"`
+	Kind    string    `json:"kind"`
+	Backend string    `json:"backend"`
+	Mode    string    `json:"mode"`
+	Params  string    `json:"params"`
+	Devices []string  `json:"devices"`
+	PIDs    []uint32  `json:"pids,omitempty"`
+	Since   time.Time `json:"since"`
+	Seen    bool      `json:"seen"`
+	Why     string    `json:"why,omitempty"`
+	Read    IO        `json:"read"`
+	Write   IO        `json:"write"`
+	Flush   IO        `json:"flush"`
+	Discard IO        `json:"discard"`
+}
+
+// IO is what a disk did of one kind.
+type IO struct {
+	Total    Counts `json:"total"`
+	Interval Rates  `json:"interval"`
+}
+
+// Counts are of some time.
+type Counts struct {
+	Ops     uint64   `json:"ops"`
+	Bytes   uint64   `json:"bytes"`
+	Done    uint64   `json:"done"`
+	Errors  uint64   `json:"errors"`
+	Latency *Latency `json:"latency,omitempty"`
+	Device  *Latency `json:"device_latency,omitempty"`
+}
+
+// Rates are those of an interval.
+type Rates struct {
+	Counts
+	OpsPerSecond   float64 `json:"ops_per_second"`
+	BytesPerSecond float64 `json:"bytes_per_second"`
+}
+
+// Latency is how long things took, in microseconds.
+type Latency struct {
+	Mean float64 `json:"mean_us"`
+	P50  float64 `json:"p50_us"`
+	P99  float64 `json:"p99_us"`
+	Max  float64 `json:"max_us"`
+}
+
+func microseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
+
+// latency returns what s holds; nil for nothing. An exact maximum is not known of an
+// interval.
+func latency(s *bpf.DiskStat, exact bool) *Latency {
+	if s.Done == 0 {
+		return nil
+	}
+	l := &Latency{Mean: float64(s.SumNs) / 1e3 / float64(s.Done)}
+	var n uint64 // in the buckets: a completion on another CPU may be half counted
+	last := 0
+	for i, c := range s.Bucket {
+		if n += uint64(c); c > 0 {
+			last = i
+		}
+	}
+	_, to := bpf.DiskBucket(last)
+	l.Max = microseconds(to)
+	if exact || last == len(s.Bucket)-1 {
+		l.Max = float64(s.MaxNs) / 1e3
+	}
+	quantile := func(per100 uint64) float64 {
+		rank, seen := (n*per100+99)/100, uint64(0)
+		for i, c := range s.Bucket {
+			if seen += uint64(c); seen >= rank && c > 0 {
+				from, to := bpf.DiskBucket(i)
+				return min(microseconds(from+to)/2, l.Max)
+			}
+		}
+		return l.Max
+	}
+	l.P50, l.P99 = quantile(50), quantile(99)
+	return l
+}
+
+// since takes from now what before was already. MaxNs stays that of all the time.
+func since(now, before *bpf.DiskStat) bpf.DiskStat {
+	d := *now
+	d.Begun -= before.Begun
+	d.Bytes -= before.Bytes
+	d.Done -= before.Done
+	d.Failed -= before.Failed
+	d.SumNs -= before.SumNs
+	for i := range d.Bucket {
+		d.Bucket[i] -= before.Bucket[i]
+	}
+	return d
+}
+
+// Watcher takes samples. It is for one goroutine.
+type Watcher struct {
+	p      *Probe
+	before time.Time
+	last   map[key]*last
+	left   sync.Once
+}
+
+// last is what a disk had done at the last sample.
+type last struct {
+	slot  uint32
+	since time.Time
+	stats bpf.DiskStats
+}
+
+// Watch has the disks watched until Close. It fails with the reason why there is
+// nothing to be seen.
+func (p *Probe) Watch(ctx context.Context) (*Watcher, error) {
+	if err := p.join(ctx); err != nil {
+		return nil, err
+	}
+	w := &Watcher{p: p, last: map[key]*last{}}
+	w.Sample() // what was before is no part of the first interval
+	return w, nil
+}
+
+// Close ends the watch. It may be called twice, and takes a second when nobody else
+// watches.
+func (w *Watcher) Close() { w.left.Do(w.p.leave) }
+
+// Sample returns what the disks did since the last one.
+func (w *Watcher) Sample() *Sample {
+	p := w.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	s := &Sample{Time: now, Since: p.since, VBDs: []VBD{}, Losses: []Loss{}}
+	if !w.before.IsZero() {
+		s.Seconds = now.Sub(w.before).Seconds()
+	}
+	w.before = now
+	if p.trouble != nil {
+		s.Trouble = p.trouble.Error()
+	}
+	for _, l := range p.o.Kernel.Losses() {
+		if l.Probe == bpf.Disk {
+			s.Losses = append(s.Losses, Loss{l.Cause, l.Count})
+		}
+	}
+	for k := range w.last {
+		if p.disks[k] == nil {
+			delete(w.last, k)
+		}
+	}
+	for k, d := range p.disks {
+		s.VBDs = append(s.VBDs, w.vbd(k, d, s.Seconds))
+	}
+	slices.SortFunc(s.VBDs, func(a, b VBD) int {
+		return cmp.Or(cmp.Compare(a.Domid, b.Domid), cmp.Compare(a.Devid, b.Devid), cmp.Compare(a.Kind, b.Kind))
+	})
+	return s
+}
+
+// vbd returns the row of a disk. It needs the Probe's mu.
+func (w *Watcher) vbd(k key, d *disk, seconds float64) VBD {
+	v := VBD{
+		Domid: d.domid, Domain: d.domain, VMUUID: d.uuid, Devid: d.devid, Device: d.device, Kind: d.kind, Backend: k.path(),
+		Mode: d.mode, Params: d.params, Devices: []string{}, PIDs: d.pids, Since: d.since, Seen: d.added && len(d.sources) > 0, Why: d.why,
+	}
+	for _, dev := range d.devices {
+		v.Devices = append(v.Devices, dev.String())
+	}
+	if d.err != nil {
+		v.Seen, v.Why = false, d.err.Error()
+	}
+	if !d.added {
+		delete(w.last, k)
+		return v
+	}
+	var now bpf.DiskStats
+	if err := w.p.o.Kernel.DiskStats(d.slot, &now); err != nil {
+		v.Seen, v.Why = false, err.Error()
+		return v
+	}
+	before := w.last[k]
+	if before == nil || before.slot != d.slot || !before.since.Equal(d.since) {
+		before = &last{slot: d.slot, since: d.since}
+		w.last[k] = before
+	}
+	for op, io := range []*IO{bpf.DiskRead: &v.Read, bpf.DiskWrite: &v.Write, bpf.DiskFlush: &v.Flush, bpf.DiskDiscard: &v.Discard} {
+		var device, deviceBefore *bpf.DiskStat
+		if op < len(now.Device) {
+			device, deviceBefore = &now.Device[op], &before.stats.Device[op]
+		}
+		*io = ioOf(&now.Ops[op], &before.stats.Ops[op], device, deviceBefore, seconds)
+	}
+	before.stats = now
+	return v
+}
+
+func ioOf(now, before, device, deviceBefore *bpf.DiskStat, seconds float64) IO {
+	count := func(s, device *bpf.DiskStat, exact bool) Counts {
+		c := Counts{Ops: s.Begun, Bytes: s.Bytes, Done: s.Done, Errors: s.Failed, Latency: latency(s, exact)}
+		if device != nil {
+			c.Device = latency(device, exact)
+		}
+		return c
+	}
+	io := IO{Total: count(now, device, true)}
+	step := since(now, before)
+	var deviceStep *bpf.DiskStat
+	if device != nil {
+		d := since(device, deviceBefore)
+		deviceStep = &d
+	}
+	io.Interval.Counts = count(&step, deviceStep, false)
+	if seconds > 0 {
+		io.Interval.OpsPerSecond = float64(step.Begun) / seconds
+		io.Interval.BytesPerSecond = float64(step.Bytes) / seconds
+	}
+	return io
+}

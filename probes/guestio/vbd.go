@@ -1,0 +1,135 @@
+//go:build linux
+
+// Package guestio knows the disks of the guests, by xenstore, and what I/O they do,
+// by the probe bpf.Disk. docs/io.md says what is seen and what is not.
+package guestio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/xenserver/dtagent/probes/xenstore"
+)
+
+// Kinds of disk backends, by their names in xenstore.
+const (
+	Blkback = "vbd"   // a kernel thread for each disk
+	Qdisk   = "qdisk" // a QEMU for each guest
+	Tapdisk = "vbd3"  // a tapdisk for each disk
+)
+
+var kinds = []string{Blkback, Qdisk, Tapdisk}
+
+// backends is where those of this domain are, and maxVBDs how many of them are
+// looked at; maxText is how much of a text from xenstore is kept.
+const (
+	backends = "/local/domain/0/backend"
+	maxVBDs  = 4096
+	maxText  = 512
+)
+
+// key is which disk it is. Another guest may get it later.
+type key struct {
+	domid, devid uint32
+	kind         string
+}
+
+func (k key) path() string { return fmt.Sprintf("%s/%s/%d/%d", backends, k.kind, k.domid, k.devid) }
+
+// vbd is a disk as xenstore has it.
+type vbd struct {
+	key
+	domain   string // name of the guest
+	uuid     string // of the VM
+	device   string // name in the guest
+	mode     string
+	params   string
+	physical string // physical-device: major:minor, hexadecimal
+	pid      uint32 // of tapdisk, 0: not known
+}
+
+// parseKey returns the disk that a path in xenstore belongs to.
+func parseKey(p string) (k key, ok bool) {
+	rest, ok := strings.CutPrefix(p, backends+"/")
+	w := strings.SplitN(rest, "/", 4)
+	if !ok || len(w) < 3 || !slices.Contains(kinds, w[0]) {
+		return k, false
+	}
+	domid, err1 := strconv.ParseUint(w[1], 10, 16)
+	devid, err2 := strconv.ParseUint(w[2], 10, 32)
+	return key{kind: w[0], domid: uint32(domid), devid: uint32(devid)}, err1 == nil && err2 == nil
+}
+
+// listVBDs returns the disks that there are.
+func listVBDs(ctx context.Context, c *xenstore.Client) ([]key, error) {
+	var out []key
+	for _, kind := range kinds {
+		domids, err := c.Directory(ctx, path.Join(backends, kind))
+		if err != nil {
+			return nil, err
+		}
+		for _, domid := range domids {
+			at := path.Join(backends, kind, domid)
+			devids, err := c.Directory(ctx, at)
+			if err != nil {
+				return nil, err
+			}
+			for _, devid := range devids {
+				k, ok := parseKey(at + "/" + devid)
+				if !ok {
+					continue
+				}
+				if out = append(out, k); len(out) >= maxVBDs {
+					return out, nil
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+// readVBD reads a disk. ok is false when there is none.
+func readVBD(ctx context.Context, c *xenstore.Client, k key) (v vbd, ok bool, err error) {
+	v.key = k
+	names, err := c.Directory(ctx, k.path())
+	if err != nil || len(names) == 0 {
+		return v, false, err
+	}
+	read := func(at string) string {
+		text, e := c.Optional(ctx, at)
+		err = errors.Join(err, e)
+		return text[:min(len(text), maxText)]
+	}
+	at := func(name string) string {
+		if !slices.Contains(names, name) {
+			return ""
+		}
+		return read(k.path() + "/" + name)
+	}
+	v.device = strings.TrimPrefix(at("dev"), "/dev/") // as blkback takes it
+	v.mode, v.params = at("mode"), at("params")
+	v.physical = at("physical-device")
+	if k.kind == Tapdisk {
+		pid, _ := strconv.ParseUint(at("kthread-pid"), 10, 31)
+		v.pid = uint32(pid)
+	}
+	home := fmt.Sprintf("/local/domain/%d", k.domid)
+	v.domain = read(home + "/name")
+	if vm := read(home + "/vm"); vm != "" {
+		v.uuid = path.Base(vm)
+	}
+	return v, err == nil, err
+}
+
+// name is what a disk is called to a reader.
+func (v *vbd) name() string {
+	if v.device != "" {
+		return v.device
+	}
+	return strconv.FormatUint(uint64(v.devid), 10)
+}
