@@ -378,7 +378,9 @@ func TestFaultNothingLeftKernel(t *testing.T) {
 			qt.Check(t, qt.IsNil(d.Close()))
 			qt.Check(t, qt.IsNil(d.Close()))
 			qt.Check(t, qt.IsNotNil(d.SetDelay(0)))
-			qt.Check(t, qt.IsNotNil(firstByte(path)))
+			if !strings.HasPrefix(path, "/dev/loop") { // which another process may have by now
+				qt.Check(t, qt.IsNotNil(firstByte(path)))
+			}
 			used, err := Open(t.Context(), k.Name, Options{})
 			qt.Assert(t, qt.IsNil(err))
 			fd, err := unix.Open(used.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
