@@ -160,16 +160,32 @@ func layerOf(t *testing.T, d *device) counter {
 	return func() (int, time.Duration) { return blockTime(t, d.Block()) }
 }
 
-// seen is what reads with the delay took, all together.
-type seen struct {
-	app   time.Duration // for who reads
-	layer time.Duration // in the device itself: a block device's requests, or an NFS mount's
-	least time.Duration // of a read, for who reads
+// since starts counting. What it returns waits for so many reads, of so much time
+// together, and returns what has been counted: a reader goes on before the kernel
+// has counted his read.
+func (c counter) since() func(t *testing.T, reads int, least time.Duration) (int, time.Duration) {
+	n0, took0 := c()
+	return func(t *testing.T, reads int, least time.Duration) (int, time.Duration) {
+		t.Helper()
+		for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+			n, took := c()
+			n, took = n-n0, took-took0
+			if n >= reads && took >= least {
+				return n, took
+			}
+			if time.Since(begin) > hang {
+				t.Errorf("%d reads counted, of %v together; want %d of %v", n, took, reads, least)
+				return n, took
+			}
+		}
+	}
 }
 
 // slow reads from d without delay, with one and without one again, and finds there
-// afterwards what it wrote before. It returns what was seen with the delay.
-func slow(t *testing.T, d *device) seen {
+// afterwards what it wrote before. The layer has to have spent at least so much
+// time in a read with the delay. It returns how long the fastest of them took for who
+// reads.
+func slow(t *testing.T, d *device, least time.Duration) (fastest time.Duration) {
 	t.Helper()
 	dev := openDisk(t, d)
 	dev.write(3, t.Name())
@@ -185,17 +201,15 @@ func slow(t *testing.T, d *device) seen {
 		}
 	}
 	set(injected)
-	counted := layerOf(t, d)
-	var s seen
+	counted := layerOf(t, d).since()
+	var app time.Duration
 	var each []time.Duration
-	n0, took0 := counted()
 	for page := range reads {
 		each = append(each, dev.read(page))
-		s.app += each[page]
+		app += each[page]
 	}
-	n, took := counted()
-	s.layer, s.least = took-took0, slices.Min(each)
-	qt.Check(t, qt.IsTrue(n-n0 >= reads), qt.Commentf("the layer counts %d reads", n-n0)) // others may look at a new disk, too
+	const cut = time.Millisecond // which is what the kernel tells sums in
+	n, inLayer := counted(t, reads, max(0, reads*least-cut))
 	set(0)
 	after := dev.fast()
 	if d.kind.Live {
@@ -204,22 +218,16 @@ func slow(t *testing.T, d *device) seen {
 	}
 	dev.close()
 	t.Logf("%s: %.3f ms a read without delay (median); with %v %.2f ms (mean of %d), of that %.2f ms in %s; %.3f ms without it again",
-		d.kind.Name, ms(before), injected, ms(s.app)/reads, reads, ms(s.layer)/float64(max(n-n0, 1)), cmp.Or(d.Block(), "the mount"), ms(after))
-	return s
+		d.kind.Name, ms(before), injected, ms(app)/reads, reads, ms(inLayer)/float64(max(n, 1)), cmp.Or(d.Block(), "the mount"), ms(after))
+	return slices.Min(each)
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// atLeast checks a sum of reads. Counters of the kernel are cut to milliseconds.
-func atLeast(t *testing.T, what string, took, want time.Duration) {
-	t.Helper()
-	qt.Check(t, qt.IsTrue(took >= want-time.Millisecond), qt.Commentf("%s: %v, less than %v", what, took, want))
-}
-
 // TestFaultThrottleKernel: the reader waits before there is a request.
 func TestFaultThrottleKernel(t *testing.T) {
 	d := open(t, "throttle")
-	slow(t, d)
+	slow(t, d, 0)
 	waitsAbove(t, d, d.Block())
 
 	// It is a rate: what the rest before has left passes without waiting, at most
@@ -246,9 +254,8 @@ func TestFaultThrottleKernel(t *testing.T) {
 // below does not.
 func TestFaultMapperKernel(t *testing.T) {
 	d := open(t, "dm-delay")
-	s := slow(t, d)
-	// In jiffies both. For a reader it may be less, as the kernel's jiffies may be late.
-	atLeast(t, "device mapper", s.layer, reads*injected)
+	// Both count in jiffies. For a reader it may be less, as these may be late.
+	slow(t, d, injected)
 	waitsAbove(t, d, d.base)
 }
 
@@ -259,10 +266,9 @@ func waitsAbove(t *testing.T, d *device, block string) {
 	dev := openDisk(t, d)
 	defer dev.close()
 	for begin := time.Now(); ; {
-		_, before := blockTime(t, block)
+		counted := counter(func() (int, time.Duration) { return blockTime(t, block) }).since()
 		app := dev.read(0)
-		_, after := blockTime(t, block)
-		if request := after - before; app >= injected && request < app/2 {
+		if _, request := counted(t, 1, 0); app >= injected && request < app/2 {
 			t.Logf("%s: a read of %.2f ms, its request of %s %.0f ms", d.kind.Name, ms(app), block, ms(request))
 			return
 		}
@@ -275,9 +281,8 @@ func waitsAbove(t *testing.T, d *device, block string) {
 // testDriver: the block device's requests take the time.
 func testDriver(t *testing.T, kind string) *device {
 	d := open(t, kind)
-	s := slow(t, d)
-	atLeast(t, "fastest read", s.least, injected)
-	atLeast(t, "requests", s.layer, reads*injected)
+	fastest := slow(t, d, injected)
+	qt.Check(t, qt.IsTrue(fastest >= injected), qt.Commentf("the fastest read took %v", fastest))
 	return d
 }
 
@@ -296,9 +301,8 @@ func TestFaultISCSIKernel(t *testing.T) {
 // testNFS: the mount's READs take the time.
 func testNFS(t *testing.T, kind string) *device {
 	d := open(t, kind)
-	s := slow(t, d)
-	atLeast(t, "fastest read", s.least, injected)
-	atLeast(t, "READs", s.layer, reads*injected)
+	fastest := slow(t, d, injected)
+	qt.Check(t, qt.IsTrue(fastest >= injected), qt.Commentf("the fastest read took %v", fastest))
 	qt.Assert(t, qt.IsNil(d.SetDelay(injected)))
 	return d
 }
@@ -374,7 +378,9 @@ func TestFaultNothingLeftKernel(t *testing.T) {
 			qt.Check(t, qt.IsNil(d.Close()))
 			qt.Check(t, qt.IsNil(d.Close()))
 			qt.Check(t, qt.IsNotNil(d.SetDelay(0)))
-			qt.Check(t, qt.IsNotNil(firstByte(path)))
+			if !strings.HasPrefix(path, "/dev/loop") { // which another process may have by now
+				qt.Check(t, qt.IsNotNil(firstByte(path)))
+			}
 			used, err := Open(t.Context(), k.Name, Options{})
 			qt.Assert(t, qt.IsNil(err))
 			fd, err := unix.Open(used.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)

@@ -36,8 +36,8 @@ func missingModule(name string, cause error) error {
 
 // detached mounts a file system where nobody else sees it, and returns the path of
 // its root. It goes with the device, and with the process however that ends.
-func (d *device) detached(fstype string, options ...string) (root string, err error) {
-	fd, err := mountFd(fstype, options...)
+func (d *device) detached(fstype string, flags ...string) (root string, err error) {
+	fd, err := mountFd(fstype, flags...)
 	if err != nil {
 		return "", err
 	}
@@ -45,8 +45,8 @@ func (d *device) detached(fstype string, options ...string) (root string, err er
 	return fmt.Sprintf("/proc/self/fd/%d", fd), nil
 }
 
-// mountFd returns the descriptor of a mount. Options are names, or name=value.
-func mountFd(fstype string, options ...string) (int, error) {
+// mountFd returns the descriptor of a mount.
+func mountFd(fstype string, flags ...string) (int, error) {
 	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOSYS) {
 		return -1, &MissingError{What: "the file system " + fstype, Err: fmt.Errorf("fsopen: %w", err)}
@@ -55,14 +55,9 @@ func mountFd(fstype string, options ...string) (int, error) {
 		return -1, fmt.Errorf("file system %s: fsopen: %w", fstype, err)
 	}
 	defer unix.Close(fs)
-	for _, o := range options {
-		if name, value, ok := strings.Cut(o, "="); ok {
-			err = unix.FsconfigSetString(fs, name, value)
-		} else {
-			err = unix.FsconfigSetFlag(fs, name)
-		}
-		if err != nil {
-			return -1, fmt.Errorf("file system %s: option %s: %w", fstype, o, err)
+	for _, f := range flags {
+		if err := unix.FsconfigSetFlag(fs, f); err != nil {
+			return -1, fmt.Errorf("file system %s: %s: %w", fstype, f, err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 )
@@ -66,6 +67,21 @@ func (r *Result) runs() (out []RunResult) {
 		}
 	}
 	return out
+}
+
+// Sort puts kernels in the order of their versions.
+func Sort(results []*Result) {
+	version := func(r *Result) (v []int) {
+		for part := range strings.FieldsFuncSeq(r.name(), func(c rune) bool { return c < '0' || c > '9' }) {
+			n, err := strconv.Atoi(part)
+			if err != nil {
+				break
+			}
+			v = append(v, n)
+		}
+		return v
+	}
+	slices.SortStableFunc(results, func(a, b *Result) int { return slices.Compare(version(a), version(b)) })
 }
 
 // Summary prints a table of the tests, a column for each kernel. A cell has the

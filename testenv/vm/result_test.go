@@ -118,6 +118,19 @@ func TestSummary(t *testing.T) {
 	}))
 }
 
+func TestSort(t *testing.T) {
+	var results []*Result
+	for _, release := range []string{"7.2.13+deb14-cloud-amd64", "6.12.95+deb12-cloud-amd64", "", "6.1.0-50-cloud-amd64"} {
+		results = append(results, &Result{Kernel: &Kernel{Package: "linux-image-5.10.0-32"}, Release: release})
+	}
+	Sort(results)
+	var names []string
+	for _, r := range results {
+		names = append(names, r.name())
+	}
+	qt.Check(t, qt.DeepEquals(names, []string{"linux-image-5.10.0-32", "6.1.0-50-cloud-amd64", "6.12.95+deb12-cloud-amd64", "7.2.13+deb14-cloud-amd64"}))
+}
+
 func TestMark(t *testing.T) {
 	m := plan.Mark{End: "probes/target", Exit: -1, Seconds: 1.5}
 	got, ok := plan.ParseMark(m.String())

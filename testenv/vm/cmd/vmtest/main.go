@@ -107,6 +107,7 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 		return err
 	}
 	fmt.Println()
+	vm.Sort(results)
 	vm.Summary(os.Stdout, results)
 	round := func(d time.Duration) time.Duration { return d.Round(time.Second) }
 	fmt.Printf("%v in all: %v to fetch, %v to build, %v in %d machines, %d at a time\n", round(time.Since(start)),
