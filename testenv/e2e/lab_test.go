@@ -81,8 +81,9 @@ type lab struct {
 	args   []string
 	xapi   string // socket of the XAPI whose Observers the agent follows
 
-	legacy  bool // the agent has the legacy programs
-	untimed bool // times are not compared, nor how far apart events may come
+	ahead   time.Duration // what the agent takes its wall clock to be ahead of the machine's
+	legacy  bool          // the agent has the legacy programs
+	untimed bool          // times are not compared, nor how far apart events may come
 }
 
 // newLab starts both. The agent has no Observer yet, and follows none of the

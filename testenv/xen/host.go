@@ -20,7 +20,7 @@ var packages = []string{
 	"xen-system-amd64", "xenstore-utils",
 	"qemu-system-xen", "qemu-utils", // the backend qdisk, and its images
 	"mount", "util-linux", // losetup, fallocate
-	"bash", "coreutils", "sed", "grep", "procps", "iproute2", "e2fsprogs", // what Xen's hotplug scripts call, and mke2fs
+	"bash", "coreutils", "sed", "grep", "procps", "iproute2", "e2fsprogs", "xz-utils", // what Xen's hotplug scripts call; mke2fs and xz run on this machine
 }
 
 // Modules of the kernel in dom0 and in its guests; in dom0 for its disk, for Xen,

@@ -57,14 +57,15 @@ const dom0Root = "/xen"
 // Its disks are below dir.
 func (h *Host) Machine(ctx context.Context, dir string, s *vm.Suite) (*vm.Machine, error) {
 	hypervisor, disk, domu := filepath.Join(dir, "hypervisor"), filepath.Join(dir, "dom0.disk"), filepath.Join(dir, "domu.disk")
-	script := filepath.Join(dir, "toolstack.sh")
+	kernel, script := filepath.Join(dir, "vmlinux"), filepath.Join(dir, "toolstack.sh")
 	xl, err := h.one("usr/lib/xen-*/bin/xl")
 	if err != nil {
 		return nil, err
 	}
 	err = errors.Join(
 		h.hypervisor(hypervisor),
-		h.userland(ctx, dir, disk, s),
+		h.vmlinux(ctx, kernel),
+		h.userland(ctx, dir, disk, kernel, s),
 		os.WriteFile(script, toolstack, 0o755),
 		os.WriteFile(domu, nil, 0o644),
 	)
@@ -94,7 +95,7 @@ func (h *Host) Machine(ctx context.Context, dir string, s *vm.Suite) (*vm.Machin
 				"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 				"-kernel", hypervisor,
 				"-append", fmt.Sprintf("console=com1 com1=115200,8n1 loglvl=warning guest_loglvl=warning dom0_mem=%[1]dM,max:%[1]dM dom0_max_vcpus=%d", dom0MiB, processors),
-				"-initrd", fmt.Sprintf("%s %s,%s", h.dom0.Image, dom0Args, initramfs), // Xen's modules
+				"-initrd", fmt.Sprintf("%s %s,%s", kernel, dom0Args, initramfs), // Xen's modules
 				"-drive", "file="+disk+",if=virtio,format=raw,cache=unsafe",
 				"-drive", "file="+domu+",if=virtio,format=raw,cache=unsafe",
 				"-serial", "file:"+console, "-serial", "stdio")
@@ -104,7 +105,7 @@ func (h *Host) Machine(ctx context.Context, dir string, s *vm.Suite) (*vm.Machin
 
 // userland makes dom0's disk: its packages, the suite's programs, and what a
 // guest boots from.
-func (h *Host) userland(ctx context.Context, dir, disk string, s *vm.Suite) error {
+func (h *Host) userland(ctx context.Context, dir, disk, kernel string, s *vm.Suite) error {
 	root := filepath.Join(dir, "userland")
 	defer os.RemoveAll(root)
 	if err := os.Mkdir(root, 0o755); err != nil {
@@ -131,7 +132,7 @@ func (h *Host) userland(ctx context.Context, dir, disk string, s *vm.Suite) erro
 		}
 	}
 	files := s.Programs()
-	files["domu/vmlinuz"] = h.guest.Image
+	files["domu/vmlinux"] = kernel
 	for name, from := range files {
 		if err := copyFile(from, in(filepath.Clean("/" + name)[1:])); err != nil {
 			return err

@@ -34,7 +34,14 @@ type domu struct {
 func startGuest(t testing.TB, name string, disks ...string) *domu {
 	t.Helper()
 	xl(t, "create", "-q", "-e", guestConfig(t, name, disks...))
-	t.Cleanup(func() { xl(t, "destroy", name) })
+	t.Cleanup(func() {
+		if t.Failed() {
+			show(t, "xl", "list")
+			show(t, "top", "-b", "-n", "1")
+			show(t, "tail", "-n", "40", "/var/log/xen/console/guest-"+name+".log")
+		}
+		xl(t, "destroy", name)
+	})
 	g := &domu{t: t, name: name}
 	var err error
 	g.id, err = strconv.Atoi(xl(t, "domid", name))
@@ -77,6 +84,12 @@ func (g *domu) start(o guest.Order) {
 	qt.Assert(g.t, qt.IsNil(err))
 }
 
+// show logs what a program prints, of a test that has failed.
+func show(t testing.TB, argv ...string) {
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	t.Logf("%q: %v\n%s", argv, err, out[:min(len(out), 4<<10)])
+}
+
 // xl runs xl and returns what it prints.
 func xl(t testing.TB, args ...string) string {
 	t.Helper()
@@ -105,7 +118,7 @@ func guestConfig(t testing.TB, name string, disks ...string) (file string) {
 	}
 	text := fmt.Sprintf(`name = %q
 type = "pv"
-kernel = "/domu/vmlinuz"
+kernel = "/domu/vmlinux"
 ramdisk = "/domu/initramfs"
 extra = "console=hvc0 quiet loglevel=3 panic=-1 nokaslr"
 memory = 128

@@ -22,7 +22,7 @@ import (
 )
 
 // hang is how long a test waits for what has to come.
-const hang = 5 * time.Minute
+const hang = 10 * time.Minute
 
 // long is how long the waits are that these tests make.
 const long = 60 * time.Millisecond
