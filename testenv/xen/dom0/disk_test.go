@@ -127,12 +127,14 @@ func TestGuestIODom0(t *testing.T) {
 	stream := first.io() // sees the disks come
 	p := startPair(t)
 	p.work(t) // QEMU knows now how its images are laid out
-	t.Run("modern", func(t *testing.T) { p.judge(t, stream) })
-	t.Run("legacy", func(t *testing.T) { p.judge(t, startAgent(t, "--legacy").io()) }) // finds them there
+	t.Run("modern", func(t *testing.T) { p.judge(t, stream, true) })
+	// Finds the disks there. By a tracepoint not every end is seen: docs/io.md.
+	t.Run("legacy", func(t *testing.T) { p.judge(t, startAgent(t, "--legacy").io(), false) })
 }
 
-// judge lets the guests work and checks what the agent says of it.
-func (p *pair) judge(t *testing.T, stream *ioStream) {
+// judge lets the guests work and checks what the agent says of it; allEnds says
+// whether it has to have seen each request's end.
+func (p *pair) judge(t *testing.T, stream *ioStream, allEnds bool) {
 	stream.t = t
 	before := stream.next("all disks seen", func(s *ioSample) bool {
 		for i, g := range p.guests {
@@ -175,7 +177,7 @@ func (p *pair) judge(t *testing.T, stream *ioStream) {
 			}
 			qt.Check(t, qt.Equals(told, wants), what)
 			for _, k := range []ioKind{is.Read, is.Write} {
-				qt.Check(t, qt.Equals(k.Total.Done, k.Total.Ops), what)
+				qt.Check(t, qt.IsTrue(k.Total.Done == k.Total.Ops || !allEnds && k.Total.Done < k.Total.Ops), qt.Commentf("%+v", k.Total))
 				qt.Check(t, qt.Equals(k.Total.Errors, 0), what)
 				if qt.Check(t, qt.IsNotNil(k.Total.Latency), what) {
 					qt.Check(t, qt.IsTrue(k.Total.Latency.Mean > 0), what)
