@@ -74,7 +74,7 @@ test: deps lint ## all tests: unit, race, fuzz seeds, and as root those with rea
 	$(GOTESTSUM) --format pkgname $(if $(RESULTS),--jsonfile $(RESULTS)) -- -race -count=1 -timeout 40m $(TESTFLAGS) ./...
 
 .PHONY: vmtest
-vmtest: ## run the kernel tests on Linux 5.10, 6.1, 6.12 and 7.2 under QEMU; needs apt-get, but neither root nor KVM
+vmtest: ## run the kernel tests on Linux 5.10, 6.1, 6.12 and 7.2 under QEMU; needs apt-get and gcc, but neither root nor KVM
 	$(GO) run ./testenv/vm/cmd/vmtest $(VMFLAGS)
 
 .PHONY: kernels

@@ -19,7 +19,7 @@
 char LICENSE[] SEC("license") = "GPL";
 
 /* Bios that one request is followed through, merged as they are. */
-#define DT_BIOS_MAX 64
+#define DT_BIOS_MAX 48
 
 /* Bios of one kind at one sector that are in flight at the same time. */
 #define DT_SAME_MAX 8
@@ -366,7 +366,6 @@ int dt_d_issue(struct dt_block *ctx)
 struct dt_range {
 	__u64 sector;
 	__u64 now;
-	__u64 issued; /* when its request was */
 	__u64 head;   /* the bio that its first part is of */
 	__u64 ns;     /* that is to be counted */
 	__u32 n;      /* sectors */
@@ -375,7 +374,7 @@ struct dt_range {
 	__u32 error; /* 1 or 0 */
 	__u32 head_at;
 	__u32 taken; /* sectors */
-	__u32 slot;  /* where it is to be counted, and as what */
+	__u32 slot;  /* where something is to be counted, and as what */
 	__u32 what;
 	__u32 failed;
 	__u32 bucket;
@@ -419,6 +418,24 @@ static __noinline int dt_d_count(struct dt_range *r)
 	return 0;
 }
 
+/* Counts what the driver was given: that is one request, however many bios it is. */
+static __noinline int dt_d_driver(struct dt_range *r)
+{
+	struct dt_bio_key key = { .sector = r->sector, .disk = r->disk, .op = r->op };
+	struct dt_bio *b;
+
+	if (r->op >= DT_DEVICE_OPS)
+		return 0;
+	b = dt_youngest(&key);
+	if (!b || !b->issued)
+		return 0;
+	r->slot = b->slot;
+	r->what = DT_DEVICE + r->op;
+	r->ns = r->now - b->issued;
+	r->failed = r->error;
+	return dt_d_count(r);
+}
+
 /* Takes the bio or part at the beginning of the range off it; 0: there is none. */
 static __noinline int dt_d_part(struct dt_range *r)
 {
@@ -428,8 +445,6 @@ static __noinline int dt_d_part(struct dt_range *r)
 
 	if (!b || !b->len) /* 0: it is done, and waits for its other parts */
 		return 0;
-	if (!r->issued)
-		r->issued = b->issued;
 	r->head = b->head;
 	r->head_at = b->head_at;
 	n = b->len;
@@ -451,7 +466,6 @@ static __noinline int dt_d_whole(struct dt_range *r)
 {
 	struct dt_bio_key key = { .sector = r->head, .disk = r->disk, .op = r->op, .at = r->head_at };
 	struct dt_bio *head = bpf_map_lookup_elem(&dt_bios, &key);
-	__u64 start;
 
 	if (!head)
 		return 0;
@@ -461,17 +475,11 @@ static __noinline int dt_d_whole(struct dt_range *r)
 		return 0;
 	r->slot = head->slot;
 	r->failed = head->failed;
-	start = head->start;
-	r->ns = r->now - start;
+	r->ns = r->now - head->start;
 	if (!head->younger) /* else it is there for them */
 		bpf_map_delete_elem(&dt_bios, &key);
 	r->what = r->op;
 	dt_d_count(r);
-	if (r->issued > start && r->op < DT_DEVICE_OPS) {
-		r->ns = r->now - r->issued;
-		r->what = DT_DEVICE + r->op;
-		dt_d_count(r);
-	}
 	return r->head_at;
 }
 
@@ -523,11 +531,11 @@ static __always_inline int dt_done(__u32 disk, __u32 op, __u64 sector, __u32 n, 
 	r->busy = 1;
 	r->sector = sector;
 	r->now = bpf_ktime_get_ns();
-	r->issued = 0;
 	r->n = op == DT_FLUSH ? 1 : n;
 	r->disk = disk;
 	r->op = op;
 	r->error = error != 0;
+	dt_d_driver(r);
 	dt_walk(r);
 	r->busy = 0;
 	return 0;

@@ -86,9 +86,9 @@ func bucketOf(d time.Duration) int {
 // DiskStats is what is known of a disk's I/O.
 type DiskStats struct {
 	Ops [NumDiskOps]DiskStat
-	// Device is of reads and writes from the issue of their request to its driver
-	// until they were done; of devices without requests it is empty. Only Done, SumNs,
-	// MaxNs and Bucket count.
+	// Device is of the requests that a driver was given for reads and writes, from then
+	// until they were done: several of those of Ops that were merged, or a part of one
+	// that was split. Of devices without requests it is empty. Begun and Bytes are 0.
 	Device [diskDeviceOps]DiskStat
 }
 
@@ -350,13 +350,13 @@ func commWords(prefix string) (comm, mask [2]uint64) {
 // longest time-outs of iSCSI and NFS, after which it has failed.
 const unendedAfter = 10 * time.Minute
 
-// sweepBios forgets I/O whose end was not seen, and counts it. It needs mu.
-func (s *Session) sweepBios() error {
+// sweepBios forgets I/O whose end was not seen for so long, and counts it. It needs mu.
+func (s *Session) sweepBios(after time.Duration) error {
 	if len(s.links[Disk]) == 0 {
 		return nil
 	}
 	now := ktime()
-	return s.forgetBios(func(b *bio) bool { return b.Start+uint64(unendedAfter) < now }, func(b *bio) {
+	return s.forgetBios(func(b *bio) bool { return b.Start+uint64(after) < now }, func(b *bio) {
 		if b.Left > 0 { // the rest are parts of such
 			s.userLost[Disk-1][lossUnended].Add(1)
 		}

@@ -62,17 +62,14 @@ func blockIO(o order) (uintptr, syscall.Errno) {
 	// Count writes of N bytes each with one io_submit, as tapdisk and qemu do. A
 	// negative At lets all go to the beginning.
 	type iocb struct {
-		data      uint64
-		key       uint32
-		rwFlags   uint32
-		op        uint16
-		prio      int16
-		fd        uint32
-		buf       uint64
-		n         uint64
-		at        int64
-		_         uint64
-		flags, ev uint32
+		_   [2]uint64 // data, key, rw_flags
+		op  uint16
+		_   int16 // priority
+		fd  uint32
+		buf uint64
+		n   uint64
+		at  int64
+		_   [2]uint64 // reserved, flags, resfd
 	}
 	type event struct{ data, obj, res, res2 uint64 }
 	var ctx uintptr
@@ -187,10 +184,6 @@ func (c *collector) counted(slot uint32, op DiskOp, begun, bytes uint64) {
 	qt.Check(c.t, qt.Equals(n, s.Done), note)
 	qt.Check(c.t, qt.Equals(s.Done > 0, s.SumNs > 0), note)
 	qt.Check(c.t, qt.IsTrue(s.MaxNs <= s.SumNs), note)
-	if int(op) < diskDeviceOps {
-		d := &st.Device[op]
-		qt.Check(c.t, qt.IsTrue(d.Done <= s.Done && d.SumNs <= s.SumNs && d.MaxNs <= s.MaxNs), note)
-	}
 }
 
 func TestDiskKernel(t *testing.T) {
@@ -250,8 +243,12 @@ func TestDiskDiscardKernel(t *testing.T) {
 		c.counted(slot, DiskDiscard, 1, 1<<20)
 		c.counted(slot, DiskWrite, 0, 0)
 		v.must(order{Do: "zero", FD: fd, At: 2 << 20, Count: 65536})
-		c.counted(slot, DiskDiscard, 2, 1<<20+65536)
-		c.counted(slot, DiskWrite, 0, 0)
+		st := c.diskStats(slot)
+		discards, writes := &st.Ops[DiskDiscard], &st.Ops[DiskWrite]
+		qt.Check(t, qt.Equals(discards.Begun, 2))
+		qt.Check(t, qt.Equals(discards.Bytes, 1<<20+65536))
+		// A loop device cannot for files of some kinds: then the kernel writes zeroes.
+		qt.Check(t, qt.Equals(writes.Bytes, discards.Failed*65536))
 		c.noLosses()
 	})
 }
@@ -517,7 +514,7 @@ func TestDiskUnendedKernel(t *testing.T) {
 		qt.Check(t, qt.Equals(st.Done, 1))
 		qt.Check(t, qt.IsTrue(st.MaxNs < ktime()/2), qt.Commentf("taken for the older one: %d ns", st.MaxNs))
 		c.s.mu.Lock()
-		err := c.s.sweepBios()
+		err := c.s.sweepBios(time.Duration(ktime() - 2)) // all but what has just begun
 		c.s.mu.Unlock()
 		qt.Assert(t, qt.IsNil(err))
 		qt.Check(t, qt.Equals(c.inFlight(slot, DiskRead), 0))

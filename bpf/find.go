@@ -71,12 +71,14 @@ func (k *Kernel) findHooks(tracefs string, p Probe, cannot func(way) error) (det
 // choose takes the narrowest way that works.
 func (k *Kernel) choose(c *HookCheck, h hook, cannot func(way) error) {
 	var why []string
+	wider := false
 	for _, w := range h.ways {
 		if err := cannot(w); err != nil {
 			why = append(why, fmt.Sprintf("%s: %v", w.by, err))
+			wider = wider || !w.calls // the way that is taken instead of those loses nothing
 			continue
 		}
-		c.Program, c.Way, c.Wider = w.program, w.by, len(why) > 0
+		c.Program, c.Way, c.Wider = w.program, w.by, wider
 		if w.by == ByDispatcher {
 			k.dispatch(c.Probe, found{h, w})
 		} else {
@@ -84,10 +86,10 @@ func (k *Kernel) choose(c *HookCheck, h hook, cannot func(way) error) {
 		}
 		break
 	}
-	c.Why = strings.Join(why, "; ")
+	if wider || c.Way == "" {
+		c.Why = strings.Join(why, "; ")
+	}
 	switch {
-	case c.Wider && c.Way == ByDispatcher:
-		c.Advice = "nothing: it works all the same, at a price for each system call"
 	case c.Wider:
 		c.Advice = "nothing: it works all the same, at a higher cost and with losses, which are counted"
 	case c.Way == "":

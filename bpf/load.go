@@ -107,6 +107,9 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		if k.tier == Modern {
 			spec[p].Maps["dt_events"].MaxEntries = uint32(k.opt.RingBytes)
 		}
+		if err := fitLossMap(spec[p].Maps[lossMap]); err != nil {
+			return nil, err
+		}
 		spec[p].Programs = s.chosen(p, spec[p].Programs)
 		if len(k.dispatched[p]) == 0 {
 			for _, name := range tables(p) {
@@ -139,6 +142,9 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		if err := s.fillTables(p); err != nil {
 			return nil, fmt.Errorf("probe %s: %w", p, err)
 		}
+	}
+	if s.losses, err = newLossCounters(s.maps[lossMap]); err != nil {
+		return nil, err
 	}
 	conf := k.config
 	conf.Wake = uint32(watermark(k.opt.RingBytes))

@@ -99,7 +99,6 @@ type modernDiskDtRange struct {
 	_      structs.HostLayout
 	Sector uint64
 	Now    uint64
-	Issued uint64
 	Head   uint64
 	Ns     uint64
 	N      uint32

@@ -47,6 +47,7 @@ type Session struct {
 	progs  map[Probe]map[string]*ebpf.Program
 	runs   map[string]uint32 // legacy tier: the entry of each program in runsMap
 	call   time.Duration     // legacy tier: what a system call takes while nothing is attached
+	losses *lossCounters
 	buffer buffer
 	seq    *sequence // of the goroutine in Read
 
@@ -67,10 +68,9 @@ type Session struct {
 	mu     sync.Mutex // of the fields below and of the maps' entries, never held for long
 	links  map[Probe][]attached
 	disks  disks
-	conf   config   // what dt_config holds
-	longNs uint64   // the threshold of long waits, which dt_config has while Wait is attached
-	gaps   uint64   // when they were counted last
-	perCPU []uint64 // of the counter that was read last
+	conf   config // what dt_config holds
+	longNs uint64 // the threshold of long waits, which dt_config has while Wait is attached
+	gaps   uint64 // when they were counted last
 	closed bool
 }
 
@@ -267,11 +267,8 @@ func (s *Session) Losses() []Loss {
 	for _, p := range allProbes {
 		for c := range numCauses {
 			n := s.userLost[p-1][c].Load()
-			var perCPU []uint64
-			if c < kernelCauses && !s.closed && s.maps["dt_loss"].Lookup(uint32(p-1)*uint32(kernelCauses)+uint32(c), &perCPU) == nil {
-				for _, v := range perCPU {
-					n += v
-				}
+			if c < kernelCauses && !s.closed {
+				n += s.losses.count(p, c)
 			}
 			if n > 0 {
 				out = append(out, Loss{Probe: p, Cause: c.String(), Count: n})
@@ -284,7 +281,7 @@ func (s *Session) Losses() []Loss {
 // Gaps counts what the kernel side has lost until now without leaving a record that
 // says so, whatever the cause: sooner than the gap in the numbers of the records is
 // seen, for that takes the next one. In the legacy tier full buffers are not among
-// it. It takes some 20 µs.
+// it.
 func (s *Session) Gaps() (n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -292,11 +289,7 @@ func (s *Session) Gaps() (n uint64) {
 		return s.gaps
 	}
 	for _, g := range gaps {
-		if s.maps["dt_loss"].Lookup(uint32(g.probe-1)*uint32(kernelCauses)+uint32(g.cause), &s.perCPU) == nil {
-			for _, v := range s.perCPU {
-				n += v
-			}
-		}
+		n += s.losses.count(g.probe, g.cause)
 	}
 	s.gaps = n
 	return n
@@ -339,7 +332,7 @@ func (s *Session) Close() error {
 func (s *Session) drained() { s.drainOnce.Do(func() { close(s.read) }) }
 
 func (s *Session) free() error {
-	var errs []error
+	errs := []error{s.losses.close()}
 	if s.buffer != nil {
 		errs = append(errs, s.buffer.close())
 	}
@@ -369,22 +362,23 @@ func ktime() uint64 {
 // mapKeys returns the keys of a hash map that others change meanwhile.
 func mapKeys[K comparable](m *ebpf.Map) ([]K, error) {
 	var (
-		out  []K
-		k, v = *new(K), make([]byte, m.ValueSize())
+		out []K
+		k   K
 	)
 	for range 8 {
 		out = out[:0]
-		it := m.Iterate()
-		for it.Next(&k, &v) {
+		err := m.NextKey(nil, &k)
+		for ; err == nil && len(out) < int(m.MaxEntries()); err = m.NextKey(k, &k) {
 			out = append(out, k)
 		}
-		if err := it.Err(); err == nil {
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
 			return out, nil
-		} else if !errors.Is(err, ebpf.ErrIterationAborted) {
+		case err != nil:
 			return nil, err
 		}
 	}
-	return out, nil // so busy that a part has to do
+	return out, nil // so busy that it began anew again and again: a part has to do
 }
 
 // clearMap deletes all entries of a hash map.

@@ -4,7 +4,6 @@ package bpf
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os/exec"
 	"strings"
@@ -193,7 +192,7 @@ func TestWaysKernel(t *testing.T) {
 			wg.Wait()
 			for _, r := range all {
 				result, why := r.result()
-				t.Log(fmt.Sprintf("way hook=%q way=%q result=%q why=%q", r.hook, by, result, why))
+				t.Logf("way hook=%q way=%q result=%q why=%q", r.hook, by, result, why)
 				c := said[r.hook]
 				if c.Way == by {
 					qt.Check(t, qt.Equals(result, "works"), qt.Commentf("%s: Open says that it works by %s", r.hook, by))

@@ -148,6 +148,7 @@ func (e *Engine) begin(kind activityKind, c event.Component, tgid uint32, start 
 		parent.parent = true
 	} else {
 		a.tree = e.newTree()
+		a.tree.began = a.start
 	}
 	a.tree.refs++
 	a.tree.find().open++
@@ -264,10 +265,9 @@ func (e *Engine) emit(a *activity, last bool) {
 		TraceID: t.id, SpanID: a.spanID, ParentID: a.parentID, TraceState: t.state,
 		Tree: t.number, Last: last,
 		Component: a.component, Also: a.also, Service: a.service, Name: a.name, Kind: a.spanKind,
-		Start: e.cfg.Wall(a.start), End: e.cfg.Wall(a.end),
-		Error: a.err, Link: a.link, Incomplete: a.incomplete, Wait: a.wait,
+		Start: e.wall(t, a.start), Error: a.err, Link: a.link, Incomplete: a.incomplete, Wait: a.wait,
 	}
-	s.End = max(s.End, s.Start)
+	s.End = s.Start + max(int64(a.end-a.start), 0)
 	e.underNative(a, s)
 	s.Attributes = e.arena.attributes(len(a.attrs) + len(t.baggage))
 	copy(s.Attributes[copy(s.Attributes, a.attrs):], t.baggage)

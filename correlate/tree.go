@@ -30,6 +30,10 @@ type tree struct {
 	state   string
 	baggage []attribute.KeyValue
 
+	began event.Time // its first activity that was seen
+	ahead int64      // of ktime, in ns, by the wall clock as it showed then
+	timed bool       // ahead is known
+
 	done, lastDone *activity // finished, waiting for the id
 	deadline       event.Time
 	prev, next     *tree

@@ -11,7 +11,8 @@ import (
 )
 
 // Close takes no more spans, flushes what the endpoints hold until ctx is done
-// or, without a deadline, for Limits.DrainTimeout, and closes them. What could
+// or, without a deadline, for Limits.DrainTimeout, and closes them; for endpoints whose
+// queue is on disk, for Limits.CloseTimeout at most. What could
 // not be delivered stays on disk, where the endpoint has a queue there, or is
 // counted as dropped: Totals then has nothing else queued, unless an exporter
 // hangs. The error names the endpoints that lost spans by that. A second Close does
@@ -45,7 +46,11 @@ func (s *Set) Close(ctx context.Context) error {
 	clear(s.pipes)
 	pipes := slices.Clone(s.leaving)
 	for _, p := range pipes {
-		p.drainBy(left, true)
+		if p.kept() { // an agent that takes this one's place does not wait for a receiver
+			p.drainBy(min(left, s.o.Limits.CloseTimeout), true)
+		} else {
+			p.drainBy(left, true)
+		}
 	}
 	s.apply.Unlock()
 	// Nothing changes any more.

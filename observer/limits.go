@@ -14,6 +14,7 @@ type Limits struct {
 	FlushEvery    time.Duration // longest time that a span waits for others; 1 s
 	ExportTimeout time.Duration // of one Export; 15 s
 	DrainTimeout  time.Duration // to flush the queue of an endpoint no longer named; 5 s
+	CloseTimeout  time.Duration // at Close, to flush what stays on disk for the next agent anyway; 300 ms
 	Linger        time.Duration // how late a span may come that ended before its Observer was given up; 3 s, < 0: not at all
 	BackoffMin    time.Duration // pause after a first failure, doubled each time; 200 ms
 	BackoffMax    time.Duration // 30 s
@@ -39,6 +40,7 @@ func (l Limits) withDefaults() Limits {
 	times(&l.FlushEvery, time.Second)
 	times(&l.ExportTimeout, 15*time.Second)
 	times(&l.DrainTimeout, 5*time.Second)
+	times(&l.CloseTimeout, 300*time.Millisecond)
 	if l.Linger == 0 {
 		l.Linger = 3 * time.Second // correlate holds spans for 2 s
 	}

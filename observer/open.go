@@ -90,6 +90,14 @@ func (p *pipe) isHolder() bool {
 	return p.holder != nil
 }
 
+// kept tells whether what the exporter holds outlives the agent.
+func (p *pipe) kept() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k, ok := p.holder.(interface{ Kept() bool })
+	return ok && k.Kept()
+}
+
 // isOpen tells whether there is an exporter.
 func (p *pipe) isOpen() bool {
 	p.mu.Lock()

@@ -4,6 +4,7 @@ package packaging
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"io/fs"
@@ -32,8 +33,8 @@ type host struct {
 	upper string // what was written below /usr
 
 	mu    sync.Mutex
-	calls []string // of systemctl
-	done  func(verb string) error
+	calls []string                // of systemctl
+	do    func(verb string) error // what it is told of the service
 }
 
 // systemctl says its words to the test, which does what changes the service before it
@@ -59,7 +60,7 @@ exit "$answer"
 // newHost makes one. shown is a directory that it has as /dom0.
 func newHost(t testing.TB, shown string) *host {
 	t.Helper()
-	h := &host{t: t, dir: t.TempDir(), done: func(string) error { return nil }}
+	h := &host{t: t, dir: t.TempDir(), do: func(string) error { return nil }}
 	h.root, h.upper = filepath.Join(h.dir, "root"), filepath.Join(h.dir, "upper")
 	for _, d := range []string{
 		"upper/bin", "upper/sbin", "work", "root/usr", "root/proc", "root/sys", "root/dev", "root/tmp", "root/etc/systemd/system", "root/run/systemd/system", "root/dom0", "root/systemd", "root/var/tmp",
@@ -141,11 +142,11 @@ func (h *host) answer() {
 		for sc := bufio.NewScanner(in); sc.Scan(); {
 			h.mu.Lock()
 			h.calls = append(h.calls, sc.Text())
-			done := h.done
+			do := h.do
 			h.mu.Unlock()
 			code := "0\n"
 			if verb, ok := strings.CutSuffix(sc.Text(), " dtagent.service"); ok {
-				if err := done(verb); err != nil {
+				if err := do(verb); err != nil {
 					h.t.Errorf("systemctl %s: %v", sc.Text(), err)
 					code = "1\n"
 				}
@@ -155,6 +156,13 @@ func (h *host) answer() {
 			}
 		}
 	})
+}
+
+// manage has m do what systemctl is told from now on.
+func (h *host) manage(m *manager) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.do = m.do
 }
 
 // said returns what systemctl was told since the last call of said.
@@ -171,7 +179,9 @@ func (h *host) run(command string, args ...string) (string, error) {
 }
 
 func (h *host) runIn(root, command string, args ...string) (string, error) {
-	cmd := exec.Command(command, args...)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, command, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}

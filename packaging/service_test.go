@@ -21,7 +21,7 @@ import (
 )
 
 // patience ends a wait that would last for ever; nothing is expected to take so long.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // testWatchdog is what the service is told instead of the unit's WatchdogSec.
 const testWatchdog = 3 * time.Second
@@ -66,7 +66,10 @@ func (h *host) unit() []string {
 
 // start starts the service and waits until it is ready.
 func (s *service) start() error {
-	lines := unitLines(s.h.t, s.h.unit()...)
+	lines, err := readUnit(s.h.unit()...)
+	if err != nil {
+		return err
+	}
 	writable := words(lines, "ReadWritePaths")
 	for name, below := range map[string]string{"RuntimeDirectory": "/run", "StateDirectory": "/var/lib", "LogsDirectory": "/var/log"} {
 		dir := filepath.Join(below, last(lines, name))
@@ -113,6 +116,45 @@ func (s *service) start() error {
 		socket.Close()
 	}()
 	return s.hears("READY=1")
+}
+
+// manager is what a host has of systemd: it knows the one service that runs.
+type manager struct {
+	h       *host
+	without []string // as service has it
+
+	mu      sync.Mutex
+	current *service // nil: none runs
+	starts  int
+}
+
+// do does what systemctl is told.
+func (m *manager) do(verb string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if verb == "try-restart" && m.current == nil {
+		return nil
+	}
+	var err error
+	if strings.HasSuffix(verb, "restart") || verb == "stop" {
+		if m.current != nil {
+			err = m.current.stop()
+		}
+		m.current = nil
+	}
+	if strings.HasSuffix(verb, "start") {
+		m.starts++
+		m.current = &service{h: m.h, without: m.without}
+		err = errors.Join(err, m.current.start())
+	}
+	return err
+}
+
+// now returns the service that runs, or nil, and how many were started.
+func (m *manager) now() (*service, int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.current, m.starts
 }
 
 // hears waits until the agent tells what.

@@ -3,6 +3,7 @@
 package packaging
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,24 +17,33 @@ import (
 // line is a setting of a unit.
 type line struct{ name, value string }
 
-// unitLines reads unit files one after another, as systemd does a unit and its
+// readUnit reads unit files one after another, as systemd does a unit and its
 // drop-ins.
-func unitLines(t testing.TB, files ...string) []line {
-	t.Helper()
-	var all []line
+func readUnit(files ...string) (all []line, err error) {
 	for _, f := range files {
 		text, err := os.ReadFile(f)
-		qt.Assert(t, qt.IsNil(err))
+		if err != nil {
+			return nil, err
+		}
 		for l := range strings.Lines(string(text)) {
 			l = strings.TrimSpace(l)
 			if l == "" || strings.HasPrefix(l, "#") || strings.HasPrefix(l, "[") {
 				continue
 			}
 			name, value, ok := strings.Cut(l, "=")
-			qt.Assert(t, qt.IsTrue(ok), qt.Commentf("%s: %s", f, l))
+			if !ok {
+				return nil, fmt.Errorf("%s: %s", f, l)
+			}
 			all = append(all, line{name, value})
 		}
 	}
+	return all, nil
+}
+
+func unitLines(t testing.TB, files ...string) []line {
+	t.Helper()
+	all, err := readUnit(files...)
+	qt.Assert(t, qt.IsNil(err))
 	return all
 }
 

@@ -29,6 +29,7 @@ type Options struct {
 	Conns    int           // connections whose place the redactor remembers; 0: redact.DefaultConns
 	// ClockOffset is added to wall time, for tests of pools: clock.Ahead.
 	ClockOffset time.Duration
+	ClockFile   string       // says what is added instead, for tests of steps: clock.Set; "": none
 	Log         *slog.Logger // nil: discarded
 }
 
@@ -80,7 +81,11 @@ func Open(k *bpf.Kernel, o Options) (*Manager, error) {
 	if o.SMDirs == nil {
 		o.SMDirs = target.SMDirs
 	}
-	c, err := clock.New(clock.Ahead(o.ClockOffset))
+	clocks := clock.Ahead(o.ClockOffset)
+	if o.ClockFile != "" {
+		clocks = clock.Set(o.ClockFile)
+	}
+	c, err := clock.New(clocks)
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ type Stats struct {
 	Forgotten   uint64                // connections that the redactor had no room for: masked more
 	Seeded      uint64                // sockets found in /proc and told to the kernel
 	Early, Late uint64                // records that went out before all older ones were surely read, and after a younger one: see bpf.Session.Order
+	ClockSteps  uint64                // how often the wall clock was seen to jump
 	Unfollowed  uint64                // SM scripts that could not be made targets
 	Targets     []Target
 	Children    int // of targets, watched too
@@ -65,6 +66,7 @@ func (m *Manager) Stats() Stats {
 		}
 	}
 	s.Early, s.Late = m.session.Order()
+	s.ClockSteps = m.clock.Steps()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.Wanted = m.wanted

@@ -11,7 +11,7 @@ enum dt_disk_op {
 	DT_DISK_OPS = 4,
 };
 
-/* Reads and writes have a second entry: from the issue of the request until it is done. */
+/* Reads and writes have a second entry: of requests, from their issue until they are done. */
 #define DT_DEVICE 4
 #define DT_DEVICE_OPS 2
 #define DT_DISK_STATS 6

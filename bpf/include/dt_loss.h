@@ -28,7 +28,7 @@ enum dt_loss_cause {
 	DT_LOSS_CAUSES = 21,
 };
 
-/* Counters of one probe lie side by side in dt_loss. */
+/* Counters of one probe lie side by side in dt_loss, behind those of the CPUs before. */
 enum dt_probe {
 	DT_STREAM = 0,
 	DT_PROCESS = 1,

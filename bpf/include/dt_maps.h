@@ -45,8 +45,9 @@ struct {
 	__type(value, struct dt_config);
 } dt_config SEC(".maps");
 
+/* Counters of each CPU; the loader makes room for all CPUs. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, DT_PROBES * DT_LOSS_CAUSES);
 	__type(key, __u32);
 	__type(value, __u64);
@@ -62,7 +63,7 @@ struct {
 
 static __always_inline void dt_lost_by(__u32 probe, __u32 cause)
 {
-	__u32 k = probe * DT_LOSS_CAUSES + cause;
+	__u32 k = (bpf_get_smp_processor_id() * DT_PROBES + probe) * DT_LOSS_CAUSES + cause;
 	__u64 *n = bpf_map_lookup_elem(&dt_loss, &k);
 
 	if (n)

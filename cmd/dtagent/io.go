@@ -56,7 +56,9 @@ tracepoints of the block layer in dom0 and xenstore; it needs no Observer.`,
 		ctx, stop := context.WithCancel(cmd.Context())
 		defer stop()
 		out := cmd.OutOrStdout()
-		show := func(s *guestio.Sample) error { return printIO(out, s, totals, onTerminal(out) && count != 1) }
+		show := func(s *guestio.Sample) error {
+			return printIO(out, s, time.Local, totals, onTerminal(out) && count != 1)
+		}
 		if asJSON(cmd) {
 			enc := json.NewEncoder(out)
 			enc.SetEscapeHTML(false)
@@ -87,16 +89,16 @@ tracepoints of the block layer in dom0 and xenstore; it needs no Observer.`,
 }
 
 // printIO prints a sample as a table, over the one before on a terminal.
-func printIO(out io.Writer, s *guestio.Sample, totals, again bool) error {
+func printIO(out io.Writer, s *guestio.Sample, zone *time.Location, totals, again bool) error {
 	var b strings.Builder
 	if again {
 		b.WriteString("\x1b[H\x1b[2J")
 	}
 	from := fmt.Sprintf("in %s", duration(s.Seconds))
 	if totals {
-		from = fmt.Sprintf("since %s", s.Since.Local().Format(time.TimeOnly))
+		from = fmt.Sprintf("since %s", s.Since.In(zone).Format(time.TimeOnly))
 	}
-	fmt.Fprintf(&b, "%s, %d disks, %s; latencies in ms\n", s.Time.Local().Format(time.TimeOnly), len(s.VBDs), from)
+	fmt.Fprintf(&b, "%s, %d disks, %s; latencies in ms\n", s.Time.In(zone).Format(time.TimeOnly), len(s.VBDs), from)
 	if s.Trouble != "" {
 		fmt.Fprintf(&b, "trouble: %s\n", plain(s.Trouble))
 	}

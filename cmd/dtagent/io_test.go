@@ -41,12 +41,9 @@ func ioSample() *guestio.Sample {
 }
 
 func TestPrintIO(t *testing.T) {
-	before := time.Local
-	time.Local = time.UTC
-	defer func() { time.Local = before }()
 	var out bytes.Buffer
 	for _, totals := range []bool{false, true} {
-		qt.Assert(t, qt.IsNil(printIO(&out, ioSample(), totals, false)))
+		qt.Assert(t, qt.IsNil(printIO(&out, ioSample(), time.UTC, totals, false)))
 	}
 	golden := filepath.Join("testdata", "io.txt")
 	if *update {

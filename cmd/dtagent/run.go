@@ -65,7 +65,8 @@ func (s *runSettings) flags(f *pflag.FlagSet) {
 	s.format = choice{"text", []string{"text", "json"}}
 	f.Var(&s.format, "log-format", "text or json; --json means json")
 	f.DurationVar(&c.ClockOffset, "clock-offset", 0, "added to wall time, for tests of pools")
-	_ = f.MarkHidden("clock-offset") // it exists
+	f.StringVar(&c.ClockFile, "clock-file", "", "file of what is added to wall time, for tests of steps")
+	_ = errors.Join(f.MarkHidden("clock-offset"), f.MarkHidden("clock-file")) // they exist
 	s.checks(f)
 }
 

@@ -121,6 +121,9 @@ func printStatus(out io.Writer, s *control.Status) error {
 		fmt.Fprintf(w, "recordings\t%d being made; %d events lost to slow recorders\n", r.Active, r.Lost)
 	}
 
+	if s.Steps > 0 {
+		fmt.Fprintf(w, "clock\tstepped %d times\n", s.Steps)
+	}
 	printXAPI(w, s.XAPI)
 	fmt.Fprintf(w, "observers\t%d; local ones are in %s\n", len(s.Observers), s.ObserversDir)
 	for _, o := range s.Observers {

@@ -328,6 +328,13 @@ func (e *Exporter) Close() error {
 	return nil
 }
 
+// Kept tells whether what is held outlives the agent: all of it is on disk.
+func (e *Exporter) Kept() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.o.Dir != "" && e.diskErr == nil && e.q.memory == 0
+}
+
 // Status says what an Exporter holds and where.
 type Status struct {
 	Spans       int    `json:"spans"`

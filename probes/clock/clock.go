@@ -4,7 +4,11 @@ package clock
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -164,6 +168,30 @@ func (ahead) Monotonic() (int64, error) { return kernel{}.Monotonic() }
 func (a ahead) Realtime() (int64, error) {
 	t, err := kernel{}.Realtime()
 	return t + int64(a), err
+}
+
+// Set returns the kernel's clocks with the wall clock ahead by what the file at path
+// says when it is read, as time.ParseDuration takes it; nothing while there is no
+// file. It is for tests of steps: setting the clock of the machine would step
+// everybody's.
+func Set(path string) Source { return set(path) }
+
+type set string
+
+func (set) Monotonic() (int64, error) { return kernel{}.Monotonic() }
+func (s set) Realtime() (int64, error) {
+	text, err := os.ReadFile(string(s))
+	var by time.Duration
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return 0, err
+	default:
+		if by, err = time.ParseDuration(strings.TrimSpace(string(text))); err != nil {
+			return 0, err
+		}
+	}
+	return ahead(by).Realtime()
 }
 
 func gettime(id int32) (int64, error) {

@@ -4,6 +4,8 @@ package clock
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -165,4 +167,52 @@ func BenchmarkWall(b *testing.B) {
 	for i := range b.N {
 		c.Wall(event.Time(i))
 	}
+}
+
+// suspended is a host that sleeps: CLOCK_MONOTONIC stands still meanwhile and
+// CLOCK_REALTIME goes on, as with CLOCK_BOOTTIME.
+func (f *fake) suspend(d time.Duration) { f.step(d) }
+
+// A suspend is a step forward: what was before it keeps its time, what comes after it
+// is told by the clock of then, and an interval across it is that of CLOCK_MONOTONIC
+// when both ends are told by one clock.
+func TestSuspend(t *testing.T) {
+	const asleep = 8 * time.Hour
+	f := &fake{add: epoch, costs: []int64{50}}
+	c, err := New(f)
+	qt.Assert(t, qt.IsNil(err))
+	f.mono = 1_000_000_000
+	before := event.Time(f.mono)
+	f.suspend(asleep)
+	qt.Assert(t, qt.IsNil(c.Refresh()))
+	qt.Check(t, qt.Equals(c.Steps(), 1))
+	after := event.Time(f.mono)
+	near(t, c.Wall(after)-c.Wall(before), int64(after-before)+int64(asleep), 100)
+	for range 3 { // and several, one after the other
+		f.mono += 1_000_000_000
+		f.suspend(asleep)
+		qt.Assert(t, qt.IsNil(c.Refresh()))
+	}
+	qt.Check(t, qt.Equals(c.Steps(), 4))
+	near(t, c.Wall(before), epoch+int64(before), 50)
+	near(t, c.Wall(event.Time(f.mono)), epoch+f.mono+4*int64(asleep), 50)
+}
+
+// The file says what a host's clock shows.
+func TestSet(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "clock")
+	c, err := New(Set(path))
+	qt.Assert(t, qt.IsNil(err))
+	now, err := c.Now()
+	qt.Assert(t, qt.IsNil(err))
+	was := c.Wall(now)
+	qt.Assert(t, qt.IsNil(os.WriteFile(path, []byte("-1h\n"), 0o600)))
+	qt.Assert(t, qt.IsNil(c.Refresh()))
+	qt.Check(t, qt.Equals(c.Steps(), 1))
+	qt.Check(t, qt.Equals(c.Wall(now), was))
+	later, err := c.Now()
+	qt.Assert(t, qt.IsNil(err))
+	near(t, c.Wall(later)-was, int64(later-now)-int64(time.Hour), int64(time.Minute))
+	qt.Assert(t, qt.IsNil(os.WriteFile(path, []byte("soon"), 0o600)))
+	qt.Check(t, qt.IsNotNil(c.Refresh()))
 }

@@ -117,7 +117,7 @@ func (l *lab) compare(began int64, method, id, parent string) (natives int) {
 func (l *lab) compareIn(traces []*tree.Trace, log *truth.Log, began, until int64, method, id, parent string) (natives int) {
 	t := l.t
 	t.Helper()
-	c := &comparison{t: t, truth: log, offset: wallOffset(t), began: began, legacy: l.legacy, untimed: l.untimed}
+	c := &comparison{t: t, truth: log, offset: wallOffset(t) + l.ahead.Nanoseconds(), began: began, legacy: l.legacy, untimed: l.untimed}
 	var entry *truth.Entry
 	for _, e := range c.truth.Find(truth.API, method) {
 		if e.Start >= began && e.Start < until && e.Parent == "" {

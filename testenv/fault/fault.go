@@ -141,6 +141,9 @@ func Open(ctx context.Context, kind string, o Options) (Device, error) {
 		if err == nil && o.Delay != 0 {
 			err = d.setDelay(o.Delay)
 		}
+		if missing := (*MissingError)(nil); errors.Is(err, os.ErrPermission) && !errors.As(err, &missing) {
+			err = &MissingError{What: "more privileges than root has here", Err: err}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("fault %s: %w", kind, errors.Join(err, d.undo()))
 		}

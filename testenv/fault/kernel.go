@@ -48,8 +48,11 @@ func (d *device) detached(fstype string, options ...string) (root string, err er
 // mountFd returns the descriptor of a mount. Options are names, or name=value.
 func mountFd(fstype string, options ...string) (int, error) {
 	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
-	if err != nil {
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOSYS) {
 		return -1, &MissingError{What: "the file system " + fstype, Err: fmt.Errorf("fsopen: %w", err)}
+	}
+	if err != nil {
+		return -1, fmt.Errorf("file system %s: fsopen: %w", fstype, err)
 	}
 	defer unix.Close(fs)
 	for _, o := range options {
@@ -95,5 +98,8 @@ func (d *device) mkdir(dir string) error {
 	return nil
 }
 
-// uniqueName is what a device is called where names are the machine's.
-func uniqueName() string { return "dtfault-" + strings.ToLower(rand.Text()[:10]) }
+// ownPrefix begins the names of this process's devices where names are the machine's.
+func ownPrefix() string { return fmt.Sprintf("dtfault-%d-", os.Getpid()) }
+
+// uniqueName is one for a device, of less than the 32 bytes that a disk's may have.
+func uniqueName() string { return ownPrefix() + strings.ToLower(rand.Text()[:10]) }

@@ -93,6 +93,9 @@ func (d *device) ioController() (root string, v2 bool, err error) {
 		return root, true, set(below, "+io")
 	}
 	root, v1 := d.detached("cgroup", "blkio")
+	if errors.Is(v1, os.ErrPermission) {
+		return "", false, v1
+	}
 	if v1 != nil {
 		return "", false, &MissingError{What: "CONFIG_BLK_CGROUP", Err: errors.Join(err, v1)}
 	}

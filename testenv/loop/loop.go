@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,55 +19,54 @@ var ErrNone = errors.New("needs loop devices")
 type Device struct {
 	Path         string // /dev/loopN
 	Name         string // loopN
+	Number       int    // N
 	Major, Minor uint32
 	file         *os.File
 }
 
-// New makes one of the file at path. It goes with its last user, even when a test
-// does not come to its end.
+// New makes one of the file at path.
 func New(path string) (*Device, error) {
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNone, err)
-	}
-	defer control.Close()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	for range 100 {
-		n, _, e := unix.Syscall(unix.SYS_IOCTL, control.Fd(), unix.LOOP_CTL_GET_FREE, 0)
-		if e != 0 {
-			return nil, fmt.Errorf("%w: %w", ErrNone, e)
+	return Of(int(f.Fd()))
+}
+
+// Of makes one of an open file. It goes with its last user, however a process ends.
+func Of(file int) (*Device, error) {
+	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: /dev/loop-control: %w", ErrNone, err)
+	}
+	defer unix.Close(control)
+	for {
+		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("a free loop device: %w", err)
 		}
-		d := &Device{Name: fmt.Sprintf("loop%d", n)}
+		d := &Device{Name: fmt.Sprintf("loop%d", n), Number: n}
 		d.Path = "/dev/" + d.Name
 		if d.file, err = os.OpenFile(d.Path, os.O_RDWR, 0); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrNone, err)
 		}
-		_, _, e = unix.Syscall(unix.SYS_IOCTL, d.file.Fd(), unix.LOOP_SET_FD, f.Fd())
-		if e == unix.EBUSY { // another was quicker
-			d.file.Close()
-			continue
-		}
+		config := unix.LoopConfig{Fd: uint32(file), Size: 512}
+		config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
 		var st unix.Stat_t
-		if e == 0 {
-			info := unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}
-			_, _, e = unix.Syscall(unix.SYS_IOCTL, d.file.Fd(), unix.LOOP_SET_STATUS64, uintptr(unsafe.Pointer(&info)))
+		err = unix.IoctlLoopConfigure(int(d.file.Fd()), &config)
+		if err == nil {
+			err = unix.Fstat(int(d.file.Fd()), &st)
 		}
-		if e != 0 {
-			d.file.Close()
-			return nil, fmt.Errorf("%s: %w", d.Path, e)
+		if err == nil {
+			d.Major, d.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
+			return d, nil
 		}
-		if err := unix.Fstat(int(d.file.Fd()), &st); err != nil {
-			d.file.Close()
-			return nil, fmt.Errorf("%s: %w", d.Path, err)
+		d.file.Close()
+		if !errors.Is(err, unix.EBUSY) { // another process took it
+			return nil, fmt.Errorf("%s: configure: %w", d.Path, err)
 		}
-		d.Major, d.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
-		return d, nil
 	}
-	return nil, errors.New("no loop device stays free")
 }
 
 // Set sets a parameter of its queue.
@@ -76,7 +74,8 @@ func (d *Device) Set(name, value string) error {
 	return os.WriteFile(filepath.Join("/sys/block", d.Name, "queue", name), []byte(value), 0o644)
 }
 
-// Close leaves the device, which goes when nobody else uses it. It may be called twice.
+// Close leaves the device. Who has it open keeps it a little longer; the kernel clears
+// it then.
 func (d *Device) Close() error { return d.file.Close() }
 
 // File makes a file of n bytes of zeroes in dir, for New.

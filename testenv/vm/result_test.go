@@ -86,6 +86,21 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// What a test says beside a subtest that failed, too, is not lost.
+func TestJudgeErrorOfParent(t *testing.T) {
+	failed := strings.NewReplacer("--- PASS: TestAKernel", "--- FAIL: TestAKernel",
+		"^--- PASS: TestAKernel (0.00s)", "    a_test.go:9: \n        error:\n          lost\n^--- FAIL: TestAKernel (0.00s)").Replace(said)
+	for said, want := range map[string]int{failed: 1, strings.Replace(failed, "a_test.go:9", "no place", 1): 0} {
+		n := 0
+		for _, test := range judge(t, said, "").Tests {
+			if test.Name == "TestAKernel" {
+				n++
+			}
+		}
+		qt.Check(t, qt.Equals(n, want))
+	}
+}
+
 func TestSummary(t *testing.T) {
 	failed := strings.ReplaceAll(said, "--- PASS: TestAKernel/modern", "--- FAIL: TestAKernel/modern")
 	var b bytes.Buffer

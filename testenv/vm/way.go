@@ -200,7 +200,12 @@ func (t *wayTable) reasons() (lines []string) {
 				if w == nil || w.Result == works {
 					continue
 				}
-				why := strings.ReplaceAll(strings.Join(strings.Fields(w.Why), " "), h[strings.Index(h, ":")+1:], "…")
+				_, name, _ := strings.Cut(h, ":")
+				call := strings.TrimPrefix(strings.TrimPrefix(name, "sys_enter_"), "sys_exit_")
+				why := strings.Join(strings.Fields(w.Why), " ")
+				for _, n := range []string{name, "__x64_sys_" + call} { // what is said of one is said of many
+					why = strings.ReplaceAll(why, n, "…")
+				}
 				key := fmt.Sprintf("%s, %s %s: %%s: %s", k, way, w.Result, strings.ReplaceAll(why, "%", "%%"))
 				if hooks[key] == nil {
 					order = append(order, key)

@@ -49,6 +49,7 @@ type Config struct {
 	Proc         string           // where processes are looked for; "": /proc
 	Legacy       bool             // the programs for Linux 4.19 even where the modern ones work
 	ClockOffset  time.Duration    // added to wall time, for tests of pools
+	ClockFile    string           // says what is added instead, for tests of steps
 	BufferBytes  int              // of the kernel's buffer, of each CPU's in the legacy tier; 0: as bpf has it
 	MemoryLimit  int64            // what all that the Go runtime holds is kept below, in bytes; 0: as it grows
 	QueueEvents  int              // that wait for the engine at most; 0: DefaultQueue
@@ -89,7 +90,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return cmp.Or(check.Refusal(kernel.All()), err)
 	}
-	m, err := probes.Open(k, probes.Options{Proc: c.Proc, ClockOffset: c.ClockOffset, Log: c.Log.With("component", "probes"), SMDirs: smDirs(c.SMDir)})
+	m, err := probes.Open(k, probes.Options{Proc: c.Proc, ClockOffset: c.ClockOffset, ClockFile: c.ClockFile, Log: c.Log.With("component", "probes"), SMDirs: smDirs(c.SMDir)})
 	if err != nil {
 		return err
 	}

@@ -62,6 +62,6 @@ func (a *agent) probeStatus(s *control.Status) {
 			s.Losses = append(s.Losses, l)
 		}
 	}
-	s.Missing = st.Lost
+	s.Missing, s.Steps = st.Lost, st.ClockSteps
 	s.Order = control.Order{Early: st.Early, Late: st.Late}
 }

@@ -31,6 +31,7 @@ type Status struct {
 	Missing  uint64                `json:"missing"` // records that never arrived, by the gaps in their numbers; Losses has their causes
 	Losses   []Loss                `json:"losses"`  // events that did not get through, by probe and cause
 	Order    Order                 `json:"order"`
+	Steps    uint64                `json:"clock_steps"` // of the wall clock: set, or the host was suspended
 	Handover Handover              `json:"handover"`
 	Sorter   correlate.SorterStats `json:"sorter"`
 	Engine   correlate.Stats       `json:"engine"`

@@ -23,7 +23,7 @@ import (
 func main() {
 	kernels := flag.String("kernels", "bullseye,bookworm,bookworm-backports,sid", "suites of Debian whose newest kernels are booted")
 	jobs := flag.Int("jobs", 2, "machines at a time; each has two processors")
-	limit := flag.Duration("limit", 12*time.Minute, "how long one machine may take, four times of what it takes on two busy processors")
+	limit := flag.Duration("limit", 40*time.Minute, "how long one machine may take, four times of what it takes on two busy processors")
 	filter := flag.String("package", "", "only packages whose path contains this")
 	only := flag.String("run", "", "only tests whose names match this regular expression")
 	count := flag.Int("count", 1, "how often each package's tests are run in a machine")
