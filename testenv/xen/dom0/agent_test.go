@@ -5,7 +5,7 @@ package dom0
 import (
 	"bytes"
 	"encoding/json"
-	"io"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -120,75 +120,62 @@ type ioKind struct {
 	}
 }
 
-// ioStream is a running `dtagent io --json`.
+// ioStream is a running `dtagent io --json`. What it says is read at once, whether
+// somebody wants it or not: the agent drops readers that are slow.
 type ioStream struct {
-	t       *testing.T
-	samples chan ioSample
-	said    output
+	t    *testing.T
+	said output
+
+	mu    sync.Mutex
+	last  ioSample
+	ended bool
 }
 
 func (a *agent) io() *ioStream {
 	a.t.Helper()
-	s := &ioStream{t: a.t, samples: make(chan ioSample)}
+	s := &ioStream{t: a.t}
 	cmd := exec.Command(dtagent, "io", "--json", "--interval", "1s", "--control", a.control)
 	cmd.Stderr = &s.said
 	out, err := cmd.StdoutPipe()
 	qt.Assert(a.t, qt.IsNil(err))
 	qt.Assert(a.t, qt.IsNil(cmd.Start()))
-	stop := make(chan struct{})
-	ended := make(chan struct{})
+	done := make(chan struct{})
 	go func() {
-		defer close(ended)
-		defer close(s.samples)
-		in := json.NewDecoder(out)
-		for {
+		defer close(done)
+		for in := json.NewDecoder(out); ; {
 			var one ioSample
 			err := in.Decode(&one)
-			if err == io.EOF {
-				return
-			}
+			s.mu.Lock()
 			if err != nil {
-				select {
-				case <-stop: // cut off in a line
-				default:
-					a.t.Errorf("dtagent io: %v", err)
-				}
+				fmt.Fprintf(&s.said, "%v\n", err)
+				s.ended = true
+				s.mu.Unlock()
 				return
 			}
-			select {
-			case s.samples <- one:
-			case <-stop:
-				return
-			}
+			s.last = one
+			s.mu.Unlock()
 		}
 	}()
 	a.t.Cleanup(func() {
-		close(stop)
 		cmd.Process.Signal(os.Interrupt)
-		<-ended
+		<-done
 		cmd.Wait()
 	})
 	return s
 }
 
-// next returns the first sample taken from now on that is as wanted.
+// next returns a sample taken from now on that is as wanted.
 func (s *ioStream) next(what string, ok func(*ioSample) bool) *ioSample {
 	s.t.Helper()
-	now, last := time.Now(), ioSample{}
-	timer := time.NewTimer(hang)
-	defer timer.Stop()
-	for {
-		select {
-		case one, open := <-s.samples:
-			if !open {
-				s.t.Fatalf("dtagent io ended: %s", &s.said)
-			}
-			if one.Time.After(now) && ok(&one) {
-				return &one
-			}
-			last = one
-		case <-timer.C:
-			s.t.Fatalf("dtagent io: no sample with %s; the last was %+v; it said: %s", what, last, &s.said)
+	for now := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		s.mu.Lock()
+		last, ended := s.last, s.ended
+		s.mu.Unlock()
+		if last.Time.After(now) && ok(&last) {
+			return &last
+		}
+		if ended || time.Since(now) > hang {
+			s.t.Fatalf("dtagent io: no sample with %s; the last is %+v; it said: %s", what, last, &s.said)
 		}
 	}
 }

@@ -38,7 +38,9 @@ func startGuest(t testing.TB, name string, disks ...string) *domu {
 		if t.Failed() {
 			show(t, "xl", "list")
 			show(t, "top", "-b", "-n", "1")
+			show(t, "xenstore-ls", "/local/domain/0/backend")
 			show(t, "tail", "-n", "40", "/var/log/xen/console/guest-"+name+".log")
+			show(t, "tail", "-n", "40", "/var/log/xen/qemu-dm-"+name+".log")
 		}
 		xl(t, "destroy", name)
 	})
@@ -120,7 +122,7 @@ func guestConfig(t testing.TB, name string, disks ...string) (file string) {
 type = "pv"
 kernel = "/domu/vmlinux"
 ramdisk = "/domu/initramfs"
-extra = "console=hvc0 quiet loglevel=3 panic=-1 nokaslr"
+extra = "console=hvc0 loglevel=5 panic=-1 nokaslr"
 memory = 128
 vcpus = 1
 on_crash = "destroy"

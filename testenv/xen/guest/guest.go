@@ -8,15 +8,24 @@ import (
 	"strings"
 )
 
-// Order is what a guest is to do with a disk, one request after the other, past
-// the guest's page cache.
+// Order is what a guest is to do with a disk: Writes requests one behind the
+// other from At on, then a flush, then Reads requests from At+ReadsFrom on, with as
+// much of a gap between two as ReadGap: who reads ahead for the guest does not do so
+// then. All go past the guest's page cache, one after the other.
 type Order struct {
 	Disk   string // "xvda"
 	Writes int
 	Reads  int
 	Bytes  int   // of each request: whole pages, and no more than one request of blkfront holds
-	Seed   int64 // of what is written
+	At     int64 // nothing may have been written behind At+ReadsFrom: zeroes have to be read there
 }
+
+// Places of the requests of an order, and how much of a disk it takes.
+const (
+	ReadsFrom = 1 << 20
+	ReadGap   = 16 << 10
+	Span      = 4 << 20
+)
 
 // Done is what the guest did, by its own count and by its kernel's.
 type Done struct {
