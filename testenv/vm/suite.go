@@ -29,6 +29,7 @@ var Packages = []Package{
 	{"probes", "Kernel$"},
 	{"probes/target", "."},
 	{"probes/clock", "."},
+	{"probes/guestio", "Kernel$"},
 	{"testenv/capture", "Kernel$"},
 	{"testenv/fault", "Kernel$"},
 	{"testenv/e2e", "Kernel$"},
