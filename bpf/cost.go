@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"time"
 
@@ -39,19 +40,23 @@ const (
 
 // Measure watches for d what the attached programs cost. Meanwhile, in the modern
 // tier, the kernel keeps statistics of all its programs (Linux 5.8), which adds
-// some 30 ns to each of their runs. It also attaches an empty program, to a system
+// some 30 ns to each of their runs. Asking for that needs CAP_SYS_ADMIN; another
+// process may do it, see KeepStats. It also attaches an empty program, to a system
 // call that nobody makes much, to see what the way to one takes.
 func (s *Session) Measure(ctx context.Context, d time.Duration) (c Costs, err error) {
+	var noStats error
 	if s.tier == Modern {
 		stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
-		if err != nil {
-			return c, fmt.Errorf("statistics of programs: %w", err)
+		if noStats = err; err == nil {
+			defer stats.Close()
 		}
-		defer stats.Close()
 	}
 	m, err := calibrate()
 	if err != nil {
 		return c, err
+	}
+	if noStats != nil && m.empty == 0 { // nobody else has them kept, either
+		return c, fmt.Errorf("statistics of programs: %w", noStats)
 	}
 	before, err := s.spent()
 	if err != nil {
@@ -91,6 +96,11 @@ func (s *Session) Measure(ctx context.Context, d time.Duration) (c Costs, err er
 	}
 	return c, nil
 }
+
+// KeepStats has the kernel keep statistics of all its programs until the Closer is
+// closed, for who runs Measure without the right to ask for them. It needs Linux 5.8
+// and CAP_SYS_ADMIN.
+func KeepStats() (io.Closer, error) { return ebpf.EnableStats(unix.BPF_STATS_RUN_TIME) }
 
 // spending is what a program has taken since Load; records is that of its probe,
 // told with one of them.

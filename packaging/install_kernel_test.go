@@ -140,6 +140,10 @@ func testLife(t *testing.T, k Kind, dom0 *testenv.Dom0) {
 	qt.Assert(t, qt.Equals(st.Version, first))
 	qt.Assert(t, qt.Equals(st.Tier == "legacy", k.Dist == "el7"))
 	h.traces(t, dom0, s)
+	// The service may not ask for the kernel's statistics of programs; who asks it may.
+	cost, err := h.run("/usr/sbin/dtagent", "status", "--cost=100ms", "--json")
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.StringContains(cost, `"probe": "stream"`))
 	qt.Assert(t, qt.IsNil(s.hears("WATCHDOG=1")))
 	h.said()
 

@@ -7,11 +7,17 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
 )
 
 // showCost has the agent measure what its programs cost, and prints it.
 func showCost(cmd *cobra.Command, client *control.Client, d time.Duration) error {
+	// The agent as a service may not ask for them. Where there are none it needs none,
+	// or says what is missing.
+	if stats, err := bpf.KeepStats(); err == nil {
+		defer stats.Close()
+	}
 	c, err := client.Cost(cmd.Context(), d)
 	if err != nil {
 		return err
