@@ -274,7 +274,8 @@ func (e *Exporter) Flush(ctx context.Context) {
 		e.mu.Unlock()
 	})
 	defer stop()
-	for len(e.q.frames) > 0 && ctx.Err() == nil && !e.closed {
+	// How the last request went is told when it is over.
+	for (len(e.q.frames) > 0 || e.sending) && ctx.Err() == nil && !e.closed {
 		e.idle.Wait()
 	}
 	e.flushers--
