@@ -55,18 +55,18 @@ func TestSetWaitsKernel(t *testing.T) {
 		qt.Check(t, qt.Equals(hooks(c.Stats()), without+7))
 		cl.call("SR.scan", session)
 		cl.call("VM.get_all_records", session)
-		all := c.wait(v.tgid, "wait for the script", waited(event.Child))
+		c.wait(v.tgid, "wait for a child", waited(event.Child))
 		c.wait(v.tgid, "wait for the next request", func(all []event.Event) bool {
 			cl.call("VM.get_all", session) // a wait is told when it has ended
 			return waited(event.Network)(all)
 		})
-		// The time of the script itself is told from its fork on.
+		// The time of the script itself is told from its fork on. It need not be the only
+		// process that the victim made, nor the first that it waited for.
 		script := uint32(0)
-		for _, e := range all {
-			if e.Kind == event.KindFork && e.Flags&event.FlagThread == 0 {
-				script = e.ChildTGID
-			}
-		}
+		c.wait(v.tgid, "script", func(all []event.Event) bool {
+			script = c.scriptOf(all)
+			return script != 0
+		})
 		c.wait(script, "time of the script", func(all []event.Event) bool {
 			for _, e := range all {
 				if e.Kind == event.KindTime && e.Spent.Total() > 0 && e.Component == event.SMAPI {
@@ -77,7 +77,7 @@ func TestSetWaitsKernel(t *testing.T) {
 		})
 		// A thread's stretches come in order.
 		last := map[uint32]event.Time{}
-		all = c.of(v.tgid)
+		all := c.of(v.tgid)
 		slices.SortStableFunc(all, func(a, b event.Event) int { return cmp.Compare(a.Time, b.Time) })
 		for _, e := range all {
 			if e.Kind == event.KindTime {
