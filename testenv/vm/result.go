@@ -32,6 +32,7 @@ type Test struct {
 	Outcome Outcome
 	Reason  string // of a skip
 	Output  string
+	Again   bool // it failed, and passed in a second guest
 }
 
 // Tier returns the tier that the test ran in, by its name; "" if it has none.

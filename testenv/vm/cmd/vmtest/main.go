@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,18 +29,19 @@ func main() {
 	only := flag.String("run", "", "only tests whose names match this regular expression")
 	count := flag.Int("count", 1, "how often each package's tests are run in a machine")
 	write := flag.String("write", "", "also write the tables into this Markdown file, between their comments")
+	again := flag.Bool("again", false, "run what failed again, once, in a second guest; what passes there is told, and counts as passed")
 	verbose := flag.Bool("v", false, "show what the guests say while they say it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, strings.Split(*kernels, ","), *jobs, *limit, *filter, *only, *count, *write, *verbose)
+	err := run(ctx, strings.Split(*kernels, ","), *jobs, *limit, *filter, *only, *count, *again, *write, *verbose)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vmtest:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, suites []string, jobs int, limit time.Duration, filter, only string, count int, write string, verbose bool) error {
+func run(ctx context.Context, suites []string, jobs int, limit time.Duration, filter, only string, count int, again bool, write string, verbose bool) error {
 	if runtime.GOARCH != "amd64" || runtime.GOOS != "linux" {
 		return errors.New("needs Linux on x86-64")
 	}
@@ -90,15 +92,27 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 	slots := make(chan struct{}, max(jobs, 1))
 	var wg sync.WaitGroup
 	var printing sync.Mutex
+	var mended atomic.Int64
 	for i, k := range kernels {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			results[i], errs[i] = suite.Run(ctx, k, tools, scratch, limit, live)
-			if errs[i] == nil {
+			run := func(s *vm.Suite) (r *vm.Result) {
+				if r, errs[i] = s.Run(ctx, k, tools, scratch, limit, live); errs[i] != nil {
+					return nil
+				}
 				printing.Lock()
 				defer printing.Unlock()
-				results[i].Print(os.Stdout)
+				r.Print(os.Stdout)
+				return r
+			}
+			if results[i] = run(suite); results[i] == nil || !again {
+				return
+			}
+			if failed := results[i].Failed(); failed != nil {
+				if second := run(suite.Only(failed)); second != nil {
+					mended.Add(int64(results[i].Mend(second)))
+				}
 			}
 		})
 	}
@@ -112,6 +126,9 @@ func run(ctx context.Context, suites []string, jobs int, limit time.Duration, fi
 	round := func(d time.Duration) time.Duration { return d.Round(time.Second) }
 	fmt.Printf("%v in all: %v to fetch, %v to build, %v in %d machines, %d at a time\n", round(time.Since(start)),
 		round(fetched.Sub(start)), round(built.Sub(fetched)), round(time.Since(built)), len(kernels), jobs)
+	if n := mended.Load(); n > 0 {
+		fmt.Printf("%d tests failed in one guest and passed in a second one: their output is above\n", n)
+	}
 	bad := 0
 	for _, r := range results {
 		if !r.OK() {
