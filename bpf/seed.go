@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -80,38 +81,54 @@ func (s *Session) SeedThreads(tgid uint32) error {
 		if err != nil {
 			continue
 		}
-		s.seedThread(tgid, uint32(tid), t)
+		for range seedLooks {
+			if s.seedThread(tgid, uint32(tid), t) {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
 	}
 	return nil
 }
 
-func (s *Session) seedThread(tgid, tid uint32, t target) {
+// seedLooks is how often SeedThreads looks at a thread that has a CPU: a signal, or a
+// wakeup for nothing, may take it out of its wait for a moment only.
+const seedLooks = 3
+
+// seedThread is told of one thread. It returns whether that was enough: false for
+// one that runs, or that moved on while it was looked at.
+func (s *Session) seedThread(tgid, tid uint32, t target) bool {
 	path := fmt.Sprintf("/proc/%d/task/%d/syscall", tgid, tid)
 	before, err := os.ReadFile(path)
 	if err != nil {
-		return
+		return true // it has ended
 	}
 	nr, args, ok := parseSyscall(string(before))
+	if !ok {
+		return false
+	}
 	op := ops[nr]
-	if !ok || op == opNone {
-		return
+	if op == opNone {
+		return true
 	}
 	f := inflight{Buf: args[1], Len: args[2], FD: int32(args[0]), NR: int32(nr), Op: op, Component: t.Component, Noenter: 1}
 	if op != opAccept {
 		var c conn
 		if s.maps["dt_conns"].Lookup(connKey{tgid, f.FD}, &c) != nil || c.Flags&connPlain != 0 {
-			return
+			return true
 		}
 		f.Born = c.Born
 	}
 	id := uint64(tgid)<<32 | uint64(tid)
 	// An entry that is there is of a call that began since, and is right.
 	if s.maps["dt_inflight"].Update(id, f, ebpf.UpdateNoExist) != nil {
-		return
+		return true
 	}
 	if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {
 		s.maps["dt_inflight"].Delete(id)
+		return false
 	}
+	return true
 }
 
 // parseSyscall parses /proc/PID/task/TID/syscall: number, six arguments, stack
