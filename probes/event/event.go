@@ -25,6 +25,8 @@ const (
 	KindExit  Kind = 7 // end of a thread, of the process with FlagLeader: Code, CPUTime
 	KindLost  Kind = 8 // events that never arrived, made from First to Last: Count, 0 if not known; made in user space
 	KindTime  Kind = 9 // how thread TID spent the stretch from First to Last: Spent, and for a long wait Wait, Runnable, Syscall, Detail
+
+	KindRequest Kind = 10 // a guest's disk request that process TGID, a tapdisk, served from First to Last: Request, Disk
 )
 
 // Flags qualify an Event. The bits are those of DT_F_* in
@@ -121,4 +123,7 @@ type Event struct {
 	Runnable Time   // Wait: when it could run again; Last is when it did
 	Syscall  int32  // Wait: number of the system call it was in, -1 if in none or not known
 	Detail   uint64 // Wait: Hypercall: number, and domctl's command << 32; else 0
+
+	Request Request    // KindRequest
+	Disk    *GuestDisk // KindRequest: nil if it is not known whose it is
 }
