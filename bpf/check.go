@@ -113,7 +113,7 @@ func (k *Kernel) probe(memlock error) {
 	}
 	k.hooks, k.dispatched = map[Probe][]found{}, map[Probe][]found{}
 	for _, p := range allProbes {
-		if p == Disk {
+		if p == Disk || p == Tapdisk {
 			continue
 		}
 		detail, err := k.findHooks(tracefs, p, cannot)
@@ -121,6 +121,11 @@ func (k *Kernel) probe(memlock error) {
 	}
 	detail, err = k.findDiskHooks(tracefs, cannot)
 	optional("hooks of "+Disk.String(), detail, "without them dtagent io shows nothing (CONFIG_BLOCK, CONFIG_TRACEPOINTS)", err)
+	detail, err = k.findHooks(tracefs, Tapdisk, cannot)
+	if err != nil {
+		delete(k.hooks, Tapdisk)
+	}
+	optional("hooks of "+Tapdisk.String(), detail, "without them the layers of guests' disk requests are not told apart (CONFIG_FTRACE_SYSCALLS, CONFIG_AIO)", err)
 }
 
 // tryMap makes the smallest map.

@@ -13,8 +13,8 @@
  * backend opened is counted: that of devices below it is the same I/O once more.
  */
 #define DT_PROBE DT_DISK
-#include "dt_maps.h"
-#include "dt_disk.h"
+#include "dt_bucket.h"
+#include "dt_tap.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -101,6 +101,9 @@ struct dt_bio {
 	__u32 younger; /* how many at the same place came after the first; counts in the first only */
 	__u32 failed;
 	__u32 head_at;
+	__u64 iocb; /* that it is a piece of, 0: not known */
+	__u32 tgid; /* whose */
+	__u32 pad;
 };
 
 struct {
@@ -168,33 +171,6 @@ static __always_inline struct dt_disk_stat *dt_stat(__u32 slot, __u32 what)
 	return stats ? bpf_map_lookup_elem(stats, &what) : 0;
 }
 
-/* The bucket of a latency: linear in the first DT_SUB, then DT_SUB for each power of two. */
-static __always_inline __u32 dt_bucket(__u64 ns)
-{
-	__u64 v = ns >> DT_UNIT_SHIFT, x, b;
-	__u32 log;
-
-	if (v > DT_UNITS_MAX)
-		v = DT_UNITS_MAX;
-	if (v < DT_SUB)
-		return v;
-	x = v; /* without branches: each would double what the verifier has to look at */
-	b = (0xffffULL - x) >> 63 << 4;
-	x >>= b;
-	log = b;
-	b = (0xffULL - x) >> 63 << 3;
-	x >>= b;
-	log += b;
-	b = (0xfULL - x) >> 63 << 2;
-	x >>= b;
-	log += b;
-	b = (0x3ULL - x) >> 63 << 1;
-	x >>= b;
-	log += b;
-	log += (0x1ULL - x) >> 63;
-	return (log - DT_SUB_LOG + 1) * DT_SUB + ((v >> (log - DT_SUB_LOG)) & (DT_SUB - 1));
-}
-
 /* ---- queued ---- */
 
 /* The place of a bio among those of its kind at its sector. */
@@ -226,9 +202,19 @@ static __noinline int dt_d_same(struct dt_bio_key *key, struct dt_bio *b)
 	return 0;
 }
 
-static __always_inline struct dt_owner *dt_owner(__u32 dev)
+/* Whether a bio is of the file system itself, by rwbs: the thread's I/O waits for it, and is another. */
+static __always_inline int dt_of_fs(const void *ctx, __u32 at)
 {
-	struct dt_owner_key k = { .tgid = bpf_get_current_pid_tgid() >> 32, .dev = dev };
+	char c[6] = {};
+
+	if (dt_read_kernel(c, sizeof(c), (__u64)ctx + at))
+		return 0;
+	return c[1] == 'M' || c[2] == 'M' || c[3] == 'M' || c[4] == 'M';
+}
+
+static __always_inline struct dt_owner *dt_owner(__u32 tgid, __u32 dev)
+{
+	struct dt_owner_key k = { .tgid = tgid, .dev = dev };
 	struct dt_owner *o = bpf_map_lookup_elem(&dt_owners, &k);
 	__u64 comm[2] = {};
 
@@ -253,10 +239,11 @@ int dt_d_queue(struct dt_block *ctx)
 	struct dt_bio b = {};
 	struct dt_disk_stat *s;
 	struct dt_owner *o;
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 
 	if (!disk)
 		return 0;
-	o = dt_owner(dev);
+	o = dt_owner(tgid, dev);
 	if (!o)
 		return 0;
 	op = dt_op(ctx, DT_RWBS_QUEUE, nr);
@@ -278,6 +265,10 @@ int dt_d_queue(struct dt_block *ctx)
 	b.len = nr;
 	b.left = nr;
 	b.start = bpf_ktime_get_ns();
+	if (op < DT_DEVICE_OPS && !dt_of_fs(ctx, DT_RWBS_QUEUE)) {
+		b.tgid = tgid;
+		b.iocb = dt_piece_of(tgid, nr << 9, b.start);
+	}
 	if (bpf_map_update_elem(&dt_bios, &key, &b, BPF_NOEXIST))
 		dt_d_same(&key, &b);
 	return 0;
@@ -302,7 +293,9 @@ static __always_inline struct dt_bio *dt_youngest(struct dt_bio_key *key)
 static __always_inline void dt_rest(const struct dt_bio_key *of, const struct dt_bio *b, __u64 sector, __u32 len)
 {
 	struct dt_bio_key key = { .sector = sector, .disk = of->disk, .op = of->op };
-	struct dt_bio rest = { .start = b->start, .head = b->head, .head_at = b->head_at, .slot = b->slot, .len = len };
+	struct dt_bio rest = {
+		.start = b->start, .head = b->head, .head_at = b->head_at, .slot = b->slot, .len = len, .iocb = b->iocb, .tgid = b->tgid,
+	};
 
 	if (bpf_map_update_elem(&dt_bios, &key, &rest, BPF_NOEXIST))
 		dt_lost(DT_LOSS_SAME);
@@ -355,8 +348,11 @@ int dt_d_issue(struct dt_block *ctx)
 	key.disk = *disk;
 	key.op = op;
 	b = dt_youngest(&key);
-	if (b && !b->issued)
+	if (b && !b->issued) {
 		b->issued = bpf_ktime_get_ns();
+		if (b->iocb)
+			dt_piece_issued(b->tgid, b->iocb, b->start, b->issued);
+	}
 	return 0;
 }
 
@@ -476,6 +472,8 @@ static __noinline int dt_d_whole(struct dt_range *r)
 	r->slot = head->slot;
 	r->failed = head->failed;
 	r->ns = r->now - head->start;
+	if (head->iocb)
+		dt_piece_done(head->tgid, head->iocb, head->start, head->failed, r->now);
 	if (!head->younger) /* else it is there for them */
 		bpf_map_delete_elem(&dt_bios, &key);
 	r->what = r->op;

@@ -126,4 +126,17 @@ var hooks = map[Probe][]hook{
 		at("block", "block_split", "dt_d_split"),
 		at("block", "block_bio_queue", "dt_d_queue"),
 	},
+	Tapdisk: {
+		at("syscalls", "sys_exit_ioctl", "dt_t_ioctled"),
+		at("syscalls", "sys_exit_io_submit", "dt_t_submitd"),
+		at("syscalls", "sys_exit_read", "dt_t_read"),
+		at("syscalls", "sys_exit_select", "dt_t_selectd"),
+		at("syscalls", "sys_exit_pselect6", "dt_t_selectd"),
+		{group: "sched", name: "sched_wakeup", ways: []way{{by: ByRawTracepoint, program: "dt_t_rwakeup", task: true}, {by: ByTracepoint, program: "dt_t_wakeup"}}},
+		at("sched", "sched_switch", "dt_t_switch"),
+		at("syscalls", "sys_enter_ioctl", "dt_t_ioctl"),
+		at("syscalls", "sys_enter_io_submit", "dt_t_submit"),
+		at("syscalls", "sys_enter_select", "dt_t_select"),
+		at("syscalls", "sys_enter_pselect6", "dt_t_select"),
+	},
 }
