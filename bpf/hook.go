@@ -134,6 +134,8 @@ var hooks = map[Probe][]hook{
 		at("syscalls", "sys_exit_pselect6", "dt_t_selectd"),
 		{group: "sched", name: "sched_wakeup", ways: []way{{by: ByRawTracepoint, program: "dt_t_rwakeup", task: true}, {by: ByTracepoint, program: "dt_t_wakeup"}}},
 		at("sched", "sched_switch", "dt_t_switch"),
+		at("block", "block_rq_issue", "dt_t_issue"),
+		at("block", "block_bio_remap", "dt_t_remap"),
 		at("syscalls", "sys_enter_ioctl", "dt_t_ioctl"),
 		at("syscalls", "sys_enter_io_submit", "dt_t_submit"),
 		at("syscalls", "sys_enter_select", "dt_t_select"),

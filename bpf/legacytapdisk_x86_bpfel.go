@@ -13,6 +13,62 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type legacyTapdiskDtBelow struct {
+	_      structs.HostLayout
+	Iocb   uint64
+	Queued uint64
+	Tgid   uint32
+	Pad    uint32
+}
+
+type legacyTapdiskDtBelowKey struct {
+	_      structs.HostLayout
+	Sector uint64
+	Dev    uint32
+	Op     uint32
+}
+
+type legacyTapdiskDtBio struct {
+	_       structs.HostLayout
+	Start   uint64
+	Issued  uint64
+	Head    uint64
+	Slot    uint32
+	Len     uint32
+	Left    uint32
+	Younger uint32
+	Failed  uint32
+	HeadAt  uint32
+	Iocb    uint64
+	Tgid    uint32
+	Pad     uint32
+}
+
+type legacyTapdiskDtBioKey struct {
+	_      structs.HostLayout
+	Sector uint64
+	Disk   uint32
+	Op     uint8
+	At     uint8
+	Pad    uint16
+}
+
+type legacyTapdiskDtBlockConf struct {
+	_     structs.HostLayout
+	Issue uint32
+	Done  uint32
+	Stats [0]struct {
+		_      structs.HostLayout
+		Begun  uint64
+		Bytes  uint64
+		Done   uint64
+		Failed uint64
+		SumNs  uint64
+		MaxNs  uint64
+		Bucket [400]uint32
+	}
+}
+
 type legacyTapdiskDtConfig struct {
 	_            structs.HostLayout
 	ForkChild    uint32
@@ -258,7 +314,11 @@ type legacyTapdiskDtThread struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	legacyTapdiskMapDtBelows     = "dt_belows"
+	legacyTapdiskMapDtBios       = "dt_bios"
+	legacyTapdiskMapDtBlockConf  = "dt_block_conf"
 	legacyTapdiskMapDtConfig     = "dt_config"
+	legacyTapdiskMapDtDisks      = "dt_disks"
 	legacyTapdiskMapDtEvents     = "dt_events"
 	legacyTapdiskMapDtIocbs      = "dt_iocbs"
 	legacyTapdiskMapDtLoss       = "dt_loss"
@@ -275,7 +335,9 @@ const (
 	legacyTapdiskProgDtT_call    = "dt_t_call"
 	legacyTapdiskProgDtT_ioctl   = "dt_t_ioctl"
 	legacyTapdiskProgDtT_ioctled = "dt_t_ioctled"
+	legacyTapdiskProgDtT_issue   = "dt_t_issue"
 	legacyTapdiskProgDtT_read    = "dt_t_read"
+	legacyTapdiskProgDtT_remap   = "dt_t_remap"
 	legacyTapdiskProgDtT_ret     = "dt_t_ret"
 	legacyTapdiskProgDtT_rwakeup = "dt_t_rwakeup"
 	legacyTapdiskProgDtT_select  = "dt_t_select"
@@ -331,7 +393,9 @@ type legacyTapdiskProgramSpecs struct {
 	DtT_call    *ebpf.ProgramSpec `ebpf:"dt_t_call"`
 	DtT_ioctl   *ebpf.ProgramSpec `ebpf:"dt_t_ioctl"`
 	DtT_ioctled *ebpf.ProgramSpec `ebpf:"dt_t_ioctled"`
+	DtT_issue   *ebpf.ProgramSpec `ebpf:"dt_t_issue"`
 	DtT_read    *ebpf.ProgramSpec `ebpf:"dt_t_read"`
+	DtT_remap   *ebpf.ProgramSpec `ebpf:"dt_t_remap"`
 	DtT_ret     *ebpf.ProgramSpec `ebpf:"dt_t_ret"`
 	DtT_rwakeup *ebpf.ProgramSpec `ebpf:"dt_t_rwakeup"`
 	DtT_select  *ebpf.ProgramSpec `ebpf:"dt_t_select"`
@@ -346,7 +410,11 @@ type legacyTapdiskProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type legacyTapdiskMapSpecs struct {
+	DtBelows     *ebpf.MapSpec `ebpf:"dt_belows"`
+	DtBios       *ebpf.MapSpec `ebpf:"dt_bios"`
+	DtBlockConf  *ebpf.MapSpec `ebpf:"dt_block_conf"`
 	DtConfig     *ebpf.MapSpec `ebpf:"dt_config"`
+	DtDisks      *ebpf.MapSpec `ebpf:"dt_disks"`
 	DtEvents     *ebpf.MapSpec `ebpf:"dt_events"`
 	DtIocbs      *ebpf.MapSpec `ebpf:"dt_iocbs"`
 	DtLoss       *ebpf.MapSpec `ebpf:"dt_loss"`
@@ -388,7 +456,11 @@ func (o *legacyTapdiskObjects) Close() error {
 //
 // It can be passed to loadLegacyTapdiskObjects or ebpf.CollectionSpec.LoadAndAssign.
 type legacyTapdiskMaps struct {
+	DtBelows     *ebpf.Map `ebpf:"dt_belows"`
+	DtBios       *ebpf.Map `ebpf:"dt_bios"`
+	DtBlockConf  *ebpf.Map `ebpf:"dt_block_conf"`
 	DtConfig     *ebpf.Map `ebpf:"dt_config"`
+	DtDisks      *ebpf.Map `ebpf:"dt_disks"`
 	DtEvents     *ebpf.Map `ebpf:"dt_events"`
 	DtIocbs      *ebpf.Map `ebpf:"dt_iocbs"`
 	DtLoss       *ebpf.Map `ebpf:"dt_loss"`
@@ -406,7 +478,11 @@ type legacyTapdiskMaps struct {
 
 func (m *legacyTapdiskMaps) Close() error {
 	return _LegacyTapdiskClose(
+		m.DtBelows,
+		m.DtBios,
+		m.DtBlockConf,
 		m.DtConfig,
+		m.DtDisks,
 		m.DtEvents,
 		m.DtIocbs,
 		m.DtLoss,
@@ -436,7 +512,9 @@ type legacyTapdiskPrograms struct {
 	DtT_call    *ebpf.Program `ebpf:"dt_t_call"`
 	DtT_ioctl   *ebpf.Program `ebpf:"dt_t_ioctl"`
 	DtT_ioctled *ebpf.Program `ebpf:"dt_t_ioctled"`
+	DtT_issue   *ebpf.Program `ebpf:"dt_t_issue"`
 	DtT_read    *ebpf.Program `ebpf:"dt_t_read"`
+	DtT_remap   *ebpf.Program `ebpf:"dt_t_remap"`
 	DtT_ret     *ebpf.Program `ebpf:"dt_t_ret"`
 	DtT_rwakeup *ebpf.Program `ebpf:"dt_t_rwakeup"`
 	DtT_select  *ebpf.Program `ebpf:"dt_t_select"`
@@ -452,7 +530,9 @@ func (p *legacyTapdiskPrograms) Close() error {
 		p.DtT_call,
 		p.DtT_ioctl,
 		p.DtT_ioctled,
+		p.DtT_issue,
 		p.DtT_read,
+		p.DtT_remap,
 		p.DtT_ret,
 		p.DtT_rwakeup,
 		p.DtT_select,

@@ -101,7 +101,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		for name, n := range map[string]int{
 			"dt_conns": k.opt.Conns, "dt_gathers": k.opt.Gathers, "dt_targets": k.opt.TargetsMax, "dt_inflight": k.opt.InflightMax,
 			"dt_threads": k.opt.InflightMax, "dt_bios": k.opt.BiosMax, "dt_disk_stats": k.opt.DisksMax,
-			"dt_taps": k.opt.DisksMax, "dt_tap_confs": k.opt.DisksMax, "dt_tap_hists": k.opt.DisksMax, "dt_iocbs": k.opt.BiosMax, "dt_parts": k.opt.BiosMax,
+			"dt_taps": k.opt.DisksMax, "dt_tap_confs": k.opt.DisksMax, "dt_tap_hists": k.opt.DisksMax, "dt_iocbs": k.opt.BiosMax, "dt_parts": k.opt.BiosMax, "dt_belows": k.opt.BiosMax,
 		} {
 			if m := spec[p].Maps[name]; m != nil {
 				m.MaxEntries = uint32(n)

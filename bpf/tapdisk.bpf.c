@@ -18,6 +18,7 @@
  */
 #define DT_PROBE DT_TAPDISK
 #include "dt_bucket.h"
+#include "dt_bio.h"
 #include "dt_tap.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -900,6 +901,104 @@ int dt_t_wakeup(void *ctx)
 	if (!conf || dt_read_kernel(&pid, sizeof(pid), (__u64)ctx + conf->wakeup_pid))
 		return 0;
 	return dt_tap_woken(pid);
+}
+
+/* ---- devices below those that tapdisk has opened ---- */
+
+/* Context of block_bio_remap. */
+struct dt_remap {
+	__u64 common;
+	__u32 dev;
+	__u32 pad;
+	__u64 sector;
+	__u32 nr;
+	__u32 old_dev;
+	__u64 old_sector;
+};
+
+#define DT_RWBS_REMAP 40
+
+struct dt_below_key {
+	__u64 sector;
+	__u32 dev;
+	__u32 op;
+};
+
+struct dt_below {
+	__u64 iocb;
+	__u64 queued;
+	__u32 tgid;
+	__u32 pad;
+};
+
+/*
+ * I/O that the device mapper, or a partition, has handed down, until a driver has it.
+ * What is merged into another request is never given to one by itself: the oldest go.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct dt_below_key);
+	__type(value, struct dt_below);
+} dt_belows SEC(".maps");
+
+SEC("tracepoint/block/block_bio_remap")
+int dt_t_remap(struct dt_remap *ctx)
+{
+	__u32 old = ctx->old_dev, dev = ctx->dev, op;
+	__u32 *disk = bpf_map_lookup_elem(&dt_disks, &old);
+	struct dt_below_key from = { .sector = ctx->old_sector, .dev = old }, to = { .sector = ctx->sector, .dev = dev };
+	struct dt_bio_key key = { .sector = ctx->old_sector };
+	struct dt_below b = {}, *known;
+	struct dt_bio *bio = 0;
+
+	op = dt_op(ctx, DT_RWBS_REMAP, ctx->nr);
+	if (op >= DT_DEVICE_OPS)
+		return 0;
+	from.op = op;
+	to.op = op;
+	if (dev == old && disk) /* of a partition, Linux 5.12 on: the sector is of the disk */
+		to.dev = *disk;
+	if (disk) {
+		key.disk = *disk;
+		key.op = op;
+		bio = dt_youngest(&key);
+	}
+	if (bio && bio->iocb) {
+		b.iocb = bio->iocb;
+		b.queued = bio->start;
+		b.tgid = bio->tgid;
+	} else {
+		known = bpf_map_lookup_elem(&dt_belows, &from);
+		if (!known)
+			return 0;
+		b = *known;
+		bpf_map_delete_elem(&dt_belows, &from);
+	}
+	bpf_map_update_elem(&dt_belows, &to, &b, BPF_ANY);
+	return 0;
+}
+
+SEC("tracepoint/block/block_rq_issue")
+int dt_t_issue(struct dt_block *ctx)
+{
+	struct dt_below_key k = { .sector = ctx->sector, .dev = ctx->dev };
+	struct dt_block_conf *conf;
+	struct dt_below *b;
+	__u32 zero = 0;
+
+	conf = bpf_map_lookup_elem(&dt_block_conf, &zero);
+	if (!conf)
+		return 0;
+	k.op = dt_op(ctx, conf->issue, ctx->nr);
+	if (k.op >= DT_DEVICE_OPS)
+		return 0;
+	b = bpf_map_lookup_elem(&dt_belows, &k);
+	if (!b)
+		return 0;
+	dt_piece_issued(b->tgid, b->iocb, b->queued, bpf_ktime_get_ns());
+	bpf_map_delete_elem(&dt_belows, &k);
+	return 0;
 }
 
 /* ---- system calls ---- */

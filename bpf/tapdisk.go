@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -53,14 +54,19 @@ type TapdiskConfig struct {
 
 // The structs below mirror those of include/dt_tap.h and tapdisk.bpf.c.
 
-type moment struct{ At, Asleep, Queued uint64 }
-
 // ioKey mirrors struct dt_io_key.
 type ioKey struct {
 	At    uint64
 	TGID  uint32
 	Write uint32
 }
+
+// Where in struct dt_iocb and struct dt_part it is since when they are there; a test
+// compares them with the objects.
+const (
+	iocbSubmitted = 24 // submitted.at
+	partBegun     = 8  // begun.at
+)
 
 // tapConf mirrors struct dt_tap_conf.
 type tapConf struct {
@@ -207,6 +213,32 @@ func (s *Session) RemoveTapdisk(tgid uint32) error {
 		return nil
 	}
 	return s.removeTap(tgid)
+}
+
+// sweepTapdisks forgets I/O that was submitted so long ago and never picked up, and
+// requests of which nothing was. It needs mu.
+func (s *Session) sweepTapdisks(after time.Duration) error {
+	if len(s.links[Tapdisk]) == 0 {
+		return nil
+	}
+	now := ktime()
+	var errs []error
+	for name, at := range map[string]int{"dt_iocbs": iocbSubmitted, "dt_parts": partBegun} {
+		m := s.maps[name]
+		v := make([]byte, m.ValueSize())
+		errs = append(errs, forgetIO(m, func(k ioKey) bool {
+			if m.Lookup(k, v) != nil {
+				return false
+			}
+			since := binary.LittleEndian.Uint64(v[at:])
+			if since == 0 || since+uint64(after) >= now { // 0: of a read, which its iocb is there for
+				return false
+			}
+			s.userLost[Tapdisk-1][lossUnended].Add(1)
+			return true
+		}))
+	}
+	return errors.Join(errs...)
 }
 
 // removeTap needs mu.
