@@ -137,8 +137,11 @@ var hooks = map[Probe][]hook{
 		at("block", "block_rq_issue", "dt_t_issue"),
 		at("block", "block_bio_remap", "dt_t_remap"),
 		at("syscalls", "sys_enter_ioctl", "dt_t_ioctl"),
+		at("syscalls", "sys_enter_ioctl", "dt_t_notify"),
 		at("syscalls", "sys_enter_io_submit", "dt_t_submit"),
 		at("syscalls", "sys_enter_select", "dt_t_select"),
+		at("syscalls", "sys_enter_select", "dt_t_doze"),
 		at("syscalls", "sys_enter_pselect6", "dt_t_select"),
+		at("syscalls", "sys_enter_pselect6", "dt_t_doze"),
 	},
 }

@@ -182,7 +182,7 @@ type legacyTapdiskDtTap struct {
 	Ring         uint64
 	Seen         uint32
 	Entries      uint32
-	Tail         uint32
+	Head         uint32
 	Off          uint8
 	Threads      uint8
 	Pad          uint16
@@ -204,29 +204,33 @@ type legacyTapdiskDtTap struct {
 		Asleep uint64
 		Queued uint64
 	}
-	Io           legacyTapdiskDtIocb
-	Of           uint64
-	OfLeft       uint32
-	OfAt         uint32
-	Returned     [8]uint64
-	Submits      uint32
-	Picks        uint32
-	Claims       uint32
-	Link         uint32
-	DoneIocb     uint64
-	Picked       [64]uint64
-	PickedFrom   uint32
-	PickedTo     uint32
-	Claim        uint64
-	Critical     uint64
-	CriticalDone uint64
-	ClaimLeft    uint32
-	ClaimIos     uint32
-	Batch        uint32
-	Told         uint32
-	Requests     uint32
-	Pad2         uint32
-	Finished     [16]struct {
+	Io            legacyTapdiskDtIocb
+	Of            uint64
+	OfLeft        uint32
+	OfAt          uint32
+	Returned      [8]uint64
+	Submits       uint32
+	Picks         uint32
+	Claims        uint32
+	_             [4]byte
+	Picking       uint64
+	PickingQueued uint64
+	Link          uint32
+	_             [4]byte
+	DoneIocb      uint64
+	Picked        [64]uint64
+	PickedFrom    uint32
+	PickedTo      uint32
+	Claim         uint64
+	Critical      uint64
+	CriticalDone  uint64
+	ClaimLeft     uint32
+	ClaimIos      uint32
+	Batch         uint32
+	Told          uint32
+	Requests      uint32
+	Pad2          uint32
+	Finished      [32]struct {
 		_      structs.HostLayout
 		Begun  uint64
 		Queued uint64
@@ -333,9 +337,12 @@ const (
 	legacyTapdiskMapDtThreadZero = "dt_thread_zero"
 	legacyTapdiskMapDtThreads    = "dt_threads"
 	legacyTapdiskProgDtT_call    = "dt_t_call"
+	legacyTapdiskProgDtT_call2   = "dt_t_call2"
+	legacyTapdiskProgDtT_doze    = "dt_t_doze"
 	legacyTapdiskProgDtT_ioctl   = "dt_t_ioctl"
 	legacyTapdiskProgDtT_ioctled = "dt_t_ioctled"
 	legacyTapdiskProgDtT_issue   = "dt_t_issue"
+	legacyTapdiskProgDtT_notify  = "dt_t_notify"
 	legacyTapdiskProgDtT_read    = "dt_t_read"
 	legacyTapdiskProgDtT_remap   = "dt_t_remap"
 	legacyTapdiskProgDtT_ret     = "dt_t_ret"
@@ -391,9 +398,12 @@ type legacyTapdiskSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type legacyTapdiskProgramSpecs struct {
 	DtT_call    *ebpf.ProgramSpec `ebpf:"dt_t_call"`
+	DtT_call2   *ebpf.ProgramSpec `ebpf:"dt_t_call2"`
+	DtT_doze    *ebpf.ProgramSpec `ebpf:"dt_t_doze"`
 	DtT_ioctl   *ebpf.ProgramSpec `ebpf:"dt_t_ioctl"`
 	DtT_ioctled *ebpf.ProgramSpec `ebpf:"dt_t_ioctled"`
 	DtT_issue   *ebpf.ProgramSpec `ebpf:"dt_t_issue"`
+	DtT_notify  *ebpf.ProgramSpec `ebpf:"dt_t_notify"`
 	DtT_read    *ebpf.ProgramSpec `ebpf:"dt_t_read"`
 	DtT_remap   *ebpf.ProgramSpec `ebpf:"dt_t_remap"`
 	DtT_ret     *ebpf.ProgramSpec `ebpf:"dt_t_ret"`
@@ -510,9 +520,12 @@ type legacyTapdiskVariables struct {
 // It can be passed to loadLegacyTapdiskObjects or ebpf.CollectionSpec.LoadAndAssign.
 type legacyTapdiskPrograms struct {
 	DtT_call    *ebpf.Program `ebpf:"dt_t_call"`
+	DtT_call2   *ebpf.Program `ebpf:"dt_t_call2"`
+	DtT_doze    *ebpf.Program `ebpf:"dt_t_doze"`
 	DtT_ioctl   *ebpf.Program `ebpf:"dt_t_ioctl"`
 	DtT_ioctled *ebpf.Program `ebpf:"dt_t_ioctled"`
 	DtT_issue   *ebpf.Program `ebpf:"dt_t_issue"`
+	DtT_notify  *ebpf.Program `ebpf:"dt_t_notify"`
 	DtT_read    *ebpf.Program `ebpf:"dt_t_read"`
 	DtT_remap   *ebpf.Program `ebpf:"dt_t_remap"`
 	DtT_ret     *ebpf.Program `ebpf:"dt_t_ret"`
@@ -528,9 +541,12 @@ type legacyTapdiskPrograms struct {
 func (p *legacyTapdiskPrograms) Close() error {
 	return _LegacyTapdiskClose(
 		p.DtT_call,
+		p.DtT_call2,
+		p.DtT_doze,
 		p.DtT_ioctl,
 		p.DtT_ioctled,
 		p.DtT_issue,
+		p.DtT_notify,
 		p.DtT_read,
 		p.DtT_remap,
 		p.DtT_ret,

@@ -185,7 +185,7 @@ type modernDiskDtTap struct {
 	Ring         uint64
 	Seen         uint32
 	Entries      uint32
-	Tail         uint32
+	Head         uint32
 	Off          uint8
 	Threads      uint8
 	Pad          uint16
@@ -207,29 +207,33 @@ type modernDiskDtTap struct {
 		Asleep uint64
 		Queued uint64
 	}
-	Io           modernDiskDtIocb
-	Of           uint64
-	OfLeft       uint32
-	OfAt         uint32
-	Returned     [8]uint64
-	Submits      uint32
-	Picks        uint32
-	Claims       uint32
-	Link         uint32
-	DoneIocb     uint64
-	Picked       [64]uint64
-	PickedFrom   uint32
-	PickedTo     uint32
-	Claim        uint64
-	Critical     uint64
-	CriticalDone uint64
-	ClaimLeft    uint32
-	ClaimIos     uint32
-	Batch        uint32
-	Told         uint32
-	Requests     uint32
-	Pad2         uint32
-	Finished     [16]struct {
+	Io            modernDiskDtIocb
+	Of            uint64
+	OfLeft        uint32
+	OfAt          uint32
+	Returned      [8]uint64
+	Submits       uint32
+	Picks         uint32
+	Claims        uint32
+	_             [4]byte
+	Picking       uint64
+	PickingQueued uint64
+	Link          uint32
+	_             [4]byte
+	DoneIocb      uint64
+	Picked        [64]uint64
+	PickedFrom    uint32
+	PickedTo      uint32
+	Claim         uint64
+	Critical      uint64
+	CriticalDone  uint64
+	ClaimLeft     uint32
+	ClaimIos      uint32
+	Batch         uint32
+	Told          uint32
+	Requests      uint32
+	Pad2          uint32
+	Finished      [64]struct {
 		_      structs.HostLayout
 		Begun  uint64
 		Queued uint64

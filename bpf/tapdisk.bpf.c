@@ -89,11 +89,13 @@ struct dt_aio_event {
 /* How often one program goes round. Where it does not suffice it goes on with the next. */
 #ifdef DT_LEGACY
 #define DT_STEPS 40
-#define DT_CLEANS 24
+#define DT_CLEANS 16
+#define DT_ANSWERS 16
 #define DT_FOR(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
 #else
-#define DT_STEPS 256
+#define DT_STEPS 160
 #define DT_CLEANS DT_PICKED
+#define DT_ANSWERS DT_BATCH
 #define DT_FOR(i, n) for (int i = 0; i < (n); i++)
 #endif
 
@@ -285,10 +287,12 @@ static __always_inline void dt_answer(void *ctx, struct dt_tap *t, __u64 now)
 	if (!t->batch)
 		return;
 	t->now = now;
-	t->told = 0;
-	DT_FOR(i, DT_BATCH)
+	DT_FOR(i, DT_ANSWERS)
 		if (!dt_t_answer(ctx, t))
 			break;
+	if (t->told < t->batch)
+		return;
+	t->told = 0;
 	t->batch = 0;
 }
 
@@ -358,6 +362,124 @@ static __always_inline void dt_finish(struct dt_tap *t, const struct dt_iocb *b,
 	}
 	f->queued = b->picked.queued;
 	f->layer[DT_L_RUNQ] = runq;
+}
+
+/* ---- some I/O is done ---- */
+
+/* A vector of a write that is done; 0: it has no more. */
+static __always_inline void dt_written(struct dt_tap *t, struct dt_iocb *b, __u32 i)
+{
+	__u64 page = b->part[i];
+	struct dt_ended e = {};
+	struct dt_tap_conf *c;
+	struct dt_part *p;
+
+	if (!page) {
+		c = dt_tap_conf();
+		if (!i && c)
+			dt_t_hist(c->slot, DT_OWN_IO, dt_since(b->picked.at, b->submitted.at));
+		return;
+	}
+	p = dt_part(page, 1);
+	if (!p)
+		return;
+	p->left -= b->len[i];
+	p->ios += 1;
+	p->failed |= b->failed;
+	if (p->left > 0)
+		return;
+	e.begun = p->begun;
+	e.copy = p->copy;
+	e.bytes = p->bytes;
+	e.ios = p->ios;
+	e.write = 1;
+	dt_finish(t, b, &e, p->failed);
+	dt_unpart(page, 1);
+}
+
+/* Takes note of one more vector of what the AIO ring says is done; 0: there is none. */
+static __noinline int dt_t_done(struct dt_tap *t)
+{
+	struct dt_aio_event ev = {};
+	struct dt_iocb *b;
+	__u32 i;
+
+	if (!t->done_iocb) {
+		if (t->seen == t->head)
+			return 0;
+		if (dt_read_user(&ev, sizeof(ev), t->ring + sizeof(struct dt_aio_ring) + t->seen * sizeof(ev)))
+			dt_lost(DT_LOSS_FAULT);
+		t->seen = t->seen + 1 < t->entries ? t->seen + 1 : 0;
+		b = dt_own(ev.obj);
+		if (!b) /* submitted before it was looked at */
+			return 1;
+		b->picked.at = t->picking;
+		b->picked.asleep = t->asleep;
+		b->picked.queued = t->picking_queued;
+		if (ev.res < 0)
+			b->failed = 1;
+		if (!b->write) {
+			t->picks += 1;
+			if (t->picked_to - t->picked_from < DT_PICKED) {
+				t->picked[t->picked_to & (DT_PICKED - 1)] = ev.obj;
+				t->picked_to += 1;
+			}
+			return 1;
+		}
+		t->done_iocb = ev.obj;
+		t->link = 0;
+	} else {
+		b = dt_own(t->done_iocb);
+		if (!b) {
+			t->done_iocb = 0;
+			return 1;
+		}
+	}
+	i = t->link;
+	dt_written(t, b, i & (DT_VECTORS - 1));
+	t->link = i + 1;
+	if (i + 1 >= b->vectors) {
+		dt_forget(t->done_iocb);
+		t->done_iocb = 0;
+	}
+	return 1;
+}
+
+/*
+ * Takes note of what tapdisk has taken out of its AIO ring since this was looked at
+ * last. That is done before all that may come of it: before an iocb is used again
+ * in particular.
+ */
+static __always_inline void dt_take_up(struct dt_tap *t)
+{
+	struct dt_aio_ring ring = {};
+
+	if (!t->ring)
+		return;
+	if (dt_read_user(&ring, sizeof(ring), t->ring) || ring.magic != AIO_RING_MAGIC || ring.header != sizeof(ring) || ring.head >= ring.nr) {
+		dt_lost(DT_LOSS_FAULT);
+		return;
+	}
+	if (t->entries != ring.nr) { /* the first time: what is taken out already is nobody's */
+		t->entries = ring.nr;
+		t->seen = ring.head;
+		t->done_iocb = 0;
+	}
+	t->head = ring.head;
+	DT_FOR(i, DT_STEPS)
+		if (!dt_t_done(t))
+			break;
+}
+
+static __always_inline int dt_pickup(void)
+{
+	struct dt_tap *t = dt_tap();
+
+	if (t) {
+		t->picking = bpf_ktime_get_ns();
+		t->picking_queued = t->queued;
+	}
+	return 0;
 }
 
 /* ---- io_submit ---- */
@@ -466,6 +588,7 @@ static __always_inline int dt_submit(__u64 ring, __u32 n, __u64 iocbs)
 
 	if (!t)
 		return 0;
+	dt_take_up(t);
 	t->now = bpf_ktime_get_ns();
 	if (ring != t->ring) {
 		t->ring = ring;
@@ -504,111 +627,6 @@ static __always_inline int dt_submitted(void)
 	t->returned[t->submits & (DT_SUBMITS - 1)] = bpf_ktime_get_ns();
 	t->submits += 1;
 	t->iocbs = 0;
-	return 0;
-}
-
-/* ---- some I/O is done ---- */
-
-/* A vector of a write that is done; 0: it has no more. */
-static __always_inline void dt_written(struct dt_tap *t, struct dt_iocb *b, __u32 i)
-{
-	__u64 page = b->part[i];
-	struct dt_ended e = {};
-	struct dt_tap_conf *c;
-	struct dt_part *p;
-
-	if (!page) {
-		c = dt_tap_conf();
-		if (!i && c)
-			dt_t_hist(c->slot, DT_OWN_IO, dt_since(b->picked.at, b->submitted.at));
-		return;
-	}
-	p = dt_part(page, 1);
-	if (!p)
-		return;
-	p->left -= b->len[i];
-	p->ios += 1;
-	p->failed |= b->failed;
-	if (p->left > 0)
-		return;
-	e.begun = p->begun;
-	e.copy = p->copy;
-	e.bytes = p->bytes;
-	e.ios = p->ios;
-	e.write = 1;
-	dt_finish(t, b, &e, p->failed);
-	dt_unpart(page, 1);
-}
-
-/* Takes note of one more vector of what the AIO ring says is done; 0: there is none. */
-static __noinline int dt_t_done(struct dt_tap *t)
-{
-	struct dt_aio_event ev = {};
-	struct dt_iocb *b;
-	__u32 i;
-
-	if (t->done_iocb) {
-		b = dt_own(t->done_iocb);
-		i = t->link;
-		if (!b || i >= b->vectors) {
-			dt_forget(t->done_iocb);
-			t->done_iocb = 0;
-			return 1;
-		}
-		t->link = i + 1;
-		dt_written(t, b, i & (DT_VECTORS - 1));
-		return 1;
-	}
-	if (t->seen == t->tail)
-		return 0;
-	if (dt_read_user(&ev, sizeof(ev), t->ring + sizeof(struct dt_aio_ring) + t->seen * sizeof(ev)))
-		dt_lost(DT_LOSS_FAULT);
-	t->seen += 1;
-	if (t->seen >= t->entries)
-		t->seen = 0;
-	b = dt_own(ev.obj);
-	if (!b) /* submitted before it was looked at */
-		return 1;
-	b->picked.at = t->now;
-	b->picked.asleep = t->asleep;
-	b->picked.queued = t->queued;
-	if (ev.res < 0)
-		b->failed = 1;
-	if (b->write) {
-		t->done_iocb = ev.obj;
-		t->link = 0;
-		return 1;
-	}
-	t->picks += 1;
-	if (t->picked_to - t->picked_from < DT_PICKED) {
-		t->picked[t->picked_to & (DT_PICKED - 1)] = ev.obj;
-		t->picked_to += 1;
-	}
-	return 1;
-}
-
-static __always_inline int dt_pickup(void)
-{
-	struct dt_tap *t = dt_tap();
-	struct dt_aio_ring ring = {};
-
-	if (!t || !t->ring)
-		return 0;
-	if (dt_read_user(&ring, sizeof(ring), t->ring) || ring.magic != AIO_RING_MAGIC || ring.header != sizeof(ring)) {
-		dt_lost(DT_LOSS_FAULT);
-		return 0;
-	}
-	if (t->entries != ring.nr) { /* the first time: what is taken out already is nobody's */
-		t->entries = ring.nr;
-		t->seen = ring.head;
-	}
-	t->now = bpf_ktime_get_ns();
-	t->tail = ring.tail;
-	if (t->seen >= t->entries || t->tail >= t->entries)
-		return 0;
-	DT_FOR(i, DT_STEPS)
-		if (!dt_t_done(t))
-			break;
 	return 0;
 }
 
@@ -667,6 +685,7 @@ static __always_inline int dt_copy(__u64 arg)
 
 	if (!t)
 		return 0;
+	dt_take_up(t);
 	if (dt_read_user(&copy, sizeof(copy), arg)) {
 		dt_lost(DT_LOSS_FAULT);
 		return 0;
@@ -739,12 +758,15 @@ static __always_inline int dt_copied(void)
 	return 0;
 }
 
-static __always_inline int dt_notify(void *ctx)
+/* A round ends, or the guest is told of what was done in it. */
+static __always_inline int dt_answered(void *ctx)
 {
 	struct dt_tap *t = dt_tap();
 
-	if (t)
-		dt_answer(ctx, t, bpf_ktime_get_ns());
+	if (!t)
+		return 0;
+	dt_take_up(t);
+	dt_answer(ctx, t, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -798,6 +820,7 @@ static __always_inline int dt_doze(void *ctx)
 
 	if (!t || (__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
 		return 0;
+	dt_take_up(t);
 	now = bpf_ktime_get_ns();
 	dt_answer(ctx, t, now);
 	DT_FOR(i, DT_CLEANS)
@@ -1006,11 +1029,14 @@ int dt_t_issue(struct dt_block *ctx)
 SEC("tracepoint/syscalls/sys_enter_ioctl")
 int dt_t_ioctl(struct dt_sys_enter *ctx)
 {
-	__u32 cmd = ctx->arg[1];
+	return (__u32)ctx->arg[1] == GRANT_COPY ? dt_copy(ctx->arg[2]) : 0;
+}
 
-	if (cmd == GRANT_COPY)
-		return dt_copy(ctx->arg[2]);
-	return cmd == EVTCHN_NOTIFY ? dt_notify(ctx) : 0;
+/* A program of its own: what there is to do is too much to do in one. */
+SEC("tracepoint/syscalls/sys_enter_ioctl")
+int dt_t_notify(struct dt_sys_enter *ctx)
+{
+	return (__u32)ctx->arg[1] == EVTCHN_NOTIFY ? dt_answered(ctx) : 0;
 }
 
 SEC("tracepoint/syscalls/sys_exit_ioctl")
@@ -1046,6 +1072,12 @@ int dt_t_read(struct dt_sys_exit *ctx)
 SEC("tracepoint/syscalls/sys_enter_select")
 int dt_t_select(void *ctx)
 {
+	return dt_answered(ctx);
+}
+
+SEC("tracepoint/syscalls/sys_enter_select")
+int dt_t_doze(void *ctx)
+{
 	return dt_doze(ctx);
 }
 
@@ -1060,5 +1092,6 @@ int dt_t_selectd(void *ctx)
 
 DT_TABLE(dt_t_rets, DT_CALLS);
 DT_DISPATCH(dt_t_ret, "sys_exit", dt_t_rets, 0)
-DT_TABLE(dt_t_calls, DT_CALLS);
+DT_TABLE(dt_t_calls, 2 * DT_CALLS);
 DT_DISPATCH(dt_t_call, "sys_enter", dt_t_calls, 0)
+DT_DISPATCH(dt_t_call2, "sys_enter", dt_t_calls, DT_CALLS)

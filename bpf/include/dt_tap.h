@@ -67,7 +67,11 @@ struct dt_finished {
 };
 
 /* Powers of two: the programs mask with them. */
-#define DT_BATCH 16   /* requests done and not answered; more are taken to be answered at once */
+#ifdef DT_LEGACY
+#define DT_BATCH 32   /* requests done and not answered */
+#else
+#define DT_BATCH 64
+#endif
 #define DT_PICKED 64  /* reads picked up in a round */
 #define DT_SUBMITS 8  /* calls of io_submit whose ends are remembered */
 
@@ -94,9 +98,9 @@ struct dt_tap {
 	__u64 woken_queued;
 	__u64 waiting; /* since when it has waited for a CPU, 0: it has not */
 	__u64 ring;    /* address of its AIO ring */
-	__u32 seen;    /* up to which entry */
+	__u32 seen;    /* up to which entry it was looked at */
 	__u32 entries; /* that the ring has, 0: not known */
-	__u32 tail;
+	__u32 head;    /* and up to which tapdisk has taken them out */
 	__u8 off;     /* it has no CPU */
 	__u8 threads; /* io_submit is another one's business */
 	__u16 pad;
@@ -130,6 +134,8 @@ struct dt_tap {
 	__u32 claims; /* of those that a guest's request was for */
 
 	/* completions */
+	__u64 picking; /* when it was told of them */
+	__u64 picking_queued;
 	__u32 link; /* vector of done_iocb that is next */
 	__u64 done_iocb;
 	__u64 picked[DT_PICKED];
