@@ -86,17 +86,37 @@ struct dt_aio_event {
 	__s64 res2;
 };
 
-/* How often one program goes round. Where it does not suffice it goes on with the next. */
+/*
+ * How often one program goes round. Where it does not suffice it goes on with the next.
+ * What is done each time is a function of its own, of which the verifier of Linux 5.6
+ * and later needs to look at one run only, if it is not static and has no pointers.
+ * Older ones look at all, so there are few.
+ */
 #ifdef DT_LEGACY
 #define DT_STEPS 40
 #define DT_CLEANS 16
 #define DT_ANSWERS 16
 #define DT_FOR(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
+#define DT_FN static __noinline
+#define DT_STEP(name)                                         \
+	static __noinline int name(void *ctx, struct dt_tap *t)
+#define DT_CALL(name, ctx, t) name(ctx, t)
 #else
-#define DT_STEPS 160
+#define DT_STEPS 512
 #define DT_CLEANS DT_PICKED
 #define DT_ANSWERS DT_BATCH
 #define DT_FOR(i, n) for (int i = 0; i < (n); i++)
+#define DT_FN __noinline
+#define DT_STEP(name)                                                      \
+	static __always_inline int name##_of(void *ctx, struct dt_tap *t); \
+	__noinline int name(__u32 tgid)                                    \
+	{                                                                  \
+		struct dt_tap *t = bpf_map_lookup_elem(&dt_taps, &tgid);   \
+                                                                           \
+		return t ? name##_of(0, t) : 0;                            \
+	}                                                                  \
+	static __always_inline int name##_of(void *ctx, struct dt_tap *t)
+#define DT_CALL(name, ctx, t) name(bpf_get_current_pid_tgid() >> 32)
 #endif
 
 /* Parts of a request's buffer where an I/O of it may begin, in pages. */
@@ -197,7 +217,7 @@ static __always_inline struct dt_iocb *dt_own(__u64 iocb)
 
 /* ---- what is counted ---- */
 
-static __noinline int dt_t_hist(__u32 slot, __u32 what, __u64 ns)
+DT_FN int dt_t_hist(__u32 slot, __u32 what, __u64 ns)
 {
 	void *all = bpf_map_lookup_elem(&dt_tap_hists, &slot);
 	struct dt_hist *h;
@@ -241,7 +261,7 @@ static __noinline int dt_t_tell(void *ctx, const struct dt_finished *f)
 }
 
 /* Counts the request that is t->told; it is answered now. */
-static __noinline int dt_t_answer(void *ctx, struct dt_tap *t)
+DT_STEP(dt_t_answer)
 {
 	struct dt_finished *f = &t->finished[t->told & (DT_BATCH - 1)];
 	struct dt_tap_conf *c = dt_tap_conf();
@@ -288,7 +308,7 @@ static __always_inline void dt_answer(void *ctx, struct dt_tap *t, __u64 now)
 		return;
 	t->now = now;
 	DT_FOR(i, DT_ANSWERS)
-		if (!dt_t_answer(ctx, t))
+		if (!DT_CALL(dt_t_answer, ctx, t))
 			break;
 	if (t->told < t->batch)
 		return;
@@ -398,7 +418,7 @@ static __always_inline void dt_written(struct dt_tap *t, struct dt_iocb *b, __u3
 }
 
 /* Takes note of one more vector of what the AIO ring says is done; 0: there is none. */
-static __noinline int dt_t_done(struct dt_tap *t)
+DT_STEP(dt_t_done)
 {
 	struct dt_aio_event ev = {};
 	struct dt_iocb *b;
@@ -450,7 +470,7 @@ static __noinline int dt_t_done(struct dt_tap *t)
  * last. That is done before all that may come of it: before an iocb is used again
  * in particular.
  */
-static __always_inline void dt_take_up(struct dt_tap *t)
+static __always_inline void dt_take_up(void *ctx, struct dt_tap *t)
 {
 	struct dt_aio_ring ring = {};
 
@@ -467,7 +487,7 @@ static __always_inline void dt_take_up(struct dt_tap *t)
 	}
 	t->head = ring.head;
 	DT_FOR(i, DT_STEPS)
-		if (!dt_t_done(t))
+		if (!DT_CALL(dt_t_done, ctx, t))
 			break;
 }
 
@@ -546,7 +566,7 @@ static __noinline int dt_t_iocb(struct dt_tap *t)
 }
 
 /* Takes note of the next vector; 0: there is none. */
-static __noinline int dt_t_vector(struct dt_tap *t)
+DT_STEP(dt_t_vector)
 {
 	struct dt_io_key k = { .tgid = bpf_get_current_pid_tgid() >> 32 };
 	struct dt_iovec v = {};
@@ -581,14 +601,14 @@ static __noinline int dt_t_vector(struct dt_tap *t)
 	return 1;
 }
 
-static __always_inline int dt_submit(__u64 ring, __u32 n, __u64 iocbs)
+static __always_inline int dt_submit(void *ctx, __u64 ring, __u32 n, __u64 iocbs)
 {
 	struct dt_tap *t = dt_tap();
 	__u32 fresh;
 
 	if (!t)
 		return 0;
-	dt_take_up(t);
+	dt_take_up(ctx, t);
 	t->now = bpf_ktime_get_ns();
 	if (ring != t->ring) {
 		t->ring = ring;
@@ -611,7 +631,7 @@ static __always_inline int dt_submit(__u64 ring, __u32 n, __u64 iocbs)
 	t->of_at = 0;
 	t->of_left = 0;
 	DT_FOR(i, DT_STEPS)
-		if (!dt_t_vector(t))
+		if (!DT_CALL(dt_t_vector, ctx, t))
 			break;
 	return 0;
 }
@@ -633,7 +653,7 @@ static __always_inline int dt_submitted(void)
 /* ---- grant copies ---- */
 
 /* The I/O that the next bytes of a read come from; 0: there are no more. */
-static __noinline int dt_t_claim(struct dt_tap *t)
+DT_STEP(dt_t_claim)
 {
 	struct dt_part *p;
 	struct dt_iocb *b;
@@ -676,7 +696,7 @@ static __noinline int dt_t_claim(struct dt_tap *t)
 	return 1;
 }
 
-static __always_inline int dt_copy(__u64 arg)
+static __always_inline int dt_copy(void *ctx, __u64 arg)
 {
 	struct dt_tap *t = dt_tap();
 	struct dt_segment seg[DT_SEGMENTS] = {};
@@ -685,7 +705,7 @@ static __always_inline int dt_copy(__u64 arg)
 
 	if (!t)
 		return 0;
-	dt_take_up(t);
+	dt_take_up(ctx, t);
 	if (dt_read_user(&copy, sizeof(copy), arg)) {
 		dt_lost(DT_LOSS_FAULT);
 		return 0;
@@ -717,7 +737,7 @@ static __always_inline void dt_fetched(struct dt_tap *t, __u64 now)
 		dt_lost(DT_LOSS_PARTS);
 }
 
-static __always_inline void dt_delivered(struct dt_tap *t, __u64 now)
+static __always_inline void dt_delivered(void *ctx, struct dt_tap *t, __u64 now)
 {
 	struct dt_ended e = { .copy = now - t->copying, .bytes = t->copied };
 	struct dt_iocb *b = 0;
@@ -729,7 +749,7 @@ static __always_inline void dt_delivered(struct dt_tap *t, __u64 now)
 	t->critical_done = 0;
 #pragma unroll
 	for (int i = 0; i < DT_SEGMENTS; i++)
-		if (!dt_t_claim(t))
+		if (!DT_CALL(dt_t_claim, ctx, t))
 			break;
 	e.begun = t->round; /* a read that needs no I/O: nothing was ever written there */
 	if (t->critical) {
@@ -742,7 +762,7 @@ static __always_inline void dt_delivered(struct dt_tap *t, __u64 now)
 	dt_finish(t, b, &e, b ? b->failed : 0);
 }
 
-static __always_inline int dt_copied(void)
+static __always_inline int dt_copied(void *ctx)
 {
 	struct dt_tap *t = dt_tap();
 	__u64 now;
@@ -753,7 +773,7 @@ static __always_inline int dt_copied(void)
 	if (t->writes)
 		dt_fetched(t, now);
 	else
-		dt_delivered(t, now);
+		dt_delivered(ctx, t, now);
 	t->copying = 0;
 	return 0;
 }
@@ -765,7 +785,7 @@ static __always_inline int dt_answered(void *ctx)
 
 	if (!t)
 		return 0;
-	dt_take_up(t);
+	dt_take_up(ctx, t);
 	dt_answer(ctx, t, bpf_ktime_get_ns());
 	return 0;
 }
@@ -782,7 +802,7 @@ static __always_inline int dt_kick(void)
 }
 
 /* Forgets a read that was picked up, and counts it if no guest had asked for it; 0: there is none. */
-static __noinline int dt_t_clean(struct dt_tap *t)
+DT_STEP(dt_t_clean)
 {
 	struct dt_tap_conf *c;
 	struct dt_iocb *b;
@@ -820,11 +840,11 @@ static __always_inline int dt_doze(void *ctx)
 
 	if (!t || (__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
 		return 0;
-	dt_take_up(t);
+	dt_take_up(ctx, t);
 	now = bpf_ktime_get_ns();
 	dt_answer(ctx, t, now);
 	DT_FOR(i, DT_CLEANS)
-		if (!dt_t_clean(t))
+		if (!DT_CALL(dt_t_clean, ctx, t))
 			break;
 	t->woken = 0;
 	t->dozing_queued = t->queued;
@@ -1029,7 +1049,7 @@ int dt_t_issue(struct dt_block *ctx)
 SEC("tracepoint/syscalls/sys_enter_ioctl")
 int dt_t_ioctl(struct dt_sys_enter *ctx)
 {
-	return (__u32)ctx->arg[1] == GRANT_COPY ? dt_copy(ctx->arg[2]) : 0;
+	return (__u32)ctx->arg[1] == GRANT_COPY ? dt_copy(ctx, ctx->arg[2]) : 0;
 }
 
 /* A program of its own: what there is to do is too much to do in one. */
@@ -1042,14 +1062,13 @@ int dt_t_notify(struct dt_sys_enter *ctx)
 SEC("tracepoint/syscalls/sys_exit_ioctl")
 int dt_t_ioctled(void *ctx)
 {
-	(void)ctx;
-	return dt_copied();
+	return dt_copied(ctx);
 }
 
 SEC("tracepoint/syscalls/sys_enter_io_submit")
 int dt_t_submit(struct dt_sys_enter *ctx)
 {
-	return dt_submit(ctx->arg[0], ctx->arg[1], ctx->arg[2]);
+	return dt_submit(ctx, ctx->arg[0], ctx->arg[1], ctx->arg[2]);
 }
 
 SEC("tracepoint/syscalls/sys_exit_io_submit")
