@@ -39,6 +39,7 @@ func Main() {
 // Types of images.
 const (
 	Raw = "aio"
+	VHD = "vhd"
 )
 
 // Options of a disk. The zero value of a field is what its comment says.

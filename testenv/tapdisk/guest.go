@@ -52,6 +52,10 @@ type Load struct {
 	Align  int     // in bytes, of random places; Size, or 4096 when that is more
 	Seed   uint64
 
+	// Check has the data of reads compared with what this guest wrote before to the same
+	// places: Result.Wrong. They have to be on pages, of a disk that was empty.
+	Check bool
+
 	Keep int // how many requests are kept in Result.Requests; all
 }
 
@@ -66,6 +70,8 @@ type Request struct {
 
 	Enqueued int64 // the guest puts it in the ring
 	Seen     int64 // the guest has seen the response
+
+	must uint16 // pages, as bits, that had been written before it was enqueued
 
 	blkif.Truth
 }
@@ -105,6 +111,7 @@ type Result struct {
 	Latency  [numOps]Latencies
 	Kicks    uint64 // of the event channel
 	Failed   int
+	Wrong    int
 	Took     time.Duration
 }
 
@@ -122,10 +129,11 @@ type Guest struct {
 	kicks   atomic.Uint64
 
 	prod, cons uint32
+	written    map[int64]bool // pages, by their place: false while the request is under way
 }
 
 func newGuest(d *Disk, channel int, notify *os.File) *Guest {
-	return &Guest{d: d, channel: channel, notify: notify}
+	return &Guest{d: d, channel: channel, notify: notify, written: map[int64]bool{}}
 }
 
 // run obeys the tapdisk's unmasking.
@@ -187,6 +195,8 @@ func (l *Load) complete(slots int) error {
 		return fmt.Errorf("requests of %d bytes", l.Size)
 	case l.Span < int64(l.Size):
 		return fmt.Errorf("requests of %d bytes in a part of %d", l.Size, l.Span)
+	case l.Check && (l.Align|int(l.Begin)|l.Size)%blkif.Page != 0:
+		return errors.New("only data on pages can be checked")
 	case l.Align%512 != 0 || l.Begin%512 != 0:
 		return errors.New("requests that begin within a sector")
 	}
@@ -317,7 +327,14 @@ func (w *worker) put() {
 		q.Segments[q.NumSegments] = blkif.Segment{Gref: blkif.Gref(id, int(q.NumSegments)), Last: uint8(n/512 - 1)}
 		if r.Op == Write {
 			page, _ := w.mem.Granted(q.Segments[q.NumSegments].Gref)
-			binary.LittleEndian.PutUint64(page, uint64(r.Offset))
+			at := r.Offset + int64(r.Bytes-left)
+			binary.LittleEndian.PutUint64(page, mark(at))
+			if w.l.Check && !w.g.written[at] {
+				w.g.written[at] = false
+			}
+		}
+		if r.Op == Read && w.l.Check && w.g.written[r.Offset+int64(r.Bytes-left)] {
+			r.must |= 1 << q.NumSegments
 		}
 		q.NumSegments++
 	}
@@ -348,6 +365,9 @@ func (w *worker) take() (n int) {
 			r := w.under[rsp.ID]
 			r.Status, r.Truth, r.Seen = rsp.Status, *w.mem.Truth(rsp.ID), monotonic()
 			w.free = append(w.free, rsp.ID)
+			if w.l.Check && rsp.Status == blkif.OK {
+				w.check(&r)
+			}
 			if rsp.Status != blkif.OK {
 				w.res.Failed++
 			}
@@ -360,6 +380,26 @@ func (w *worker) take() (n int) {
 		i.RspEvent.Store(w.g.cons + 1)
 		if i.RspProd.Load() == w.g.cons {
 			return n
+		}
+	}
+}
+
+// mark is what is written to a page of that place.
+func mark(at int64) uint64 { return uint64(at) ^ 0x7461706469736b }
+
+// check looks at the data of a read, and remembers a write.
+func (w *worker) check(r *Request) {
+	for i := 0; i*blkif.Page < r.Bytes; i++ {
+		at := r.Offset + int64(i*blkif.Page)
+		if r.Op == Write {
+			w.g.written[at] = true
+			continue
+		}
+		page, _ := w.mem.Granted(blkif.Gref(r.ID, i))
+		got := binary.LittleEndian.Uint64(page)
+		_, begun := w.g.written[at]
+		if got != mark(at) && (got != 0 || r.must&(1<<i) != 0) || got != 0 && !begun {
+			w.res.Wrong++
 		}
 	}
 }

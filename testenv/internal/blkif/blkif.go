@@ -81,7 +81,7 @@ type Knobs struct {
 
 // Truth is what the tapdisk knows of a request: times of CLOCK_MONOTONIC in ns.
 type Truth struct {
-	Taken    int64 // it begins to take requests off the ring, this among them
+	Taken    int64 // it takes requests off the ring, this among them
 	Queued   int64 // this one is taken and, when it is a write, copied
 	Submit   int64 // io_submit of its first I/O on data begins; 0: it needs none
 	Returned int64 // that io_submit has returned

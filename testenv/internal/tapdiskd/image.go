@@ -69,10 +69,17 @@ type raw struct {
 	free []*dataIO
 }
 
-// dataIO is an I/O on data of the guest.
+// dataIO is an I/O on data of the guest, or a piece that waits for its bitmap.
 type dataIO struct {
 	tiocb tiocb
 	piece piece
+
+	// Of a VHD:
+	bitmap    *bitmap // in which it sets bits
+	waits     bool    // a transaction is closing: its bits belong to the next one
+	finished  bool
+	redundant bool // it is no guest's: the bitmap of a whole block
+	errno     int
 }
 
 func pool(q *queue, done func(*tiocb, int)) (free []*dataIO) {

@@ -146,34 +146,34 @@ func (g *ring) forget() {
 }
 
 // event is what the event channel has: tapdisk_xenio_ctx_ring_event.
-func (g *ring) event(now int64) {
+func (g *ring) event() {
 	if n, e := call(unix.SYS_READ, EventFD, addr(&g.port), 4); e != 0 || n != 4 {
 		g.s.control.ended = e == 0 && n == 0 // the guest is gone
 		return
 	}
 	call(unix.SYS_WRITE, EventFD, addr(&g.port), 4)
-	g.process(now, false)
+	g.process(false)
 }
 
 // check is the event that looks at the ring without having been asked to.
-func (g *ring) check(now int64) {
+func (g *ring) check() {
 	if !g.polling {
 		g.s.checkRing = never
 	}
-	g.process(now, !g.polling)
+	g.process(!g.polling)
 }
 
 // stop ends the polling, unless there is something.
-func (g *ring) stop(now int64) {
+func (g *ring) stop() {
 	g.s.stopPolling = never
-	if g.process(now, true) == 0 {
+	if g.process(true) == 0 {
 		g.polling = false
 		g.s.checkRing = never
 	}
 }
 
 // process is tapdisk_xenio_ctx_process_ring.
-func (g *ring) process(now int64, final bool) int {
+func (g *ring) process(final bool) int {
 	if g.barrier != nil {
 		return 0
 	}
@@ -195,12 +195,12 @@ func (g *ring) process(now int64, final bool) int {
 	if us := g.s.knobs.PollUs.Load(); us > 0 {
 		if !g.polling {
 			g.polling = true
-			g.s.checkRing = now
+			g.s.checkRing = nanotime()
 		}
 		g.s.stopPolling = nanotime() + us*1000
 	}
 	for _, r := range g.taken {
-		g.queue(r, now)
+		g.queue(r)
 	}
 	return len(g.taken)
 }
@@ -218,10 +218,13 @@ func (g *ring) take(final bool) (n int) {
 		if !work || len(g.free) == 0 {
 			return n
 		}
+		now := nanotime()
 		for ; g.cons != prod && len(g.free) > 0; g.cons++ {
 			r := g.free[len(g.free)-1]
 			g.free = g.free[:len(g.free)-1]
 			r.msg = *g.s.mem.Request(g.cons)
+			r.truth = g.s.mem.Truth(r.msg.ID)
+			*r.truth = blkif.Truth{Taken: now}
 			g.taken = append(g.taken, r)
 			n++
 			if r.msg.Operation == blkif.WriteBarrier {
@@ -233,10 +236,8 @@ func (g *ring) take(final bool) (n int) {
 }
 
 // queue is tapdisk_xenblkif_queue_request.
-func (g *ring) queue(r *request, taken int64) {
+func (g *ring) queue(r *request) {
 	s := g.s
-	r.truth = s.mem.Truth(r.msg.ID)
-	*r.truth = blkif.Truth{Taken: taken}
 	r.errno, r.sectors, r.numPieces, r.vma = 0, 0, 0, 0
 	switch r.msg.Operation {
 	case blkif.Read:

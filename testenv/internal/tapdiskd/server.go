@@ -17,7 +17,7 @@ import (
 // Options are what a tapdisk is told when it starts.
 type Options struct {
 	Domid, Devid, Minor int
-	Type                string   // aio
+	Type                string   // aio or vhd
 	Images              []string // the chain, the leaf first
 	ShmRoot             string   // for /dev/shm
 	ControlDir          string   // for /run/blktap-control
@@ -104,6 +104,8 @@ func Run(options string) error {
 		}
 		var img image
 		switch s.Type {
+		case "vhd":
+			img, err = openVHD(s, f, i)
 		case "aio":
 			img, err = openRaw(s, f)
 		default:
@@ -206,13 +208,13 @@ func (s *server) waitForEvents() {
 		s.rw.event()
 	}
 	if kicked {
-		s.ring.event(now)
+		s.ring.event()
 	}
 	if check {
-		s.ring.check(now)
+		s.ring.check()
 	}
 	if stop {
-		s.ring.stop(now)
+		s.ring.stop()
 	}
 	if forget {
 		s.ring.forget()
@@ -365,4 +367,15 @@ func (s *server) answer() {
 		r := s.completed.pop()
 		s.ring.complete(r, r.errno, s.completed.head == nil)
 	}
+}
+
+// forward hands a part that an image does not have to its parent. Without one it is
+// zeroes.
+func (s *server) forward(p piece, level int) {
+	if level+1 < len(s.chain) {
+		s.chain[level+1].read(p)
+		return
+	}
+	clear(bytesAt(p.buf, p.count*sector))
+	s.complete(p, 0)
 }
