@@ -212,7 +212,8 @@ func cmpZero[T comparable](v, otherwise T) T {
 }
 
 // Run puts a load on the disk, and returns what came of it when the last request has
-// been answered, or ctx has ended. One at a time.
+// been answered. One at a time. When ctx ends, requests are left in the ring: the disk
+// is of no more use.
 func (g *Guest) Run(ctx context.Context, l Load) (Result, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -259,7 +260,7 @@ func (w *worker) run(ctx context.Context) error {
 	under := 0
 	for {
 		now := monotonic()
-		more := ctx.Err() == nil && (w.l.Requests == 0 || w.sent < w.l.Requests) &&
+		more := (w.l.Requests == 0 || w.sent < w.l.Requests) &&
 			(w.l.Time == 0 || now-begin < int64(w.l.Time))
 		var due int64
 		put := 0
@@ -283,16 +284,13 @@ func (w *worker) run(ctx context.Context) error {
 			continue
 		}
 		if !more && under == 0 {
-			return ctx.Err()
+			return nil
 		}
-		wait := time.Second
-		if due > 0 {
-			wait = min(wait, time.Duration(due-now))
+		until := due
+		if w.l.Time > 0 && more && (until == 0 || until > begin+int64(w.l.Time)) {
+			until = begin + int64(w.l.Time)
 		}
-		if w.l.Time > 0 && more {
-			wait = min(wait, w.l.Time-time.Duration(now-begin))
-		}
-		if err := w.sleep(max(wait, 0)); err != nil {
+		if err := w.sleep(ctx, until); err != nil {
 			return err
 		}
 	}
@@ -404,25 +402,35 @@ func (w *worker) check(r *Request) {
 	}
 }
 
-// sleep waits until the tapdisk has something, or for so long.
-func (w *worker) sleep(wait time.Duration) error {
+// sleep waits until the tapdisk notifies, or that time is there if it is not 0. A guest
+// does not look at the ring for anything else.
+func (w *worker) sleep(ctx context.Context, until int64) error {
 	fds := []unix.PollFd{{Fd: int32(w.g.notify.Fd()), Events: unix.POLLIN}}
-	ts := unix.NsecToTimespec(int64(wait))
-	n, err := unix.Ppoll(fds, &ts, nil)
-	if err != nil && err != unix.EINTR {
-		return err
-	}
-	if n > 0 && fds[0].Revents&unix.POLLIN != 0 {
-		var b [256]byte
-		if _, err := unix.Read(int(fds[0].Fd), b[:]); err != nil && err != unix.EINTR {
-			return err
+	for {
+		wait := int64(time.Second)
+		if until != 0 {
+			wait = min(wait, max(until-monotonic(), 0))
 		}
-		return nil
-	}
-	select {
-	case <-w.g.d.ended:
-		return errors.New("the tapdisk has ended")
-	default:
-		return nil
+		ts := unix.NsecToTimespec(wait)
+		n, err := unix.Ppoll(fds, &ts, nil)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return err
+		case n > 0 && fds[0].Revents&unix.POLLIN != 0:
+			var b [256]byte
+			_, err := unix.Read(int(fds[0].Fd), b[:])
+			return err
+		case until != 0 && monotonic() >= until:
+			return nil
+		}
+		select {
+		case <-w.g.d.ended:
+			return errors.New("the tapdisk has ended")
+		case <-ctx.Done():
+			return ctx.Err()
+		default:
+		}
 	}
 }
