@@ -64,8 +64,8 @@ type ioKey struct {
 // Where in struct dt_iocb and struct dt_part it is since when they are there; a test
 // compares them with the objects.
 const (
-	iocbSubmitted = 24 // submitted.at
-	partBegun     = 8  // begun.at
+	iocbSubmitted = 0 // t.submitted.at
+	partBegun     = 0 // begun.at
 )
 
 // tapConf mirrors struct dt_tap_conf.
