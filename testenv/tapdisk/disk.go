@@ -18,19 +18,28 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xenserver/dtagent/testenv/fault"
 	"github.com/xenserver/dtagent/testenv/internal/blkif"
+	"github.com/xenserver/dtagent/testenv/internal/slowfile"
 	"github.com/xenserver/dtagent/testenv/internal/tapdiskd"
 )
 
 // Main is to be called first thing in the main function, or TestMain, of a program
 // that calls Start. It returns, unless the process is one that Start has started.
 func Main() {
-	options := os.Getenv(tapdiskd.Env)
-	if options == "" {
+	fault.Main()
+	options, task := os.Getenv(tapdiskd.Env), os.Getenv(helperEnv)
+	var err error
+	switch {
+	case options != "":
+		err = tapdiskd.Run(options)
+	case task != "":
+		err = help(task)
+	default:
 		return
 	}
-	if err := tapdiskd.Run(options); err != nil {
-		fmt.Fprintln(os.Stderr, "tapdisk:", err)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", filepath.Base(os.Args[0]), err)
 		os.Exit(1)
 	}
 	os.Exit(0)
@@ -48,8 +57,11 @@ type Options struct {
 	Devid int // of the disk in it; 51712, which is xvda
 	Minor int // of the tapdisk's
 
-	Type  string   // of the images; Raw
-	Image string   // file or block device with the leaf
+	Type  string // of the images; Raw
+	Image string // file or block device with the leaf; that of Device
+
+	Device fault.Device // where the images are, for Inject; it is not closed with the disk; none
+
 	Chain []string // its parents, the nearest first
 
 	RingPages int           // 1, 2, 4 or 8; 1, with 32 requests
@@ -59,7 +71,8 @@ type Options struct {
 	ShmRoot    string // for /dev/shm; a directory that is taken away with the disk
 	ControlDir string // for /run/blktap-control; as ShmRoot
 
-	Gntdev string // the device of grants; /dev/xen/gntdev where it is, else /dev/null
+	Gntdev   string // the device of grants; /dev/xen/gntdev where it is, else /dev/null
+	SlowCopy bool   // the device of grants is a FUSE file, for Inject; it needs root
 
 	// Wrap has the tapdisk run by another program, such as strace: it is given the
 	// arguments, and what it returns is run.
@@ -75,10 +88,13 @@ type Disk struct {
 	mem    *blkif.Memory
 	guest  *Guest
 	own    string // directory that goes with it
+	grants *helper
 	ended  chan struct{}
 	status error
 	once   sync.Once
 	closed error
+
+	injection injection
 }
 
 // Start starts a tapdisk with a connected guest. ctx ends only the starting.
@@ -106,6 +122,9 @@ func start(ctx context.Context, o Options) (_ *Disk, failed error) {
 	if o.RingPages&(o.RingPages-1) != 0 || o.RingPages > 8 || o.RingPages < 0 {
 		return nil, fmt.Errorf("a ring of %d pages", o.RingPages)
 	}
+	if o.Image == "" && o.Device != nil {
+		o.Image = o.Device.Path()
+	}
 	if o.Type == Raw && len(o.Chain) > 0 {
 		return nil, errors.New("an image of type aio has no parents")
 	}
@@ -116,6 +135,7 @@ func start(ctx context.Context, o Options) (_ *Disk, failed error) {
 		}
 	}
 	d := &Disk{ended: make(chan struct{})}
+	d.injection.running = map[Layer]func() error{}
 	var err error
 	if d.own, err = os.MkdirTemp("", "tapdisk"); err != nil {
 		return nil, err
@@ -161,6 +181,23 @@ func start(ctx context.Context, o Options) (_ *Disk, failed error) {
 		}
 	}()
 
+	var grants *helper
+	files := []*os.File{memFile, theirs, notifyW}
+	if o.SlowCopy {
+		var file *os.File
+		if grants, file, err = openGrants(d.own, memFile, o.RingPages); err != nil {
+			return nil, fmt.Errorf("slow copies: %w", err)
+		}
+		defer file.Close()
+		files = append(files, file)
+		o.Gntdev = fmt.Sprintf("/proc/self/fd/%d", 2+len(files))
+		defer func() {
+			if failed != nil {
+				failed = errors.Join(failed, grants.end())
+			}
+		}()
+	}
+
 	// The name of the file becomes that of the process.
 	exe, err := os.Executable()
 	if err != nil {
@@ -185,7 +222,7 @@ func start(ctx context.Context, o Options) (_ *Disk, failed error) {
 		d.cmd.Args[0] = "tapdisk"
 	}
 	d.cmd.Env = append(os.Environ(), tapdiskd.Env+"="+string(options), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOGC=off")
-	d.cmd.ExtraFiles = []*os.File{memFile, theirs, notifyW}
+	d.cmd.ExtraFiles = files
 	var said saying
 	d.cmd.Stderr = &said
 	out, outW, err := os.Pipe()
@@ -214,6 +251,7 @@ func start(ctx context.Context, o Options) (_ *Disk, failed error) {
 	}
 	d.pid = int(binary.NativeEndian.Uint32(up[:]))
 	d.guest.run()
+	d.grants = grants
 	return d, nil
 }
 
@@ -222,6 +260,28 @@ func cmpErr(a, b error) error {
 		return a
 	}
 	return b
+}
+
+// openGrants makes a device of grants that is as slow as it is told to be. The file
+// is it, open.
+func openGrants(dir string, mem *os.File, ringPages int) (_ *helper, _ *os.File, failed error) {
+	mount, dev, err := slowfile.MountDisk()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unix.Close(mount) // the open file keeps the file system
+	fuse := os.NewFile(uintptr(dev), "/dev/fuse")
+	defer fuse.Close()
+	h, err := startHelper(dir, "grants", fmt.Sprint(ringPages), fuse, mem)
+	if err != nil {
+		return nil, nil, err
+	}
+	fuse.Close() // so that the file system ends with the helper
+	file, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", mount), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, errors.Join(err, h.end())
+	}
+	return h, os.NewFile(uintptr(file), "gntdev"), nil
 }
 
 // saying keeps the beginning of what a process writes.
@@ -293,6 +353,13 @@ const patience = time.Minute
 // Close ends the tapdisk, and everything that belongs to it. A second one does nothing.
 func (d *Disk) Close() error {
 	d.once.Do(func() {
+		d.injection.mu.Lock()
+		defer d.injection.mu.Unlock()
+		var errs []error
+		for _, end := range d.injection.running {
+			errs = append(errs, end())
+		}
+		clear(d.injection.running)
 		_, err := d.ask(tapdiskd.MsgClose)
 		if err == nil {
 			select {
@@ -306,7 +373,10 @@ func (d *Disk) Close() error {
 			_ = d.cmd.Process.Kill()
 			<-d.ended
 		}
-		d.closed = errors.Join(err, d.guest.close(), d.mem.Close(), os.RemoveAll(d.own))
+		if d.grants != nil {
+			errs = append(errs, d.grants.end())
+		}
+		d.closed = errors.Join(append(errs, err, d.guest.close(), d.mem.Close(), os.RemoveAll(d.own))...)
 	})
 	return d.closed
 }

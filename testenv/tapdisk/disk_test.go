@@ -16,6 +16,10 @@ import (
 
 func TestMain(m *testing.M) {
 	tapdisk.Main()
+	if pid := os.Getenv(tracerEnv); pid != "" {
+		traceMain(pid)
+		return
+	}
 	os.Exit(m.Run())
 }
 

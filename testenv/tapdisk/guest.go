@@ -223,7 +223,10 @@ func (g *Guest) Run(ctx context.Context, l Load) (Result, error) {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	w := worker{g: g, l: l, mem: g.d.mem, under: make([]Request, slots), rng: rand.New(rand.NewPCG(l.Seed, 1))}
+	w := worker{g: g, l: l, mem: g.d.mem, under: make([]Request, slots), rng: rand.New(rand.NewPCG(l.Seed, 0))}
+	for op := range w.places {
+		w.places[op] = rand.New(rand.NewPCG(l.Seed, 1+uint64(op)))
+	}
 	for id := range l.Depth {
 		w.free = append(w.free, uint64(l.Depth-1-id))
 	}
@@ -239,15 +242,17 @@ func (g *Guest) Run(ctx context.Context, l Load) (Result, error) {
 
 // worker is a load under way.
 type worker struct {
-	g     *Guest
-	l     Load
-	mem   *blkif.Memory
-	rng   *rand.Rand
-	free  []uint64  // IDs
-	under []Request // by ID
-	sent  int
-	next  int64 // place
-	res   Result
+	g   *Guest
+	l   Load
+	mem *blkif.Memory
+	rng *rand.Rand
+	// The places of one operation are the same in each load of the same seed.
+	places [numOps]*rand.Rand
+	free   []uint64  // IDs
+	under  []Request // by ID
+	sent   int
+	next   int64 // place
+	res    Result
 }
 
 func (w *worker) run(ctx context.Context) error {
@@ -311,7 +316,7 @@ func (w *worker) put() {
 		r.Op, r.Bytes = Barrier, 0
 	}
 	if l.Random {
-		r.Offset = l.Begin + w.rng.Int64N((l.Span-int64(l.Size))/int64(l.Align)+1)*int64(l.Align)
+		r.Offset = l.Begin + w.places[r.Op].Int64N((l.Span-int64(l.Size))/int64(l.Align)+1)*int64(l.Align)
 	} else {
 		if w.next+int64(l.Size) > l.Span {
 			w.next = 0

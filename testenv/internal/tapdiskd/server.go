@@ -77,6 +77,8 @@ func Run(options string) error {
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return err
 	}
+	// Whoever wants to may trace it; it is an error where there is nothing to permit.
+	_ = unix.Prctl(unix.PR_SET_PTRACER, ^uintptr(0), 0, 0, 0)
 	var err error
 	if s.mem, err = blkif.Map(MemoryFD, s.RingPages); err != nil {
 		return err
