@@ -13,38 +13,14 @@
  * backend opened is counted: that of devices below it is the same I/O once more.
  */
 #define DT_PROBE DT_DISK
-#include "dt_maps.h"
-#include "dt_disk.h"
+#include "dt_bucket.h"
+#include "dt_bio.h"
+#include "dt_tap.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
 /* Bios that one request is followed through, merged as they are. */
 #define DT_BIOS_MAX 48
-
-/* Bios of one kind at one sector that are in flight at the same time. */
-#define DT_SAME_MAX 8
-
-/* Where rwbs is in those events in which kernels differ. */
-struct dt_block_conf {
-	__u32 issue; /* block:block_rq_issue */
-	__u32 done;  /* block:block_rq_complete */
-	struct dt_disk_stat stats[0]; /* only named here so that the object's BTF holds it */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct dt_block_conf);
-} dt_block_conf SEC(".maps");
-
-/* The devices that are looked at: the whole disk that requests of a device are of. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 2048);
-	__type(key, __u32);   /* device */
-	__type(value, __u32); /* its disk, itself when it is no partition */
-} dt_disks SEC(".maps");
 
 /* Whose I/O it is. */
 struct dt_owner_key {
@@ -82,44 +58,6 @@ struct {
 	__array(values, struct dt_disk_array);
 } dt_disk_stats SEC(".maps");
 
-/* A bio in flight, or a part of one that was split, by where it begins. */
-struct dt_bio_key {
-	__u64 sector;
-	__u32 disk;
-	__u8 op;
-	__u8 at; /* of those of one kind at one sector, the younger after the older */
-	__u16 pad;
-};
-
-struct dt_bio {
-	__u64 start;   /* when it was queued */
-	__u64 issued;  /* when the request that begins with it was given to the driver */
-	__u64 head;    /* sector of the whole bio: there the account of all its parts is kept */
-	__u32 slot;    /* owner */
-	__u32 len;     /* sectors from here on that are not done, of this part */
-	__u32 left;    /* sectors of the whole bio that are not done; counts in the head only */
-	__u32 younger; /* how many at the same place came after the first; counts in the first only */
-	__u32 failed;
-	__u32 head_at;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
-	__type(key, struct dt_bio_key);
-	__type(value, struct dt_bio);
-} dt_bios SEC(".maps");
-
-/* Context of the block events as far as they are alike; the loader compares it with the format files. */
-struct dt_block {
-	__u64 common;
-	__u32 dev;
-	__u32 pad;
-	__u64 sector;
-	__u32 nr;    /* block_split: the lower half of new_sector */
-	__s32 error; /* of block_rq_complete and block_bio_complete */
-};
-
 /* Context of block_split. */
 struct dt_split {
 	__u64 common;
@@ -129,70 +67,11 @@ struct dt_split {
 	__u64 new_sector;
 };
 
-#define DT_RWBS_QUEUE 28 /* block_bio_queue */
-#define DT_RWBS_BIO 32   /* block_bio_complete, block_split */
-
-/* What a bio or request of nr sectors does, by rwbs: blk_fill_rwbs() of the kernel. */
-static __always_inline __u32 dt_op(const void *ctx, __u32 at, __u32 nr)
-{
-	char c[4] = {};
-	__u32 first;
-
-	if (dt_read_kernel(c, sizeof(c), (__u64)ctx + at)) {
-		dt_lost(DT_LOSS_FAULT);
-		return DT_DISK_OPS;
-	}
-	first = c[0];
-	if (first == 'F') { /* a flush goes first, and is all where there is nothing else */
-		first = c[1];
-		if (first == 'F') /* the block layer's own, for several of them */
-			return DT_DISK_OPS;
-		if (!nr)
-			return DT_FLUSH;
-	}
-	if (!nr)
-		return DT_DISK_OPS;
-	if (first == 'R')
-		return DT_READ;
-	if (first == 'W')
-		return c[1] == 'Z' ? DT_DISCARD : DT_WRITE;
-	if (first == 'D' || first == 'N') /* zeroes, in older kernels */
-		return DT_DISCARD;
-	return DT_DISK_OPS;
-}
-
 static __always_inline struct dt_disk_stat *dt_stat(__u32 slot, __u32 what)
 {
 	void *stats = bpf_map_lookup_elem(&dt_disk_stats, &slot);
 
 	return stats ? bpf_map_lookup_elem(stats, &what) : 0;
-}
-
-/* The bucket of a latency: linear in the first DT_SUB, then DT_SUB for each power of two. */
-static __always_inline __u32 dt_bucket(__u64 ns)
-{
-	__u64 v = ns >> DT_UNIT_SHIFT, x, b;
-	__u32 log;
-
-	if (v > DT_UNITS_MAX)
-		v = DT_UNITS_MAX;
-	if (v < DT_SUB)
-		return v;
-	x = v; /* without branches: each would double what the verifier has to look at */
-	b = (0xffffULL - x) >> 63 << 4;
-	x >>= b;
-	log = b;
-	b = (0xffULL - x) >> 63 << 3;
-	x >>= b;
-	log += b;
-	b = (0xfULL - x) >> 63 << 2;
-	x >>= b;
-	log += b;
-	b = (0x3ULL - x) >> 63 << 1;
-	x >>= b;
-	log += b;
-	log += (0x1ULL - x) >> 63;
-	return (log - DT_SUB_LOG + 1) * DT_SUB + ((v >> (log - DT_SUB_LOG)) & (DT_SUB - 1));
 }
 
 /* ---- queued ---- */
@@ -226,9 +105,19 @@ static __noinline int dt_d_same(struct dt_bio_key *key, struct dt_bio *b)
 	return 0;
 }
 
-static __always_inline struct dt_owner *dt_owner(__u32 dev)
+/* Whether a bio is of the file system itself, by rwbs: the thread's I/O waits for it, and is another. */
+static __always_inline int dt_of_fs(const void *ctx, __u32 at)
 {
-	struct dt_owner_key k = { .tgid = bpf_get_current_pid_tgid() >> 32, .dev = dev };
+	char c[6] = {};
+
+	if (dt_read_kernel(c, sizeof(c), (__u64)ctx + at))
+		return 0;
+	return c[1] == 'M' || c[2] == 'M' || c[3] == 'M' || c[4] == 'M';
+}
+
+static __always_inline struct dt_owner *dt_owner(__u32 tgid, __u32 dev)
+{
+	struct dt_owner_key k = { .tgid = tgid, .dev = dev };
 	struct dt_owner *o = bpf_map_lookup_elem(&dt_owners, &k);
 	__u64 comm[2] = {};
 
@@ -253,10 +142,11 @@ int dt_d_queue(struct dt_block *ctx)
 	struct dt_bio b = {};
 	struct dt_disk_stat *s;
 	struct dt_owner *o;
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 
 	if (!disk)
 		return 0;
-	o = dt_owner(dev);
+	o = dt_owner(tgid, dev);
 	if (!o)
 		return 0;
 	op = dt_op(ctx, DT_RWBS_QUEUE, nr);
@@ -278,31 +168,22 @@ int dt_d_queue(struct dt_block *ctx)
 	b.len = nr;
 	b.left = nr;
 	b.start = bpf_ktime_get_ns();
+	if (op < DT_DEVICE_OPS && !dt_of_fs(ctx, DT_RWBS_QUEUE)) {
+		b.tgid = tgid;
+		b.iocb = dt_piece_of(tgid, nr << 9, b.start);
+	}
 	if (bpf_map_update_elem(&dt_bios, &key, &b, BPF_NOEXIST))
 		dt_d_same(&key, &b);
 	return 0;
-}
-
-/* The bio or part that begins there: of several the youngest, so that one whose end was not seen does no harm to the others. */
-static __always_inline struct dt_bio *dt_youngest(struct dt_bio_key *key)
-{
-	struct dt_bio *b = bpf_map_lookup_elem(&dt_bios, key);
-	__u32 younger;
-
-	if (!b)
-		return 0;
-	younger = b->younger;
-	if (!younger)
-		return b;
-	key->at = younger;
-	return bpf_map_lookup_elem(&dt_bios, key);
 }
 
 /* The rest of a bio or part, which begins at sector. */
 static __always_inline void dt_rest(const struct dt_bio_key *of, const struct dt_bio *b, __u64 sector, __u32 len)
 {
 	struct dt_bio_key key = { .sector = sector, .disk = of->disk, .op = of->op };
-	struct dt_bio rest = { .start = b->start, .head = b->head, .head_at = b->head_at, .slot = b->slot, .len = len };
+	struct dt_bio rest = {
+		.start = b->start, .head = b->head, .head_at = b->head_at, .slot = b->slot, .len = len, .iocb = b->iocb, .tgid = b->tgid,
+	};
 
 	if (bpf_map_update_elem(&dt_bios, &key, &rest, BPF_NOEXIST))
 		dt_lost(DT_LOSS_SAME);
@@ -355,8 +236,11 @@ int dt_d_issue(struct dt_block *ctx)
 	key.disk = *disk;
 	key.op = op;
 	b = dt_youngest(&key);
-	if (b && !b->issued)
+	if (b && !b->issued) {
 		b->issued = bpf_ktime_get_ns();
+		if (b->iocb)
+			dt_piece_issued(b->tgid, b->iocb, b->start, b->issued);
+	}
 	return 0;
 }
 
@@ -476,6 +360,8 @@ static __noinline int dt_d_whole(struct dt_range *r)
 	r->slot = head->slot;
 	r->failed = head->failed;
 	r->ns = r->now - head->start;
+	if (head->iocb)
+		dt_piece_done(head->tgid, head->iocb, head->start, head->failed, r->now);
 	if (!head->younger) /* else it is there for them */
 		bpf_map_delete_elem(&dt_bios, &key);
 	r->what = r->op;

@@ -141,6 +141,9 @@ type bio struct {
 	Younger uint32
 	Failed  uint32
 	HeadAt  uint32
+	Iocb    uint64
+	TGID    uint32
+	_       uint32
 }
 
 // blockConf mirrors struct dt_block_conf.

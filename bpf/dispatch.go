@@ -37,6 +37,11 @@ var dispatchers = map[Probe][]dispatcher{
 	Wait: {
 		{at("raw_syscalls", "sys_exit", "dt_w_ret"), "dt_w_rets", 0},
 	},
+	Tapdisk: {
+		{at("raw_syscalls", "sys_exit", "dt_t_ret"), "dt_t_rets", 0},
+		{at("raw_syscalls", "sys_enter", "dt_t_call"), "dt_t_calls", 0},
+		{at("raw_syscalls", "sys_enter", "dt_t_call2"), "dt_t_calls", maxCalls},
+	},
 }
 
 // callNumbers are the system calls that have hooks.
@@ -48,7 +53,7 @@ var callNumbers = map[string]uint32{
 	"socket": unix.SYS_SOCKET, "socketpair": unix.SYS_SOCKETPAIR,
 	"execve": unix.SYS_EXECVE, "execveat": unix.SYS_EXECVEAT, "exit_group": unix.SYS_EXIT_GROUP,
 	"clone": unix.SYS_CLONE, "clone3": unix.SYS_CLONE3, "fork": unix.SYS_FORK, "vfork": unix.SYS_VFORK,
-	"ioctl": unix.SYS_IOCTL, "open": unix.SYS_OPEN, "openat": unix.SYS_OPENAT,
+	"ioctl": unix.SYS_IOCTL, "io_submit": unix.SYS_IO_SUBMIT, "select": unix.SYS_SELECT, "pselect6": unix.SYS_PSELECT6, "open": unix.SYS_OPEN, "openat": unix.SYS_OPENAT,
 }
 
 // entry is one program in a table.

@@ -16,3 +16,5 @@ package bpf
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -tags linux -target amd64 -cc clang -strip llvm-strip -cflags "-O2 -Wall -Werror -mcpu=v2 -Iinclude" modernWait wait.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -tags linux -target amd64 -cc clang -strip llvm-strip -cflags "-O2 -Wall -Werror -mcpu=v2 -Iinclude -DDT_LEGACY" legacyDisk disk.bpf.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -tags linux -target amd64 -cc clang -strip llvm-strip -cflags "-O2 -Wall -Werror -mcpu=v2 -Iinclude" modernDisk disk.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -tags linux -target amd64 -cc clang -strip llvm-strip -cflags "-O2 -Wall -Werror -mcpu=v2 -Iinclude -DDT_LEGACY" legacyTapdisk tapdisk.bpf.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -tags linux -target amd64 -cc clang -strip llvm-strip -cflags "-O2 -Wall -Werror -mcpu=v2 -Iinclude" modernTapdisk tapdisk.bpf.c

@@ -54,7 +54,7 @@ func TestObjectsEqualSources(t *testing.T) {
 
 	made, err := filepath.Glob("*_bpfel.*")
 	qt.Assert(t, qt.IsNil(err))
-	qt.Assert(t, qt.HasLen(made, 16)) // four probes, two tiers, an object and its Go file
+	qt.Assert(t, qt.HasLen(made, 20)) // four probes, two tiers, an object and its Go file
 	for _, f := range made {
 		old, err := os.ReadFile(f)
 		qt.Assert(t, qt.IsNil(err))

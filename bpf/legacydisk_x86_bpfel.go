@@ -24,6 +24,9 @@ type legacyDiskDtBio struct {
 	Younger uint32
 	Failed  uint32
 	HeadAt  uint32
+	Iocb    uint64
+	Tgid    uint32
+	Pad     uint32
 }
 
 type legacyDiskDtBioKey struct {
@@ -81,6 +84,49 @@ type legacyDiskDtConfig struct {
 	}
 }
 
+type legacyDiskDtIoKey struct {
+	_     structs.HostLayout
+	At    uint64
+	Tgid  uint32
+	Write uint32
+}
+
+type legacyDiskDtIocb struct {
+	_     structs.HostLayout
+	Begun struct {
+		_      structs.HostLayout
+		At     uint64
+		Asleep uint64
+		Queued uint64
+	}
+	Submitted struct {
+		_      structs.HostLayout
+		At     uint64
+		Asleep uint64
+		Queued uint64
+	}
+	Picked struct {
+		_      structs.HostLayout
+		At     uint64
+		Asleep uint64
+		Queued uint64
+	}
+	Entered       uint64
+	EnteredQueued uint64
+	Issued        uint64
+	Done          uint64
+	DoneQueued    uint64
+	Offset        uint64
+	Part          [8]uint64
+	Len           [8]uint32
+	Bytes         uint32
+	Pieces        uint32
+	Nth           uint32
+	Vectors       uint16
+	Write         uint8
+	Failed        uint8
+}
+
 type legacyDiskDtOwner struct {
 	_    structs.HostLayout
 	Slot uint32
@@ -113,6 +159,97 @@ type legacyDiskDtRange struct {
 	Bucket uint32
 	Busy   uint32
 	_      [4]byte
+}
+
+type legacyDiskDtTap struct {
+	_     structs.HostLayout
+	Round struct {
+		_      structs.HostLayout
+		At     uint64
+		Asleep uint64
+		Queued uint64
+	}
+	Kicked struct {
+		_      structs.HostLayout
+		At     uint64
+		Asleep uint64
+		Queued uint64
+	}
+	Asleep       uint64
+	Queued       uint64
+	Dozing       uint64
+	DozingQueued uint64
+	Woken        uint64
+	WokenQueued  uint64
+	Waiting      uint64
+	Ring         uint64
+	Seen         uint32
+	Entries      uint32
+	Head         uint32
+	Off          uint8
+	Threads      uint8
+	Pad          uint16
+	Copying      uint64
+	Buffer       uint64
+	Copied       uint32
+	Writes       uint32
+	Iocbs        uint64
+	N            uint32
+	At           uint32
+	Iocb         uint64
+	Vector       uint64
+	Vectors      uint32
+	Next         uint32
+	Now          uint64
+	Begun        struct {
+		_      structs.HostLayout
+		At     uint64
+		Asleep uint64
+		Queued uint64
+	}
+	Io            legacyDiskDtIocb
+	Of            uint64
+	OfLeft        uint32
+	OfAt          uint32
+	Returned      [8]uint64
+	Submits       uint32
+	Picks         uint32
+	Claims        uint32
+	_             [4]byte
+	Picking       uint64
+	PickingQueued uint64
+	Link          uint32
+	_             [4]byte
+	DoneIocb      uint64
+	Picked        [64]uint64
+	PickedFrom    uint32
+	PickedTo      uint32
+	Claim         uint64
+	Critical      uint64
+	CriticalDone  uint64
+	ClaimLeft     uint32
+	ClaimIos      uint32
+	Batch         uint32
+	Told          uint32
+	Requests      uint32
+	Pad2          uint32
+	Finished      [32]struct {
+		_      structs.HostLayout
+		Begun  uint64
+		Queued uint64
+		Layer  [9]uint64
+		Offset uint64
+		Bytes  uint32
+		Ios    uint16
+		Flags  uint16
+	}
+	Counts [2]struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Failed  uint64
+		Merged  uint64
+		Unsplit uint64
+	}
 }
 
 type legacyDiskDtTarget struct {
@@ -174,10 +311,12 @@ const (
 	legacyDiskMapDtDiskStats  = "dt_disk_stats"
 	legacyDiskMapDtDisks      = "dt_disks"
 	legacyDiskMapDtEvents     = "dt_events"
+	legacyDiskMapDtIocbs      = "dt_iocbs"
 	legacyDiskMapDtLoss       = "dt_loss"
 	legacyDiskMapDtOwners     = "dt_owners"
 	legacyDiskMapDtRanges     = "dt_ranges"
 	legacyDiskMapDtSeq        = "dt_seq"
+	legacyDiskMapDtTaps       = "dt_taps"
 	legacyDiskMapDtTargets    = "dt_targets"
 	legacyDiskMapDtThreadZero = "dt_thread_zero"
 	legacyDiskMapDtThreads    = "dt_threads"
@@ -251,10 +390,12 @@ type legacyDiskMapSpecs struct {
 	DtDiskStats  *ebpf.MapSpec `ebpf:"dt_disk_stats"`
 	DtDisks      *ebpf.MapSpec `ebpf:"dt_disks"`
 	DtEvents     *ebpf.MapSpec `ebpf:"dt_events"`
+	DtIocbs      *ebpf.MapSpec `ebpf:"dt_iocbs"`
 	DtLoss       *ebpf.MapSpec `ebpf:"dt_loss"`
 	DtOwners     *ebpf.MapSpec `ebpf:"dt_owners"`
 	DtRanges     *ebpf.MapSpec `ebpf:"dt_ranges"`
 	DtSeq        *ebpf.MapSpec `ebpf:"dt_seq"`
+	DtTaps       *ebpf.MapSpec `ebpf:"dt_taps"`
 	DtTargets    *ebpf.MapSpec `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.MapSpec `ebpf:"dt_thread_zero"`
 	DtThreads    *ebpf.MapSpec `ebpf:"dt_threads"`
@@ -292,10 +433,12 @@ type legacyDiskMaps struct {
 	DtDiskStats  *ebpf.Map `ebpf:"dt_disk_stats"`
 	DtDisks      *ebpf.Map `ebpf:"dt_disks"`
 	DtEvents     *ebpf.Map `ebpf:"dt_events"`
+	DtIocbs      *ebpf.Map `ebpf:"dt_iocbs"`
 	DtLoss       *ebpf.Map `ebpf:"dt_loss"`
 	DtOwners     *ebpf.Map `ebpf:"dt_owners"`
 	DtRanges     *ebpf.Map `ebpf:"dt_ranges"`
 	DtSeq        *ebpf.Map `ebpf:"dt_seq"`
+	DtTaps       *ebpf.Map `ebpf:"dt_taps"`
 	DtTargets    *ebpf.Map `ebpf:"dt_targets"`
 	DtThreadZero *ebpf.Map `ebpf:"dt_thread_zero"`
 	DtThreads    *ebpf.Map `ebpf:"dt_threads"`
@@ -309,10 +452,12 @@ func (m *legacyDiskMaps) Close() error {
 		m.DtDiskStats,
 		m.DtDisks,
 		m.DtEvents,
+		m.DtIocbs,
 		m.DtLoss,
 		m.DtOwners,
 		m.DtRanges,
 		m.DtSeq,
+		m.DtTaps,
 		m.DtTargets,
 		m.DtThreadZero,
 		m.DtThreads,

@@ -26,10 +26,12 @@ func watermark(size int) int { return max(size/8, 1) }
 func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
 	loaders := map[Probe]func() (*ebpf.CollectionSpec, error){
 		Stream: loadLegacyStream, Process: loadLegacyProcess, Wait: loadLegacyWait, Disk: loadLegacyDisk,
+		Tapdisk: loadLegacyTapdisk,
 	}
 	if t == Modern {
 		loaders = map[Probe]func() (*ebpf.CollectionSpec, error){
 			Stream: loadModernStream, Process: loadModernProcess, Wait: loadModernWait, Disk: loadModernDisk,
+			Tapdisk: loadModernTapdisk,
 		}
 	}
 	out := map[Probe]*ebpf.CollectionSpec{}
@@ -99,6 +101,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		for name, n := range map[string]int{
 			"dt_conns": k.opt.Conns, "dt_gathers": k.opt.Gathers, "dt_targets": k.opt.TargetsMax, "dt_inflight": k.opt.InflightMax,
 			"dt_threads": k.opt.InflightMax, "dt_bios": k.opt.BiosMax, "dt_disk_stats": k.opt.DisksMax,
+			"dt_taps": k.opt.DisksMax, "dt_tap_confs": k.opt.DisksMax, "dt_tap_hists": k.opt.DisksMax, "dt_iocbs": k.opt.BiosMax, "dt_parts": k.opt.BiosMax, "dt_belows": k.opt.BiosMax,
 		} {
 			if m := spec[p].Maps[name]; m != nil {
 				m.MaxEntries = uint32(n)
@@ -152,7 +155,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		return nil, fmt.Errorf("map dt_config: %w", err)
 	}
 	s.conf = conf
-	if err := errors.Join(s.describeCalls(), s.describeDisks(spec[Disk])); err != nil {
+	if err := errors.Join(s.describeCalls(), s.describeDisks(spec[Disk]), s.describeTapdisks(spec[Tapdisk])); err != nil {
 		return nil, err
 	}
 	if k.tier == Modern {

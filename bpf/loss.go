@@ -26,6 +26,10 @@ const (
 	lossSame
 	lossUnended
 	lossPieces
+	lossIocbs
+	lossParts
+	lossMany
+	lossAnswers
 	kernelCauses // DT_LOSS_CAUSES
 
 	lossRecord lossCause = iota - 1
@@ -57,6 +61,10 @@ var lossNames = [numCauses]string{
 	lossSame:     "too much I/O at one place at once",
 	lossUnended:  "end of the I/O not seen",
 	lossPieces:   "too many pieces in one request",
+	lossIocbs:    "table of submitted I/O full",
+	lossParts:    "table of requests full",
+	lossMany:     "too much I/O submitted at once",
+	lossAnswers:  "too many requests done at once",
 	lossRecord:   "record malformed",
 	lossEnded:    "socket ended with its process",
 	lossDisks:    "table of disks full",
@@ -97,9 +105,10 @@ const (
 	Process Probe = 2 // fork, exec and exit of targets and their children
 	Wait    Probe = 3 // how the threads of targets and their children spend their time
 	Disk    Probe = 4 // block I/O of guests' disks; it makes no records
+	Tapdisk Probe = 5 // requests of guests that tapdisks serve; needs Disk attached, too
 )
 
-const numProbes = 4
+const numProbes = 5
 
 // String returns the name that losses and attachments are shown with.
 func (p Probe) String() string {
@@ -112,6 +121,8 @@ func (p Probe) String() string {
 		return "wait"
 	case Disk:
 		return "disk"
+	case Tapdisk:
+		return "tapdisk"
 	}
 	return "unknown"
 }
@@ -123,6 +134,8 @@ func probeOf(k Kind) Probe {
 		return Process
 	case KindTime:
 		return Wait
+	case KindRequest:
+		return Tapdisk
 	}
 	return Stream
 }

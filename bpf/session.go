@@ -17,7 +17,7 @@ import (
 )
 
 // allProbes in the order in which they are loaded.
-var allProbes = []Probe{Stream, Process, Wait, Disk}
+var allProbes = []Probe{Stream, Process, Wait, Disk, Tapdisk}
 
 // Target is how a process is watched.
 type Target struct {
@@ -68,6 +68,7 @@ type Session struct {
 	mu     sync.Mutex // of the fields below and of the maps' entries, never held for long
 	links  map[Probe][]attached
 	disks  disks
+	taps   taps
 	conf   config // what dt_config holds
 	longNs uint64 // the threshold of long waits, which dt_config has while Wait is attached
 	gaps   uint64 // when they were counted last
@@ -103,6 +104,11 @@ func (s *Session) Attach(p Probe) error {
 	}
 	if p == Disk {
 		if err := s.beginDisks(); err != nil {
+			return err
+		}
+	}
+	if p == Tapdisk {
+		if err := s.beginTapdisks(); err != nil {
 			return err
 		}
 	}
@@ -346,6 +352,9 @@ func (s *Session) free() error {
 	}
 	for _, d := range s.disks.bySlot {
 		errs = append(errs, d.stats.Close())
+	}
+	for _, t := range s.taps.byTGID {
+		errs = append(errs, t.hists.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -72,9 +72,8 @@ type victim struct {
 // startVictim starts a victim that has the given files as fds 3, 4, ….
 func startVictim(t testing.TB, files ...*os.File) *victim {
 	t.Helper()
-	exe, err := os.Executable()
-	qt.Assert(t, qt.IsNil(err))
-	cmd := exec.Command(exe)
+	// Not by its path: in a chroot, that is another one to a thread in a mount namespace of its own (newFrozen).
+	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), victimEnv+"=1", "GOMAXPROCS=2")
 	cmd.ExtraFiles = files
 	cmd.Stderr = os.Stderr

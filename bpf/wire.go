@@ -16,6 +16,8 @@ const (
 	KindExec  Kind = 6
 	KindExit  Kind = 7
 	KindTime  Kind = 9
+
+	KindRequest Kind = 10
 )
 
 // Bits of Hdr.Flags: DT_F_*.
@@ -152,4 +154,25 @@ type TimeRec struct {
 	NR       int32
 	Wait     uint8
 	_        [3]uint8
+}
+
+// Bits of RequestRec.Flags: DT_R_*.
+const (
+	RequestWrite  = 1 << iota
+	RequestSlow   // took longer than was asked for; else it is a sample
+	RequestMerged // shares its I/O with other requests
+	RequestFailed
+	RequestUnsplit // no block request of it was seen
+)
+
+// RequestRec is struct dt_request. The layers are numbered as event.Layer.
+type RequestRec struct {
+	Hdr
+	First  uint64
+	Last   uint64
+	Layer  [NumLayers]uint64
+	Offset uint64
+	Bytes  uint32
+	IOs    uint16
+	Flags  uint16
 }

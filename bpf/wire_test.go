@@ -91,7 +91,8 @@ var mirrors = map[string]any{
 	"dt_fork": ForkRec{}, "dt_exec": ExecRec{}, "dt_exit": ExitRec{}, "dt_time": TimeRec{},
 	"dt_target": target{}, "dt_config": config{}, "dt_conn_key": connKey{}, "dt_conn": conn{}, "dt_inflight": inflight{},
 	"dt_thread": thread{}, "dt_call": call{},
-	"dt_disk_stat": DiskStat{}, "dt_owner_key": ownerKey{}, "dt_owner": owner{}, "dt_bio_key": bioKey{}, "dt_bio": bio{}, "dt_block_conf": blockConf{},
+	"dt_disk_stat": DiskStat{}, "dt_owner_key": ownerKey{}, "dt_owner": owner{}, "dt_bio_key": bioKey{}, "dt_bio": bio{},
+	"dt_request": RequestRec{}, "dt_hist": Hist{}, "dt_tap_conf": tapConf{}, "dt_io_key": ioKey{}, "dt_counts": tapCounts{}, "dt_block_conf": blockConf{},
 }
 
 func TestMirrorsMatchObjects(t *testing.T) {
@@ -161,8 +162,10 @@ func TestConstantsMatchHeaders(t *testing.T) {
 		"dt_event.h": {
 			"DT_WIRE_VERSION": WireVersion,
 			"DT_DATA":         uint64(KindData), "DT_LOG": uint64(KindLog), "DT_OPEN": uint64(KindOpen), "DT_CLOSE": uint64(KindClose),
-			"DT_FORK": uint64(KindFork), "DT_EXEC": uint64(KindExec), "DT_EXIT": uint64(KindExit), "DT_TIME": uint64(KindTime),
-			"DT_ON_CPU": uint64(event.OnCPU), "DT_RUNQ": uint64(event.RunQueue), "DT_HYPERCALL": uint64(event.Hypercall),
+			"DT_FORK": uint64(KindFork), "DT_EXEC": uint64(KindExec), "DT_EXIT": uint64(KindExit), "DT_TIME": uint64(KindTime), "DT_REQUEST": uint64(KindRequest),
+			"DT_R_WRITE": RequestWrite, "DT_R_SLOW": RequestSlow, "DT_R_MERGED": RequestMerged, "DT_R_FAILED": RequestFailed, "DT_R_UNSPLIT": RequestUnsplit,
+			"DT_C_TAPDISK": uint64(event.Tapdisk),
+			"DT_ON_CPU":    uint64(event.OnCPU), "DT_RUNQ": uint64(event.RunQueue), "DT_HYPERCALL": uint64(event.Hypercall),
 			"DT_XENSTORE": spentXenstore, "DT_EVTCHN": spentEventChan, "DT_LOCK": spentLock, "DT_CHILD": spentChild, "DT_FSYNC": spentFsync,
 			"DT_FLOCK": spentFlock, "DT_FILE": spentFile, "DT_CONNECTING": spentConnecting, "DT_NETWORK": spentNetwork,
 			"DT_SLEEP": spentSleep, "DT_POLL": spentPoll, "DT_PIPE": spentPipe, "DT_OTHER": spentOther, "DT_SPENT": uint64(event.NumSpent),
@@ -185,9 +188,16 @@ func TestConstantsMatchHeaders(t *testing.T) {
 			"DT_LOSS_FORGOT": uint64(lossForgot), "DT_LOSS_THREADS": uint64(lossThreads), "DT_LOSS_FDS": uint64(lossFDs),
 			"DT_LOSS_SWITCH": uint64(lossSwitch), "DT_LOSS_WAKEUP": uint64(lossWakeup),
 			"DT_LOSS_BIOS": uint64(lossBios), "DT_LOSS_SAME": uint64(lossSame), "DT_LOSS_UNENDED": uint64(lossUnended),
-			"DT_LOSS_PIECES": uint64(lossPieces), "DT_LOSS_CAUSES": uint64(kernelCauses),
-			"DT_STREAM": uint64(Stream - 1), "DT_PROCESS": uint64(Process - 1), "DT_WAIT": uint64(Wait - 1), "DT_DISK": uint64(Disk - 1),
+			"DT_LOSS_PIECES": uint64(lossPieces),
+			"DT_LOSS_IOCBS":  uint64(lossIocbs), "DT_LOSS_PARTS": uint64(lossParts), "DT_LOSS_MANY": uint64(lossMany), "DT_LOSS_ANSWERS": uint64(lossAnswers), "DT_LOSS_CAUSES": uint64(kernelCauses),
+			"DT_STREAM": uint64(Stream - 1), "DT_PROCESS": uint64(Process - 1), "DT_WAIT": uint64(Wait - 1), "DT_DISK": uint64(Disk - 1), "DT_TAPDISK": uint64(Tapdisk - 1),
 			"DT_PROBES": numProbes,
+		},
+		"dt_tapdisk.h": {
+			"DT_L_TOTAL": uint64(event.LayerTotal), "DT_L_RUNQ": uint64(event.LayerRunQueue), "DT_L_TAPDISK": uint64(event.LayerTapdisk),
+			"DT_L_METADATA": uint64(event.LayerMetadata), "DT_L_COPY": uint64(event.LayerCopy), "DT_L_SUBMIT": uint64(event.LayerSubmit),
+			"DT_L_QUEUE": uint64(event.LayerQueue), "DT_L_DEVICE": uint64(event.LayerDevice), "DT_L_PICKUP": uint64(event.LayerPickup),
+			"DT_LAYERS": uint64(event.NumLayers),
 		},
 		"dt_disk.h": {
 			"DT_READ": uint64(DiskRead), "DT_WRITE": uint64(DiskWrite), "DT_FLUSH": uint64(DiskFlush), "DT_DISCARD": uint64(DiskDiscard),

@@ -41,6 +41,7 @@ union dt_record {
 	struct dt_exec exec;
 	struct dt_exit exit;
 	struct dt_time time;
+	struct dt_request request;
 };
 
 /* What the loader found out about this kernel. */

@@ -20,6 +20,7 @@ enum dt_kind {
 	DT_EXEC = 6,  /* a successful execve */
 	DT_EXIT = 7,  /* end of a thread */
 	DT_TIME = 9,  /* how a thread spent a stretch of time; 8 is made in user space */
+	DT_REQUEST = 10, /* a guest's disk request */
 };
 
 /* Same numbers as event.Dir. */
@@ -175,6 +176,27 @@ struct dt_time {
 	__s32 nr;              /* of a long wait: of the system call, -1 if not known */
 	__u8 wait;             /* enum dt_spent of the long wait that it is, 0 if it is none */
 	__u8 pad[3];
+};
+
+/* dt_request.flags */
+#define DT_R_WRITE   1
+#define DT_R_SLOW    2  /* took longer than was asked for; else it is a sample */
+#define DT_R_MERGED  4  /* shares its I/O with other requests */
+#define DT_R_FAILED  8
+#define DT_R_UNSPLIT 16 /* no block request of it was seen */
+
+#define DT_C_TAPDISK 15 /* event.Tapdisk */
+
+/* A request of a guest that h.tgid, a tapdisk, served. */
+struct dt_request {
+	struct dt_hdr h;
+	__u64 first;
+	__u64 last;
+	__u64 layer[9]; /* ns, by enum dt_layer */
+	__u64 offset;   /* in the image */
+	__u32 bytes;
+	__u16 ios;
+	__u16 flags;
 };
 
 #endif

@@ -25,7 +25,11 @@ enum dt_loss_cause {
 	DT_LOSS_SAME = 18,    /* more I/O of one kind in flight at one sector than is told apart: one has no latency */
 	DT_LOSS_UNENDED = 19, /* the end of a piece of I/O was not seen */
 	DT_LOSS_PIECES = 20,  /* more pieces in one request than are followed: the rest have no latency */
-	DT_LOSS_CAUSES = 21,
+	DT_LOSS_IOCBS = 21,   /* dt_iocbs was full: a request has no times in the kernel */
+	DT_LOSS_PARTS = 22,   /* dt_parts was full: a request is not known */
+	DT_LOSS_MANY = 23,    /* more I/O in one io_submit than is followed */
+	DT_LOSS_ANSWERS = 24, /* more requests done in one round than are kept until they are answered */
+	DT_LOSS_CAUSES = 25,
 };
 
 /* Counters of one probe lie side by side in dt_loss, behind those of the CPUs before. */
@@ -34,7 +38,8 @@ enum dt_probe {
 	DT_PROCESS = 1,
 	DT_WAIT = 2,
 	DT_DISK = 3,
-	DT_PROBES = 4,
+	DT_TAPDISK = 4,
+	DT_PROBES = 5,
 };
 
 #endif
