@@ -51,7 +51,7 @@ func TestHealthy(t *testing.T) {
 		{name: "day and night", begin: func(w *world) {
 			w.each(func(g *guest) { g.closed, g.depth = true, []float64{1, 24}[w.rng.IntN(2)] })
 		}, change: before(func(w *world) { w.each(func(g *guest) { g.depth = []float64{1, 24}[w.rng.IntN(2)] }) })},
-		{name: "long tails", begin: func(w *world) { w.each(func(g *guest) { g.at.spread = 1.6 }) }},
+		{name: "long tails", begin: func(w *world) { w.each(func(g *guest) { g.at.spread = max(1, min(1.6, 1.6-g.at.device/10e6)) }) }},
 		{name: "rough weather", begin: func(w *world) { w.each(func(g *guest) { g.weather = 0.3 }) }},
 		{name: "block layer only", begin: func(w *world) { w.each(func(g *guest) { g.bare = true }) }},
 		{name: "barriers", begin: func(w *world) { w.each(func(g *guest) { g.barrier = 100 }) }},
