@@ -89,3 +89,8 @@ func IsUUID(b []byte) bool {
 func isHexDigit(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
 }
+
+// ImageUUID is ImageName for texts.
+func ImageUUID(name string) string {
+	return string(ImageName([]byte(name)))
+}
