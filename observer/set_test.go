@@ -46,8 +46,9 @@ func enabled(id string, endpoints ...string) Observer {
 	return Observer{UUID: id, NameLabel: "o-" + id[:1], Endpoints: endpoints, Enabled: true}
 }
 
-// fast are limits under which tests need no long waits.
-var fast = Limits{FlushEvery: 5 * time.Millisecond, BatchSpans: 16, BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, DrainTimeout: 10 * time.Second, Linger: -1}
+// fast are limits under which tests need no long waits. An exporter that has not
+// ended is not taken to hang because this machine is busy.
+var fast = Limits{FlushEvery: 5 * time.Millisecond, BatchSpans: 16, BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, DrainTimeout: 10 * time.Second, CloseGrace: time.Minute, Linger: -1}
 
 // memory is an exporter that keeps what it gets, or fails as it is told.
 type memory struct {
