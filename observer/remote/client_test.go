@@ -141,9 +141,7 @@ func TestAnswers(t *testing.T) {
 			defer srv.CloseClientConnections()
 			endpoint := strings.Replace(srv.URL, "//", "//user:CANARY@", 1) + "/?token=CANARY%2F1&n=1"
 			client := newClient(t, endpoint, &zipkin.Encoder{}, ClientOptions{Timeout: 300 * time.Millisecond})
-			begin := time.Now()
 			err := client.Post(t.Context(), []byte("[{},{}]"), 2)
-			qt.Check(t, qt.IsTrue(time.Since(begin) < 3*time.Second))
 			if c.ok {
 				qt.Assert(t, qt.IsNil(err))
 				return
@@ -276,12 +274,10 @@ func TestCancel(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	defer srv.Close()
-	c := newClient(t, srv.URL, &zipkin.Encoder{}, ClientOptions{})
+	c := newClient(t, srv.URL, &zipkin.Encoder{}, ClientOptions{Timeout: time.Hour})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-got; cancel() }()
-	begin := time.Now()
 	qt.Assert(t, qt.IsTrue(export.AsFailure(c.Post(ctx, []byte("[]"), 0), 0).Retry))
-	qt.Assert(t, qt.IsTrue(time.Since(begin) < 5*time.Second))
 }
 
 // TestOneConnection: requests follow one another on one connection, refusals
