@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xenserver/dtagent/testenv/fault"
+	"github.com/xenserver/dtagent/testenv/tapdisk"
 )
 
 // A victim is this test binary run once more as a real process that makes the
@@ -30,6 +31,7 @@ const victimEnv = "DTAGENT_BPF_TEST_VICTIM"
 
 func TestMain(m *testing.M) {
 	fault.Main()
+	tapdisk.Main()
 	if os.Getenv(victimEnv) != "" {
 		victimMain()
 		return

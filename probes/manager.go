@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/xenserver/dtagent/bpf"
@@ -51,6 +52,7 @@ type Manager struct {
 
 	reader reader // of the goroutine in Run
 	count  counters
+	disks  atomic.Pointer[Disks]
 
 	mu      sync.Mutex // guards what follows, and the order of changes in the kernel
 	wanted  event.Components
