@@ -163,7 +163,9 @@ func (m *shm) refresh(s *server) {
 	line(" pvt ", s.ring.rsp)
 	line(" event ", i.RspEvent.Load())
 	b = append(b, '\n')
-	n := copy(m.ring[8:], b)
-	call(unix.SYS_FTRUNCATE, uintptr(m.ringFD), uintptr(8+n))
+	// A tapdisk writes the text first, on a file system that keeps what is behind the
+	// end of a file when that grows.
+	call(unix.SYS_FTRUNCATE, uintptr(m.ringFD), uintptr(8+len(b)))
+	copy(m.ring[8:], b)
 	*(*uint64)(unsafe.Pointer(&m.ring[0])) = uint64(crc32.ChecksumIEEE(b))
 }
