@@ -84,13 +84,16 @@ func TestIOPage(t *testing.T) {
 // noKernel is a kernel side without disks.
 type noKernel struct{}
 
-func (noKernel) Attach(bpf.Probe) error                   { return nil }
-func (noKernel) Detach(bpf.Probe) error                   { return nil }
-func (noKernel) AddDisk([]bpf.DiskSource) (uint32, error) { return 0, bpf.ErrDisks }
-func (noKernel) SetDisk(uint32, []bpf.DiskSource) error   { return nil }
-func (noKernel) RemoveDisk(uint32) error                  { return nil }
-func (noKernel) DiskStats(uint32, *bpf.DiskStats) error   { return nil }
-func (noKernel) Losses() []bpf.Loss                       { return nil }
+func (noKernel) Attach(bpf.Probe) error                       { return nil }
+func (noKernel) Detach(bpf.Probe) error                       { return nil }
+func (noKernel) AddDisk([]bpf.DiskSource) (uint32, error)     { return 0, bpf.ErrDisks }
+func (noKernel) SetDisk(uint32, []bpf.DiskSource) error       { return nil }
+func (noKernel) RemoveDisk(uint32) error                      { return nil }
+func (noKernel) DiskStats(uint32, *bpf.DiskStats) error       { return nil }
+func (noKernel) AddTapdisk(uint32, bpf.TapdiskConfig) error   { return bpf.ErrDisks }
+func (noKernel) RemoveTapdisk(uint32) error                   { return nil }
+func (noKernel) TapdiskStats(uint32, *bpf.TapdiskStats) error { return nil }
+func (noKernel) Losses() []bpf.Loss                           { return nil }
 
 func TestIOExitCodes(t *testing.T) {
 	dir := t.TempDir()

@@ -115,7 +115,7 @@ func TestFindings(t *testing.T) {
 }
 
 // A slow time is not learned, and what is learned from one that was not known for it
-// does no harm while it is the less.
+// does no harm while it is a small part.
 func TestLearnsHealth(t *testing.T) {
 	w := newWorld(2, storages[1], 3)
 	w.each(func(g *guest) { g.closed, g.depth = true, 2 })
@@ -127,7 +127,7 @@ func TestLearnsHealth(t *testing.T) {
 	b := &Baselines{}
 	for i := range 30 { // 8 ms more pass for fine where nothing is known
 		var what map[string]*injected
-		if i%4 == 0 {
+		if i%12 == 0 {
 			what = in()
 		}
 		win := w.window(10, what)

@@ -27,7 +27,12 @@ import (
 // not let two disks have the same source.
 type kernel struct {
 	mu       sync.Mutex
-	attached bool
+	attached bool // the disk probe
+	layers   bool // the tapdisk probe
+	refuse   map[bpf.Probe]error
+	taps     map[uint32]bpf.TapdiskConfig
+	counts   map[uint32]bpf.TapdiskStats
+	maxTaps  int
 	disks    map[uint32][]bpf.DiskSource
 	next     uint32
 	max      int
@@ -36,23 +41,71 @@ type kernel struct {
 }
 
 func newKernel() *kernel {
-	return &kernel{disks: map[uint32][]bpf.DiskSource{}, stats: map[uint32]bpf.DiskStats{}, max: 100}
+	return &kernel{disks: map[uint32][]bpf.DiskSource{}, stats: map[uint32]bpf.DiskStats{}, max: 100,
+		refuse: map[bpf.Probe]error{}, taps: map[uint32]bpf.TapdiskConfig{}, counts: map[uint32]bpf.TapdiskStats{}, maxTaps: 100}
 }
 
-func (k *kernel) Attach(bpf.Probe) error {
+func (k *kernel) Attach(p bpf.Probe) error { return k.change(p, true) }
+func (k *kernel) Detach(p bpf.Probe) error { return k.change(p, false) }
+
+func (k *kernel) change(p bpf.Probe, on bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.attached = true
+	if err := k.refuse[p]; err != nil {
+		return err
+	}
+	is := map[bpf.Probe]*bool{bpf.Disk: &k.attached, bpf.Tapdisk: &k.layers}[p]
+	if *is == on {
+		k.wrong = append(k.wrong, fmt.Sprintf("%s: attached is %t already", p, on))
+	}
+	*is = on
+	if k.layers && !k.attached {
+		k.wrong = append(k.wrong, "the tapdisk probe without the disk probe")
+	}
 	return nil
 }
-func (k *kernel) Detach(bpf.Probe) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.attached = false
-	return nil
-}
+
 func (k *kernel) Losses() []bpf.Loss {
 	return []bpf.Loss{{Probe: bpf.Stream, Cause: "x", Count: 1}, {Probe: bpf.Disk, Cause: "y", Count: 2}}
+}
+
+func (k *kernel) AddTapdisk(tgid uint32, c bpf.TapdiskConfig) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.taps[tgid]; !ok && len(k.taps) >= k.maxTaps {
+		return fmt.Errorf("%w: of the fake", bpf.ErrDisks)
+	}
+	k.taps[tgid] = c
+	return nil
+}
+
+func (k *kernel) RemoveTapdisk(tgid uint32) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.taps[tgid]; !ok {
+		k.wrong = append(k.wrong, fmt.Sprintf("tapdisk %d is removed and was not added", tgid))
+	}
+	delete(k.taps, tgid)
+	delete(k.counts, tgid)
+	return nil
+}
+
+func (k *kernel) TapdiskStats(tgid uint32, out *bpf.TapdiskStats) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.taps[tgid]; !ok {
+		return os.ErrNotExist
+	}
+	*out = k.counts[tgid]
+	return nil
+}
+
+// tap returns what was wanted of a tapdisk.
+func (k *kernel) tap(tgid uint32) (bpf.TapdiskConfig, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c, ok := k.taps[tgid]
+	return c, ok
 }
 
 func (k *kernel) AddDisk(s []bpf.DiskSource) (uint32, error) {
@@ -120,6 +173,7 @@ type lab struct {
 	path  string // of its socket
 	proc  string
 	sys   string
+	shm   string
 	k     *kernel
 	p     *Probe
 }
@@ -127,12 +181,18 @@ type lab struct {
 func newLab(t testing.TB) *lab {
 	t.Helper()
 	dir := t.TempDir()
-	l := &lab{t: t, path: filepath.Join(dir, "socket"), proc: filepath.Join(dir, "proc"), sys: filepath.Join(dir, "sys"), k: newKernel()}
+	l := &lab{t: t, path: filepath.Join(dir, "socket"), proc: filepath.Join(dir, "proc"), sys: filepath.Join(dir, "sys"), shm: filepath.Join(dir, "shm"), k: newKernel()}
+	for _, d := range []string{l.proc, l.sys, l.shm} {
+		qt.Assert(t, qt.IsNil(os.Mkdir(d, 0o755)))
+	}
+	l.cpu(1000, 900, 0)
+	l.write(filepath.Join(l.proc, "1", "mountinfo"), "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n")
+	qt.Assert(t, qt.IsNil(os.Symlink("1", filepath.Join(l.proc, "self"))))
 	var err error
 	l.store, err = xenstored.Start(l.path)
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { l.store.Close() })
-	l.p = New(Options{Kernel: l.k, Xenstore: []string{l.path}, Proc: l.proc, Sys: l.sys})
+	l.p = New(Options{Kernel: l.k, Xenstore: []string{l.path}, Proc: l.proc, Sys: l.sys, Shm: l.shm})
 	return l
 }
 
@@ -147,6 +207,28 @@ func (l *lab) process(pid int, comm string, args ...string) {
 	}
 	qt.Assert(l.t, qt.IsNil(os.WriteFile(filepath.Join(at, "cmdline"), []byte(line), 0o644)))
 	qt.Assert(l.t, qt.IsNil(os.WriteFile(filepath.Join(at, "comm"), []byte(comm+"\n"), 0o644)))
+	l.started(pid, comm, 1000)
+}
+
+// started says when a process began.
+func (l *lab) started(pid int, comm string, start uint64) {
+	l.t.Helper()
+	text := fmt.Sprintf("%d (%s) S 1%s %d 0 0\n", pid, comm, strings.Repeat(" 0", 17), start)
+	l.write(filepath.Join(l.proc, fmt.Sprint(pid), "stat"), text)
+}
+
+// write makes a file and what is above it.
+func (l *lab) write(at, text string) {
+	l.t.Helper()
+	qt.Assert(l.t, qt.IsNil(os.MkdirAll(filepath.Dir(at), 0o755)))
+	qt.Assert(l.t, qt.IsNil(os.WriteFile(at, []byte(text), 0o644)))
+}
+
+// cpu says what the host's two CPUs did, in ticks.
+func (l *lab) cpu(total, idle, steal int) {
+	l.t.Helper()
+	line := fmt.Sprintf(" %d 0 0 %d 0 0 0 %d 0 0\n", total-idle-steal, idle, steal)
+	l.write(filepath.Join(l.proc, "stat"), "cpu "+line+"cpu0"+line+"cpu1"+line+"intr 0\n")
 }
 
 // guest makes a domain.

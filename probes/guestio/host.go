@@ -16,10 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xenserver/dtagent/bpf"
+	"github.com/xenserver/dtagent/probes/guestio/shm"
 )
 
 // host is where processes and devices are looked up.
-type host struct{ proc, sys string }
+type host struct {
+	proc, sys string
+	shm       shm.Dir
+}
 
 // device is a block device.
 type device struct{ major, minor uint32 }
@@ -70,31 +74,6 @@ func behind(st *unix.Stat_t) (d device, itself bool, err error) {
 		return d, false, nil
 	}
 	return d, false, errors.New("neither a file nor a block device")
-}
-
-// files returns the block devices behind the files that a process has open.
-func (h host) files(pid uint32) ([]device, error) {
-	const most = 4096
-	dir, err := os.Open(filepath.Join(h.proc, strconv.Itoa(int(pid)), "fd"))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(most)
-	var out []device
-	for _, n := range names {
-		var st unix.Stat_t
-		if unix.Stat(filepath.Join(dir.Name(), n), &st) != nil {
-			continue
-		}
-		if d, _, err := behind(&st); err == nil && !slices.Contains(out, d) {
-			out = append(out, d)
-		}
-	}
-	if len(out) > 0 {
-		err = nil
-	}
-	return out, err
 }
 
 // processes calls f for each process until it returns false.

@@ -10,11 +10,15 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/xenserver/dtagent/bpf"
+	"github.com/xenserver/dtagent/probes/guestio/shm"
+	"github.com/xenserver/dtagent/probes/guestio/stat"
 	"github.com/xenserver/dtagent/probes/xenstore"
 )
 
@@ -26,15 +30,19 @@ type Kernel interface {
 	SetDisk(uint32, []bpf.DiskSource) error
 	RemoveDisk(uint32) error
 	DiskStats(uint32, *bpf.DiskStats) error
+	AddTapdisk(uint32, bpf.TapdiskConfig) error
+	RemoveTapdisk(uint32) error
+	TapdiskStats(uint32, *bpf.TapdiskStats) error
 	Losses() []bpf.Loss
 }
 
-// Options of New. Only Kernel is needed.
+// Options of New. The zero value has figures without eBPF only.
 type Options struct {
-	Kernel   Kernel
+	Kernel   Kernel       // nil: there is no eBPF
 	Xenstore []string     // where xenstored is looked for; nil: xenstore.Paths
 	Proc     string       // "": /proc
 	Sys      string       // "": /sys
+	Shm      string       // "": shm.Root
 	Log      *slog.Logger // nil: discarded
 }
 
@@ -54,13 +62,22 @@ type Probe struct {
 
 	turn sync.Mutex // held while the watchers begin and end, which takes a second; taken before mu
 
-	mu      sync.Mutex
-	readers int
-	since   time.Time
-	disks   map[key]*disk
-	trouble error
-	stop    context.CancelFunc
-	ended   chan struct{}
+	known atomic.Pointer[map[uint32]served] // by tapdisk; nil: none
+
+	mu       sync.Mutex
+	joined   int // watchers and followers
+	watchers int
+	since    time.Time
+	disks    map[key]*disk
+	wants    map[*Want]bool
+	trouble  error               // with xenstore
+	refused  map[bpf.Probe]error // why a probe is not attached; no entry: it is
+	figures  figures
+	stop     context.CancelFunc
+	ended    chan struct{}
+	wake     chan struct{} // has what is there looked at anew
+
+	reading sync.Mutex // held while figures are read; taken before mu
 }
 
 // disk is one that is there.
@@ -71,6 +88,20 @@ type disk struct {
 	added bool // slot is its
 	since time.Time
 	err   error // why it is not counted
+
+	layers layered
+	whose  whose
+	pauses pauses
+	usual  usual
+	done   figure // what it did by figures without eBPF
+}
+
+// layered is what is known of the counting of a disk's requests by layer.
+type layered struct {
+	tap   *tapdisk // that was added; nil: none
+	conf  bpf.TapdiskConfig
+	since time.Time
+	err   error
 }
 
 // New returns a Probe that watches nothing yet.
@@ -78,60 +109,127 @@ func New(o Options) *Probe {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Probe{o: o, host: host{proc: cmp.Or(o.Proc, "/proc"), sys: cmp.Or(o.Sys, "/sys")}, disks: map[key]*disk{}}
+	return &Probe{
+		o:     o,
+		host:  host{proc: cmp.Or(o.Proc, "/proc"), sys: cmp.Or(o.Sys, "/sys"), shm: shm.Dir(cmp.Or(o.Shm, shm.Root))},
+		disks: map[key]*disk{}, wants: map[*Want]bool{}, wake: make(chan struct{}, 1),
+	}
 }
 
 // join has the disks watched until leave is called as often. The error of the first
-// says what is missing: it wraps xenstore.ErrNone where no xenstored answers.
+// says what is missing: it wraps xenstore.ErrNone where no xenstored answers. That
+// the kernel refuses a probe is none.
 func (p *Probe) join(ctx context.Context) error {
 	p.turn.Lock()
 	defer p.turn.Unlock()
 	p.mu.Lock()
-	first := p.readers == 0
+	first := p.joined == 0
 	if !first {
-		p.readers++
+		p.joined++
 	}
 	p.mu.Unlock()
 	if !first {
+		p.attach() // what was refused may have been for want of something that is there now
 		return nil
 	}
 	c, err := p.connect(ctx)
 	if err != nil {
 		return err
 	}
-	if err := p.o.Kernel.Attach(bpf.Disk); err != nil {
-		return errors.Join(err, c.Close())
-	}
-	run, stop := context.WithCancel(context.Background())
 	p.mu.Lock()
-	p.since, p.trouble = time.Now(), nil
+	p.since, p.trouble, p.refused = time.Now(), nil, nil
+	p.figures = figures{meter: stat.NewMeter()}
 	p.mu.Unlock()
+	p.attach()
+	run, stop := context.WithCancel(context.Background())
 	if err := p.look(ctx, c, nil); err != nil {
 		stop()
-		return errors.Join(err, c.Close(), p.forget(), p.o.Kernel.Detach(bpf.Disk))
+		return errors.Join(err, c.Close(), p.forget(), p.detach())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.readers, p.stop, p.ended = 1, stop, make(chan struct{})
+	p.joined, p.stop, p.ended = 1, stop, make(chan struct{})
 	go p.run(run, c, p.ended)
 	return nil
 }
 
-// leave ends a join; the last detaches the probe and forgets the disks.
+// leave ends a join; the last detaches the probes and forgets the disks.
 func (p *Probe) leave() {
 	p.turn.Lock()
 	defer p.turn.Unlock()
 	p.mu.Lock()
-	p.readers--
-	last, stop, ended := p.readers == 0, p.stop, p.ended
+	p.joined--
+	last, stop, ended := p.joined == 0, p.stop, p.ended
 	p.mu.Unlock()
 	if !last {
 		return
 	}
 	stop()
 	<-ended
-	if err := errors.Join(p.forget(), p.o.Kernel.Detach(bpf.Disk)); err != nil && !errors.Is(err, os.ErrClosed) {
+	if err := errors.Join(p.forget(), p.detach()); err != nil && !errors.Is(err, os.ErrClosed) {
 		p.o.Log.Warn("disks are no longer watched, but not all is undone", "err", err)
+	}
+}
+
+// uses are the probes that disks are counted with; the second needs the first.
+var uses = []bpf.Probe{bpf.Disk, bpf.Tapdisk}
+
+var errNoKernel = errors.New("the kernel takes no eBPF programs")
+
+// attach attaches the probes that are not. It needs turn.
+func (p *Probe) attach() {
+	p.mu.Lock()
+	missing, begun := maps.Clone(p.refused), p.refused != nil
+	p.mu.Unlock()
+	refused := map[bpf.Probe]error{}
+	for _, probe := range uses {
+		if _, ok := missing[probe]; begun && !ok {
+			continue
+		}
+		err := errNoKernel
+		switch {
+		case len(refused) > 0:
+			err = refused[bpf.Disk]
+		case p.o.Kernel != nil:
+			err = p.o.Kernel.Attach(probe)
+		}
+		if err != nil {
+			refused[probe] = err
+			p.o.Log.Warn("disks are not counted by a probe", "probe", probe, "err", err)
+		}
+	}
+	p.mu.Lock()
+	changed := begun && len(refused) != len(p.refused)
+	p.refused = refused
+	p.mu.Unlock()
+	if changed {
+		p.lookAgain()
+	}
+}
+
+// detach needs turn.
+func (p *Probe) detach() error {
+	p.mu.Lock()
+	refused := p.refused
+	p.refused = nil
+	p.mu.Unlock()
+	var errs []error
+	for _, probe := range slices.Backward(uses) {
+		if refused[probe] == nil {
+			errs = append(errs, p.o.Kernel.Detach(probe))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// attached tells whether a probe is. It needs mu.
+func (p *Probe) attached(probe bpf.Probe) bool { return p.refused != nil && p.refused[probe] == nil }
+
+// lookAgain has what is there looked at soon.
+func (p *Probe) lookAgain() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -144,16 +242,28 @@ func (p *Probe) forget() error {
 		errs = append(errs, p.remove(d))
 		delete(p.disks, k)
 	}
+	p.known.Store(nil)
 	return errors.Join(errs...)
 }
 
 // remove needs mu.
 func (p *Probe) remove(d *disk) error {
+	err := p.removeLayers(d)
 	if !d.added {
-		return nil
+		return err
 	}
 	d.added = false
-	return p.o.Kernel.RemoveDisk(d.slot)
+	return errors.Join(err, p.o.Kernel.RemoveDisk(d.slot))
+}
+
+// removeLayers needs mu.
+func (p *Probe) removeLayers(d *disk) error {
+	t := d.layers.tap
+	if t == nil {
+		return nil
+	}
+	d.layers.tap = nil
+	return p.o.Kernel.RemoveTapdisk(t.TGID)
 }
 
 // connect reaches xenstored and has it tell of disks.
@@ -173,9 +283,13 @@ func (p *Probe) connect(ctx context.Context) (*xenstore.Client, error) {
 	return c, nil
 }
 
-// run follows xenstore until ctx ends, and reaches for it again when it goes.
+// run follows xenstore and shared memory until ctx ends, and reaches for xenstore
+// again when it goes.
 func (p *Probe) run(ctx context.Context, c *xenstore.Client, ended chan struct{}) {
 	defer close(ended)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { p.poll(ctx) })
 	for {
 		err := p.follow(ctx, c)
 		c.Close()
@@ -221,6 +335,8 @@ func (p *Probe) follow(ctx context.Context, c *xenstore.Client) error {
 			}
 		}
 	})
+	files := tapdiskFiles{dir: p.host.shm}
+	defer files.close()
 	settled := time.NewTimer(0) // all is looked at first
 	defer settled.Stop()
 	tick := time.NewTicker(again)
@@ -241,10 +357,17 @@ func (p *Probe) follow(ctx context.Context, c *xenstore.Client) error {
 			}
 			settled.Reset(settle)
 			continue
+		case <-files.changed():
+			settled.Reset(settle)
+			continue
+		case <-p.wake:
 		case <-settled.C:
 		case <-tick.C:
 			if n++; n%listAll == 0 {
 				all = true
+			}
+			if n%learnEvery == 0 {
+				p.learn(time.Now())
 			}
 		}
 		changed := dirty
@@ -254,6 +377,7 @@ func (p *Probe) follow(ctx context.Context, c *xenstore.Client) error {
 		if err := p.look(ctx, c, changed); err != nil {
 			return err
 		}
+		files.follow(p.tapdisks())
 		all = false
 		dirty = map[key]bool{}
 	}
@@ -294,25 +418,64 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	order := slices.SortedFunc(maps.Values(now), func(a, b *vbd) int {
 		return cmp.Or(cmp.Compare(a.domid, b.domid), cmp.Compare(a.devid, b.devid), cmp.Compare(a.kind, b.kind))
 	})
-	plans := p.host.plans(order)
+	taps, err := p.host.tapdisks() // without them there is still what xenstore says
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		p.o.Log.Debug("tapdisks are known by xenstore only", "err", err)
+	}
+	p.notePauses(taps, time.Now())
+	plans := p.host.plans(order, taps)
+	places := p.host.places(order, plans)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.trouble = nil
-	p.apply(order, plans)
+	p.apply(order, plans, places)
+	p.publish()
 	return nil
+}
+
+// notePauses tells the disks whether their tapdisks have their images open, and the
+// tapdisks whether they are paused.
+func (p *Probe) notePauses(taps []tapdisk, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	by := map[uint32]*tapdisk{}
+	for i := range taps {
+		by[taps[i].TGID] = &taps[i]
+	}
+	for _, d := range p.disks {
+		if t := d.tap; t != nil && by[t.TGID].same(t) {
+			d.pauses.look(by[t.TGID].Open, now)
+			by[t.TGID].paused = !d.pauses.since.IsZero()
+		}
+	}
 }
 
 // apply makes the disks those of order. What goes makes place for what comes. It
 // needs mu.
-func (p *Probe) apply(order []*vbd, plans map[key]plan) {
+func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 	here := make(map[key]*vbd, len(order))
 	for _, v := range order {
 		here[v.key] = v
+	}
+	// A tapdisk that is paused has closed its images, and will open them again.
+	for k, d := range p.disks {
+		if pl := plans[k]; !d.pauses.since.IsZero() && pl.tap.same(d.tap) {
+			why := pl.why
+			pl = d.plan
+			pl.why = why
+			plans[k], places[k] = pl, d.whose
+		}
 	}
 	freed := false
 	for k, d := range p.disks {
 		// Another VM with the number of one before it begins anew.
 		if v := here[k]; v != nil && (v.uuid == d.uuid || d.uuid == "") {
+			if t := d.layers.tap; t != nil && !t.same(plans[k].tap) {
+				freed = true
+				if err := p.removeLayers(d); err != nil {
+					p.o.Log.Warn("a tapdisk is still counted", "tgid", t.TGID, "err", err)
+				}
+			}
 			continue
 		}
 		if err := p.remove(d); err != nil {
@@ -335,15 +498,67 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan) {
 			d = &disk{since: time.Now()}
 			p.disks[v.key] = d
 		}
-		before := d.sources
-		d.vbd, d.plan = *v, plans[v.key]
+		before, tap := d.sources, d.tap
+		whose := places[v.key]
+		if d.whose.guest != nil && reflect.DeepEqual(d.whose.guest, whose.guest) {
+			whose.guest = d.whose.guest // who has it may tell by the pointer that nothing is new
+		}
+		d.vbd, d.plan, d.whose = *v, plans[v.key], whose
+		if d.tap != nil && !d.tap.same(tap) {
+			d.pauses, d.done = pauses{}, figure{}
+			d.pauses.look(d.tap.Open, time.Now())
+		}
 		switch {
+		case !p.attached(bpf.Disk):
+			d.err = p.refused[bpf.Disk]
 		case d.added && (!slices.Equal(before, d.sources) || d.err != nil):
 			d.err = p.o.Kernel.SetDisk(d.slot, d.sources)
 		case !d.added && len(d.sources) > 0 && (freed || !errors.Is(d.err, bpf.ErrDisks)):
 			if d.slot, d.err = p.o.Kernel.AddDisk(d.sources); d.err == nil {
 				d.added, d.since = true, time.Now()
 			}
+		case !d.added:
+			d.err = nil
+		}
+		p.applyLayers(d, freed)
+	}
+}
+
+// applyLayers has the kernel count the requests of a disk's tapdisk. It needs mu.
+func (p *Probe) applyLayers(d *disk, freed bool) {
+	l := &d.layers
+	switch {
+	case d.tap == nil:
+		l.err = nil
+		return
+	case !p.attached(bpf.Tapdisk):
+		l.err = p.refused[bpf.Tapdisk]
+		return
+	}
+	conf := p.config(d)
+	switch {
+	case l.tap != nil && l.err == nil && l.conf == conf:
+	case l.tap == nil && errors.Is(l.err, bpf.ErrDisks) && !freed:
+	default:
+		fresh := l.tap == nil
+		if l.err = p.o.Kernel.AddTapdisk(d.tap.TGID, conf); l.err == nil {
+			l.conf = conf
+			if l.tap = d.tap; fresh {
+				l.since = time.Now()
+				d.usual.restart()
+			}
 		}
 	}
+}
+
+// tapdisks returns those that serve disks now.
+func (p *Probe) tapdisks() (out []uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, d := range p.disks {
+		if d.tap != nil {
+			out = append(out, d.tap.TGID)
+		}
+	}
+	return out
 }

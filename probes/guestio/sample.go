@@ -7,6 +7,7 @@ import (
 	"context"
 	"math/bits"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +21,8 @@ type Sample struct {
 	Seconds float64   `json:"seconds"`
 	Domid   uint32    `json:"domid"` // of the backends
 	VBDs    []VBD     `json:"vbds"`
+	SRs     []SR      `json:"srs"`
+	Host    *Host     `json:"host,omitempty"`
 	Losses  []Loss    `json:"losses"`
 	Trouble string    `json:"trouble,omitempty"`
 }
@@ -50,6 +53,23 @@ type VBD struct {
 	Write   IO        `json:"write"`
 	Flush   IO        `json:"flush"`
 	Discard IO        `json:"discard"`
+
+	VDI       string   `json:"vdi_uuid,omitempty"`
+	SR        string   `json:"sr_uuid,omitempty"`
+	SRType    string   `json:"sr_type,omitempty"`
+	ImageType string   `json:"image_type,omitempty"`
+	Images    []string `json:"images,omitempty"`
+	Server    string   `json:"server,omitempty"`
+
+	Layers    *Layers  `json:"layers,omitempty"`
+	LayersWhy string   `json:"layers_why,omitempty"`
+	OwnIO     *OwnIO   `json:"own_io,omitempty"`
+	Ring      *Ring    `json:"ring,omitempty"`
+	Tapdisk   *Process `json:"tapdisk,omitempty"`
+	QEMU      *QEMU    `json:"qemu,omitempty"`
+
+	// Counted is what Layers and OwnIO were made of, of the interval; nil without them.
+	Counted *bpf.TapdiskStats `json:"-"`
 }
 
 // IO is what a disk did of one kind.
@@ -83,7 +103,7 @@ type Latency struct {
 	Max  float64 `json:"max_us"`
 	// Octaves are how many were shorter than 4.096 µs, shorter than twice that, than four
 	// times that and so on. Those at the end that would be 0 are left out.
-	Octaves []uint64 `json:"octaves"`
+	Octaves []uint64 `json:"octaves,omitempty"`
 
 	Hist *bpf.Hist `json:"-"` // all that is known; MaxNs is that of all the time
 }
@@ -100,10 +120,9 @@ func latency(s *bpf.DiskStat, exact bool) *Latency {
 		Mean: float64(s.SumNs) / 1e3 / float64(s.Done), Octaves: octaves(s.Bucket[:]),
 		Hist: &bpf.Hist{Count: s.Done, SumNs: s.SumNs, MaxNs: s.MaxNs, Bucket: s.Bucket},
 	}
-	var n uint64 // in the buckets: a completion on another CPU may be half counted
 	last := 0
 	for i, c := range s.Bucket {
-		if n += uint64(c); c > 0 {
+		if c > 0 {
 			last = i
 		}
 	}
@@ -112,17 +131,9 @@ func latency(s *bpf.DiskStat, exact bool) *Latency {
 	if exact || last == len(s.Bucket)-1 {
 		l.Max = float64(s.MaxNs) / 1e3
 	}
-	quantile := func(per100 uint64) float64 {
-		rank, seen := (n*per100+99)/100, uint64(0)
-		for i, c := range s.Bucket {
-			if seen += uint64(c); seen >= rank && c > 0 {
-				from, to := bpf.DiskBucket(i)
-				return min(microseconds(from+to)/2, l.Max)
-			}
-		}
-		return l.Max
-	}
-	l.P50, l.P99 = quantile(50), quantile(99)
+	longest := time.Duration(l.Max * 1e3)
+	l.P50 = microseconds(bucketQuantile(s.Bucket[:], 0.5, longest))
+	l.P99 = microseconds(bucketQuantile(s.Bucket[:], 0.99, longest))
 	return l
 }
 
@@ -162,15 +173,24 @@ type Watcher struct {
 	p      *Probe
 	before time.Time
 	last   map[key]*last
+	host   steps[figures]
 	left   sync.Once
 }
 
 // last is what a disk had done at the last sample.
 type last struct {
-	slot  uint32
-	since time.Time
-	stats bpf.DiskStats
+	slot   uint32
+	since  time.Time
+	stats  bpf.DiskStats
+	tap    *tapdisk // whose what follows is
+	layers time.Time
+	counts bpf.TapdiskStats
+	paused time.Duration
+	steps  steps[figure]
 }
+
+// steps are the last two readings of figures.
+type steps[T any] struct{ before, now T }
 
 // Watch has the disks watched until Close. It fails with the reason why there is
 // nothing to be seen.
@@ -178,6 +198,10 @@ func (p *Probe) Watch(ctx context.Context) (*Watcher, error) {
 	if err := p.join(ctx); err != nil {
 		return nil, err
 	}
+	p.mu.Lock()
+	p.watchers++
+	p.mu.Unlock()
+	p.read()
 	w := &Watcher{p: p, last: map[key]*last{}}
 	w.Sample() // what was before is no part of the first interval
 	return w, nil
@@ -185,7 +209,14 @@ func (p *Probe) Watch(ctx context.Context) (*Watcher, error) {
 
 // Close ends the watch. It may be called twice, and takes a second when nobody else
 // watches.
-func (w *Watcher) Close() { w.left.Do(w.p.leave) }
+func (w *Watcher) Close() {
+	w.left.Do(func() {
+		w.p.mu.Lock()
+		w.p.watchers--
+		w.p.mu.Unlock()
+		w.p.leave()
+	})
+}
 
 // Sample returns what the disks did since the last one.
 func (w *Watcher) Sample() *Sample {
@@ -193,37 +224,58 @@ func (w *Watcher) Sample() *Sample {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	s := &Sample{Time: now, Since: p.since, VBDs: []VBD{}, Losses: []Loss{}}
+	s := &Sample{Time: now, Since: p.since, VBDs: []VBD{}, SRs: []SR{}, Losses: []Loss{}, Trouble: p.troubles()}
 	if !w.before.IsZero() {
 		s.Seconds = now.Sub(w.before).Seconds()
 	}
 	w.before = now
-	if p.trouble != nil {
-		s.Trouble = p.trouble.Error()
-	}
-	for _, l := range p.o.Kernel.Losses() {
-		if l.Probe == bpf.Disk {
-			s.Losses = append(s.Losses, Loss{l.Cause, l.Count})
+	if p.o.Kernel != nil {
+		for _, l := range p.o.Kernel.Losses() {
+			if l.Probe == bpf.Disk || l.Probe == bpf.Tapdisk {
+				s.Losses = append(s.Losses, Loss{l.Cause, l.Count})
+			}
 		}
 	}
+	if !p.figures.when.Equal(w.host.now.when) {
+		w.host.before, w.host.now = w.host.now, p.figures
+	}
+	s.Host = hostOf(&w.host.before, &w.host.now)
 	for k := range w.last {
 		if p.disks[k] == nil {
 			delete(w.last, k)
 		}
 	}
 	for k, d := range p.disks {
-		s.VBDs = append(s.VBDs, w.vbd(k, d, s.Seconds))
+		s.VBDs = append(s.VBDs, w.vbd(k, d, s.Seconds, now))
 	}
 	slices.SortFunc(s.VBDs, func(a, b VBD) int {
 		return cmp.Or(cmp.Compare(a.Domid, b.Domid), cmp.Compare(a.Devid, b.Devid), cmp.Compare(a.Kind, b.Kind))
 	})
+	s.SRs = w.repositories()
 	return s
 }
 
+// troubles says what is not seen at all, "" if there is nothing. It needs mu.
+func (p *Probe) troubles() string {
+	var all []string
+	if p.trouble != nil {
+		all = append(all, p.trouble.Error())
+	}
+	if err := p.refused[bpf.Disk]; err != nil {
+		all = append(all, "no block I/O and no layers: "+err.Error())
+	} else if err := p.refused[bpf.Tapdisk]; err != nil {
+		all = append(all, "no layers: "+err.Error())
+	}
+	if p.figures.err != nil {
+		all = append(all, p.figures.err.Error())
+	}
+	return strings.Join(all, "; ")
+}
+
 // vbd returns the row of a disk. It needs the Probe's mu.
-func (w *Watcher) vbd(k key, d *disk, seconds float64) VBD {
+func (w *Watcher) vbd(k key, d *disk, seconds float64, now time.Time) VBD {
 	v := VBD{
-		Domid: d.domid, Domain: d.domain, VMUUID: d.uuid, Devid: d.devid, Device: d.device, Kind: d.kind, Backend: k.path(),
+		Domid: d.domid, Domain: d.domain, VMUUID: d.uuid, Devid: d.devid, Device: d.guestName(), Kind: d.kind, Backend: k.path(),
 		Mode: d.mode, Params: d.params, Devices: []string{}, PIDs: d.pids, Since: d.since, Seen: d.added && len(d.sources) > 0, Why: d.why,
 	}
 	for _, dev := range d.devices {
@@ -232,28 +284,42 @@ func (w *Watcher) vbd(k key, d *disk, seconds float64) VBD {
 	if d.err != nil {
 		v.Seen, v.Why = false, d.err.Error()
 	}
+	if g := d.whose.guest; g != nil {
+		v.VDI, v.SR, v.SRType, v.ImageType, v.Images, v.Server = g.VDI, g.SR, g.SRType, g.Type, g.Images, g.Server
+	}
+	before := w.last[k]
+	if before == nil {
+		before = &last{}
+		w.last[k] = before
+	}
+	if !before.tap.same(d.tap) {
+		before.tap, before.steps, before.paused = d.tap, steps[figure]{}, 0
+	}
+	if !d.done.when.Equal(before.steps.now.when) {
+		before.steps.before, before.steps.now = before.steps.now, d.done
+	}
+	v.figures(d, before, now)
+	w.layers(&v, d, before)
 	if !d.added {
-		delete(w.last, k)
+		before.slot, before.since, before.stats = 0, time.Time{}, bpf.DiskStats{}
 		return v
 	}
-	var now bpf.DiskStats
-	if err := w.p.o.Kernel.DiskStats(d.slot, &now); err != nil {
+	var stats bpf.DiskStats
+	if err := w.p.o.Kernel.DiskStats(d.slot, &stats); err != nil {
 		v.Seen, v.Why = false, err.Error()
 		return v
 	}
-	before := w.last[k]
-	if before == nil || before.slot != d.slot || !before.since.Equal(d.since) {
-		before = &last{slot: d.slot, since: d.since}
-		w.last[k] = before
+	if before.slot != d.slot || !before.since.Equal(d.since) {
+		before.slot, before.since, before.stats = d.slot, d.since, bpf.DiskStats{}
 	}
 	for op, io := range []*IO{bpf.DiskRead: &v.Read, bpf.DiskWrite: &v.Write, bpf.DiskFlush: &v.Flush, bpf.DiskDiscard: &v.Discard} {
 		var device, deviceBefore *bpf.DiskStat
-		if op < len(now.Device) {
-			device, deviceBefore = &now.Device[op], &before.stats.Device[op]
+		if op < len(stats.Device) {
+			device, deviceBefore = &stats.Device[op], &before.stats.Device[op]
 		}
-		*io = ioOf(&now.Ops[op], &before.stats.Ops[op], device, deviceBefore, seconds)
+		*io = ioOf(&stats.Ops[op], &before.stats.Ops[op], device, deviceBefore, seconds)
 	}
-	before.stats = now
+	before.stats = stats
 	return v
 }
 

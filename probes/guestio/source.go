@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xenserver/dtagent/bpf"
+	"github.com/xenserver/dtagent/probes/guestio/shm"
 )
 
 // plan is whose I/O a disk's is.
@@ -19,7 +20,9 @@ type plan struct {
 	sources []bpf.DiskSource
 	devices []device
 	pids    []uint32
-	why     string // there is none, or what else is counted with it
+	why     string   // there is none, or what else is counted with it
+	tap     *tapdisk // that serves it
+	images  []image  // of tapdisk
 }
 
 // planner makes the plans of all disks that there are, for one depends on the others.
@@ -28,14 +31,26 @@ type planner struct {
 	users   map[device]int    // how many disks are on a device, or on its partitions
 	qemuOf  map[uint32]uint32 // by domain; nil: not looked for yet
 	claimed map[claim]*vbd
+	taps    map[uint32]*tapdisk // by process
+	byVBD   map[shm.VBD][]uint32
+	served  map[uint32]*vbd // by tapdisk
 }
 
 // claim is what only one disk can have.
 type claim struct{ tgid, dev uint32 }
 
 // plans returns the plan of each disk. They are to be in order.
-func (h host) plans(all []*vbd) map[key]plan {
-	p := planner{host: h, users: map[device]int{}, claimed: map[claim]*vbd{}}
+func (h host) plans(all []*vbd, taps []tapdisk) map[key]plan {
+	p := planner{
+		host: h, users: map[device]int{}, claimed: map[claim]*vbd{}, taps: map[uint32]*tapdisk{}, byVBD: map[shm.VBD][]uint32{}, served: map[uint32]*vbd{},
+	}
+	for i := range taps {
+		t := &taps[i]
+		p.taps[t.TGID] = t
+		for _, v := range t.VBDs {
+			p.byVBD[v] = append(p.byVBD[v], t.TGID)
+		}
+	}
 	for _, v := range all {
 		if d, ok := p.own(v); ok {
 			p.users[d]++
@@ -182,23 +197,70 @@ func (p *planner) qdisk(v *vbd) plan {
 	return pl
 }
 
-// tapdisk serves one disk: all at the devices of its files is that disk's.
+// tapdisk serves one disk: all at the devices of its images is that disk's.
 func (p *planner) tapdisk(v *vbd) plan {
-	if v.pid == 0 {
-		return plan{why: "its backend has no tapdisk yet (kthread-pid)"}
+	t, why := p.serves(v)
+	if t == nil {
+		return plan{why: why}
 	}
-	devices, err := p.files(v.pid)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return plan{why: err.Error()}
+	pl := plan{tap: t, pids: []uint32{t.TGID}}
+	if other := p.served[t.TGID]; other != nil {
+		return plan{why: fmt.Sprintf("counted with %s: tapdisk %d serves both", other.name(), t.TGID)}
 	}
-	if len(devices) == 0 {
-		return plan{pids: []uint32{v.pid}, why: fmt.Sprintf("tapdisk %d has no file on a block device open", v.pid)}
+	p.served[t.TGID] = v
+	var err error
+	if pl.images, err = p.images(t.TGID); err != nil && !errors.Is(err, os.ErrNotExist) {
+		pl.why = err.Error()
+		return pl
 	}
-	pl := plan{devices: devices, pids: []uint32{v.pid}}
-	for _, d := range devices {
-		pl.add(bpf.DiskSource{TGID: v.pid}, d, p.whole(d))
+	for _, im := range pl.images {
+		if im.block && !slices.Contains(pl.devices, im.on) {
+			pl.devices = append(pl.devices, im.on)
+			pl.add(bpf.DiskSource{TGID: t.TGID}, im.on, p.whole(im.on))
+		}
+	}
+	if len(pl.devices) > 0 {
+		return pl
+	}
+	switch {
+	case t.paused:
+		pl.why = fmt.Sprintf("tapdisk %d is paused", t.TGID)
+	case len(pl.images) > 0:
+		pl.why = fmt.Sprintf("tapdisk %d has its images on no block device", t.TGID)
+	default:
+		pl.why = fmt.Sprintf("tapdisk %d has no file on a block device open", t.TGID)
 	}
 	return pl
+}
+
+// serves returns the tapdisk of a disk, else why there is none.
+func (p *planner) serves(v *vbd) (t *tapdisk, why string) {
+	var gone bool
+	for _, tgid := range append([]uint32{v.pid}, p.byVBD[shm.VBD{Domid: v.domid, Devid: v.devid}]...) {
+		if tgid == 0 || t != nil && t.TGID == tgid {
+			continue
+		}
+		other := p.taps[tgid]
+		if other == nil {
+			var ok bool
+			if other, ok = p.process(tgid); !ok {
+				gone = true
+				continue
+			}
+			p.taps[tgid] = other
+		}
+		// While one takes over from another the one that xenstore names is it, else the younger.
+		if t == nil || t.TGID != v.pid && other.start > t.start {
+			t = other
+		}
+	}
+	switch {
+	case t != nil:
+		return t, ""
+	case gone:
+		return nil, "its tapdisk is no more"
+	}
+	return nil, "its backend has no tapdisk yet (kthread-pid)"
 }
 
 // add adds a source at a device; of a partition also at its disk, for which the I/O

@@ -5,7 +5,9 @@
 package guestio
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
@@ -51,6 +53,9 @@ type vbd struct {
 	params   string
 	physical string // physical-device: major:minor, hexadecimal
 	pid      uint32 // of tapdisk, 0: not known
+	vdi, sr  string // uuids
+	storage  string // what the storage manager says of the repository: nfs, lvm, ext, smb
+	qemu     uint32 // process that emulates devices for the guest, 0: none that is known
 }
 
 // parseKey returns the disk that a path in xenstore belongs to.
@@ -106,7 +111,7 @@ func readVBD(ctx context.Context, c *xenstore.Client, k key) (v vbd, ok bool, er
 		return text[:min(len(text), maxText)]
 	}
 	at := func(name string) string {
-		if !slices.Contains(names, name) {
+		if first, _, _ := strings.Cut(name, "/"); !slices.Contains(names, first) {
 			return ""
 		}
 		return read(k.path() + "/" + name)
@@ -118,18 +123,54 @@ func readVBD(ctx context.Context, c *xenstore.Client, k key) (v vbd, ok bool, er
 		pid, _ := strconv.ParseUint(at("kthread-pid"), 10, 31)
 		v.pid = uint32(pid)
 	}
+	v.vdi = valid(at("sm-data/vdi-uuid"))
+	v.storage = at("sm-data/storage-type")
+	sr, vdi := parseDisk(at("vdi"))
 	home := fmt.Sprintf("/local/domain/%d", k.domid)
 	v.domain = read(home + "/name")
 	if vm := read(home + "/vm"); vm != "" {
 		v.uuid = path.Base(vm)
 	}
+	if sr == "" && isUUID(v.uuid) { // xenopsd keeps what the disk was made of
+		sr, vdi = parseDisk(read(fmt.Sprintf("/xapi/%s/private/%s/%d/vdi-id", v.uuid, k.kind, k.devid)))
+	}
+	v.sr, v.vdi = sr, cmp.Or(v.vdi, vdi)
+	qemu, _ := strconv.ParseUint(read(home+"/qemu-pid"), 10, 31)
+	v.qemu = uint32(qemu)
 	return v, err == nil, err
+}
+
+// valid returns s if it is a uuid.
+func valid(s string) string {
+	if isUUID(s) {
+		return s
+	}
+	return ""
+}
+
+// parseDisk parses what xenopsd remembers of a disk, ["VDI","<repository>/<disk>"],
+// perhaps in a list. It returns what of it are uuids.
+func parseDisk(text string) (sr, vdi string) {
+	var v any
+	if json.Unmarshal([]byte(text), &v) != nil {
+		return "", ""
+	}
+	list, _ := v.([]any)
+	if len(list) == 1 {
+		list, _ = list[0].([]any)
+	}
+	if len(list) != 2 || list[0] != "VDI" {
+		return "", ""
+	}
+	name, _ := list[1].(string)
+	sr, vdi, _ = strings.Cut(name, "/")
+	return valid(sr), valid(vdi)
 }
 
 // name is what a disk is called to a reader.
 func (v *vbd) name() string {
-	if v.device != "" {
-		return v.device
-	}
-	return strconv.FormatUint(uint64(v.devid), 10)
+	return cmp.Or(v.guestName(), strconv.FormatUint(uint64(v.devid), 10))
 }
+
+// guestName is its name in the guest, "" if that is not known.
+func (v *vbd) guestName() string { return cmp.Or(v.device, deviceName(v.devid)) }

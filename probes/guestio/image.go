@@ -1,0 +1,212 @@
+//go:build linux
+
+package guestio
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+)
+
+// image is a file of a disk's data that its tapdisk has open.
+type image struct {
+	path  string
+	fd    int
+	write bool
+	on    device // what I/O at it goes to; of a file system without a block device its number, with major 0
+	block bool   // on is a block device
+}
+
+// Bounds of what is looked at: files of a process, files of a chain. The toolstack
+// makes no longer ones than 30.
+const (
+	maxFiles  = 4096
+	maxImages = 64
+)
+
+// notImages are where a tapdisk has other files open.
+var notImages = []string{"/proc/", "/sys/", "/var/log/", "/run/blktap-control/", "/var/run/blktap-control/", "/run/tapdisk", "/var/run/tapdisk", "/memfd:", "/dev/zero"}
+
+// images returns the files of a tapdisk's chain: first the one that it writes to, the
+// leaf, then in the order in which they were opened, in which each is the parent of
+// the one before.
+func (h host) images(pid uint32) ([]image, error) {
+	at := filepath.Join(h.proc, strconv.FormatUint(uint64(pid), 10))
+	dir, err := os.Open(filepath.Join(at, "fd"))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(maxFiles)
+	var out []image
+	for _, n := range names {
+		fd, notFD := strconv.Atoi(n)
+		link, notLink := os.Readlink(filepath.Join(dir.Name(), n))
+		if notFD != nil || notLink != nil || !strings.HasPrefix(link, "/") {
+			continue
+		}
+		link = strings.TrimSuffix(link, " (deleted)")
+		if strings.HasPrefix(link, string(h.shm)+"/") || slices.ContainsFunc(notImages, func(p string) bool { return strings.HasPrefix(link, p) }) {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join(dir.Name(), n), &st) != nil {
+			continue
+		}
+		im := image{path: h.imageName(link, &st), fd: fd, write: h.writes(at, n)}
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFBLK:
+			im.on, im.block = deviceOf(st.Rdev), true
+		case unix.S_IFREG:
+			im.on = deviceOf(st.Dev)
+			im.block = im.on.major != 0
+		default:
+			continue
+		}
+		out = append(out, im)
+	}
+	slices.SortFunc(out, func(a, b image) int {
+		if a.write != b.write {
+			if a.write {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.fd, b.fd)
+	})
+	seen := map[string]bool{}
+	out = slices.DeleteFunc(out, func(im image) bool { // the same file may be open twice
+		again := seen[im.path]
+		seen[im.path] = true
+		return again
+	})
+	if len(out) > 0 || errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return out[:min(len(out), maxImages)], err
+}
+
+// writes tells whether a file is open for writing.
+func (h host) writes(process, fd string) bool {
+	b, err := readSome(filepath.Join(process, "fdinfo", fd))
+	if err != nil {
+		return false
+	}
+	for line := range bytes.Lines(b) {
+		if rest, ok := bytes.CutPrefix(line, []byte("flags:")); ok {
+			flags, err := strconv.ParseUint(strings.TrimSpace(string(rest)), 8, 64)
+			return err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY
+		}
+	}
+	return false
+}
+
+// imageName returns the name of an image as the storage manager has it: that of a
+// logical volume where the link shows a number only.
+func (h host) imageName(link string, st *unix.Stat_t) string {
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		at := filepath.Join(h.sys, "dev/block", deviceOf(st.Rdev).String(), "dm/name")
+		if b, err := readSome(at); err == nil {
+			if vg, lv, ok := volume(strings.TrimSpace(string(b))); ok {
+				return cut("/dev/" + vg + "/" + lv)
+			}
+		}
+	}
+	return cut(link)
+}
+
+func cut(s string) string { return s[:min(len(s), maxText)] }
+
+// volume splits the name of a device mapper target as LVM makes it: a dash between
+// group and volume, dashes within them doubled.
+func volume(name string) (vg, lv string, ok bool) {
+	for i := 0; i < len(name); i++ {
+		if name[i] != '-' {
+			continue
+		}
+		if i+1 < len(name) && name[i+1] == '-' {
+			i++
+			continue
+		}
+		undouble := func(s string) string { return strings.ReplaceAll(s, "--", "-") }
+		return undouble(name[:i]), undouble(name[i+1:]), i > 0 && i+1 < len(name)
+	}
+	return "", "", false
+}
+
+// place is what a path says of where an image is.
+type place struct {
+	sr, vdi string // uuids
+	kind    string // vhd, qcow2, aio
+	family  string // of the repository, as far as the path says: lvm, linstor
+}
+
+// placeOf reads the paths that the storage manager makes.
+func placeOf(path string) (p place) {
+	name := filepath.Base(path)
+	switch {
+	case strings.HasPrefix(name, "VHD-"), strings.HasSuffix(name, ".vhd"), strings.HasSuffix(name, ".vhdcache"):
+		p.kind = "vhd"
+	case strings.HasPrefix(name, "QCOW2-"), strings.HasSuffix(name, ".qcow2"):
+		p.kind = "qcow2"
+	default:
+		p.kind = "aio"
+	}
+	if strings.HasPrefix(path, "/dev/drbd") {
+		p.family = "linstor"
+	}
+	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	for i, dir := range parts[:len(parts)-1] {
+		var sr string
+		var rest []string
+		switch {
+		case strings.HasPrefix(dir, vgPrefix):
+			sr, rest, p.family = dir[len(vgPrefix):], parts[i+1:], "lvm"
+		case dir == "sr-mount" && parts[i+1] == "SMB" && len(parts) > i+3:
+			sr, rest, p.family = parts[i+3], parts[i+4:], "smb"
+		case dir == "sr-mount", dir == "sm" && (parts[i+1] == "backend" || parts[i+1] == "phy") && len(parts) > i+2:
+			n := i + 1
+			if dir == "sm" {
+				n++
+			}
+			sr, rest = parts[n], parts[n+1:]
+		default:
+			continue
+		}
+		if !isUUID(sr) {
+			continue
+		}
+		p.sr = sr
+		if len(rest) == 1 {
+			p.vdi = uuidOf(rest[0])
+		}
+		break
+	}
+	return p
+}
+
+// vgPrefix is what the names of volume groups of repositories begin with.
+const vgPrefix = "VG_XenStorage-"
+
+// uuidOf returns the uuid in the name of an image, "" if there is none.
+func uuidOf(name string) string {
+	for _, prefix := range []string{"VHD-", "LV-", "QCOW2-"} {
+		name = strings.TrimPrefix(name, prefix)
+	}
+	if name, _, _ = strings.Cut(name, "."); isUUID(name) {
+		return name
+	}
+	return ""
+}
+
+// isUUID tells whether s is written as the toolstack writes them.
+func isUUID(s string) bool { return len(s) == 36 && uuid.Validate(s) == nil }
