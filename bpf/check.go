@@ -121,10 +121,7 @@ func (k *Kernel) probe(memlock error) {
 	}
 	detail, err = k.findDiskHooks(tracefs, cannot)
 	optional("hooks of "+Disk.String(), detail, "without them dtagent io shows nothing (CONFIG_BLOCK, CONFIG_TRACEPOINTS)", err)
-	detail, err = k.findHooks(tracefs, Tapdisk, cannot)
-	if err != nil {
-		delete(k.hooks, Tapdisk)
-	}
+	detail, err = k.findTapdiskHooks(tracefs, cannot)
 	optional("hooks of "+Tapdisk.String(), detail, "without them the layers of guests' disk requests are not told apart (CONFIG_FTRACE_SYSCALLS, CONFIG_AIO)", err)
 }
 
@@ -202,6 +199,17 @@ func (k *Kernel) findDiskHooks(tracefs string, cannot func(way) error) (detail s
 	}
 	if detail, err = k.findHooks(tracefs, Disk, cannot); err != nil {
 		delete(k.hooks, Disk)
+	}
+	return detail, err
+}
+
+// findTapdiskHooks is the same for the tapdisk probe.
+func (k *Kernel) findTapdiskHooks(tracefs string, cannot func(way) error) (detail string, err error) {
+	if err = checkRemap(tracefs); err != nil {
+		return "", err
+	}
+	if detail, err = k.findHooks(tracefs, Tapdisk, cannot); err != nil {
+		delete(k.hooks, Tapdisk)
 	}
 	return detail, err
 }

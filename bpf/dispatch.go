@@ -40,6 +40,7 @@ var dispatchers = map[Probe][]dispatcher{
 	Tapdisk: {
 		{at("raw_syscalls", "sys_exit", "dt_t_ret"), "dt_t_rets", 0},
 		{at("raw_syscalls", "sys_enter", "dt_t_call"), "dt_t_calls", 0},
+		{at("raw_syscalls", "sys_enter", "dt_t_call2"), "dt_t_calls", maxCalls},
 	},
 }
 

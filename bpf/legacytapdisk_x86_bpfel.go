@@ -13,6 +13,62 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type legacyTapdiskDtBelow struct {
+	_      structs.HostLayout
+	Iocb   uint64
+	Queued uint64
+	Tgid   uint32
+	Pad    uint32
+}
+
+type legacyTapdiskDtBelowKey struct {
+	_      structs.HostLayout
+	Sector uint64
+	Dev    uint32
+	Op     uint32
+}
+
+type legacyTapdiskDtBio struct {
+	_       structs.HostLayout
+	Start   uint64
+	Issued  uint64
+	Head    uint64
+	Slot    uint32
+	Len     uint32
+	Left    uint32
+	Younger uint32
+	Failed  uint32
+	HeadAt  uint32
+	Iocb    uint64
+	Tgid    uint32
+	Pad     uint32
+}
+
+type legacyTapdiskDtBioKey struct {
+	_      structs.HostLayout
+	Sector uint64
+	Disk   uint32
+	Op     uint8
+	At     uint8
+	Pad    uint16
+}
+
+type legacyTapdiskDtBlockConf struct {
+	_     structs.HostLayout
+	Issue uint32
+	Done  uint32
+	Stats [0]struct {
+		_      structs.HostLayout
+		Begun  uint64
+		Bytes  uint64
+		Done   uint64
+		Failed uint64
+		SumNs  uint64
+		MaxNs  uint64
+		Bucket [400]uint32
+	}
+}
+
 type legacyTapdiskDtConfig struct {
 	_            structs.HostLayout
 	ForkChild    uint32
@@ -51,49 +107,82 @@ type legacyTapdiskDtIoKey struct {
 }
 
 type legacyTapdiskDtIocb struct {
-	_     structs.HostLayout
+	_ structs.HostLayout
+	T struct {
+		_         structs.HostLayout
+		Submitted struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Picked struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Entered       uint64
+		EnteredQueued uint64
+		Issued        uint64
+		Done          uint64
+		DoneQueued    uint64
+		Offset        uint64
+		Bytes         uint32
+		Pieces        uint32
+		Nth           uint32
+		Vectors       uint16
+		Failed        uint8
+		Pad           uint8
+	}
 	Begun struct {
 		_      structs.HostLayout
 		At     uint64
 		Asleep uint64
 		Queued uint64
 	}
-	Submitted struct {
-		_      structs.HostLayout
-		At     uint64
-		Asleep uint64
-		Queued uint64
-	}
-	Picked struct {
-		_      structs.HostLayout
-		At     uint64
-		Asleep uint64
-		Queued uint64
-	}
-	Entered       uint64
-	EnteredQueued uint64
-	Issued        uint64
-	Done          uint64
-	DoneQueued    uint64
-	Offset        uint64
-	Part          [8]uint64
-	Len           [8]uint32
-	Bytes         uint32
-	Pieces        uint32
-	Nth           uint32
-	Vectors       uint16
-	Write         uint8
-	Failed        uint8
+	Part  [8]uint64
+	Len   [8]uint32
+	Write uint8
+	Own   uint8
+	Pad   uint16
+	Pad2  uint32
 }
 
 type legacyTapdiskDtPart struct {
 	_     structs.HostLayout
-	Iocb  uint64
 	Begun struct {
 		_      structs.HostLayout
 		At     uint64
 		Asleep uint64
 		Queued uint64
+	}
+	T struct {
+		_         structs.HostLayout
+		Submitted struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Picked struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Entered       uint64
+		EnteredQueued uint64
+		Issued        uint64
+		Done          uint64
+		DoneQueued    uint64
+		Offset        uint64
+		Bytes         uint32
+		Pieces        uint32
+		Nth           uint32
+		Vectors       uint16
+		Failed        uint8
+		Pad           uint8
 	}
 	Copy   uint64
 	Bytes  uint32
@@ -110,12 +199,6 @@ type legacyTapdiskDtTap struct {
 		Asleep uint64
 		Queued uint64
 	}
-	Kicked struct {
-		_      structs.HostLayout
-		At     uint64
-		Asleep uint64
-		Queued uint64
-	}
 	Asleep       uint64
 	Queued       uint64
 	Dozing       uint64
@@ -126,7 +209,7 @@ type legacyTapdiskDtTap struct {
 	Ring         uint64
 	Seen         uint32
 	Entries      uint32
-	Tail         uint32
+	Head         uint32
 	Off          uint8
 	Threads      uint8
 	Pad          uint16
@@ -134,6 +217,8 @@ type legacyTapdiskDtTap struct {
 	Buffer       uint64
 	Copied       uint32
 	Writes       uint32
+	Low          uint64
+	High         uint64
 	Iocbs        uint64
 	N            uint32
 	At           uint32
@@ -142,35 +227,76 @@ type legacyTapdiskDtTap struct {
 	Vectors      uint32
 	Next         uint32
 	Now          uint64
-	Begun        struct {
-		_      structs.HostLayout
-		At     uint64
-		Asleep uint64
-		Queued uint64
-	}
 	Io           legacyTapdiskDtIocb
 	Of           uint64
 	OfLeft       uint32
 	OfAt         uint32
 	Returned     [8]uint64
 	Submits      uint32
-	Picks        uint32
-	Claims       uint32
-	Link         uint32
-	DoneIocb     uint64
-	Picked       [64]uint64
-	PickedFrom   uint32
-	PickedTo     uint32
-	Claim        uint64
-	Critical     uint64
-	CriticalDone uint64
-	ClaimLeft    uint32
-	ClaimIos     uint32
-	Batch        uint32
-	Told         uint32
-	Requests     uint32
-	Pad2         uint32
-	Finished     [16]struct {
+	Owns         uint32
+	Own          [8]struct {
+		_      structs.HostLayout
+		Offset uint64
+		Begun  struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+	}
+	Picking       uint64
+	PickingQueued uint64
+	Link          uint32
+	_             [4]byte
+	DoneIocb      uint64
+	Picked        [64]uint64
+	PickedFrom    uint32
+	PickedTo      uint32
+	Claim         uint64
+	Last          struct {
+		_         structs.HostLayout
+		Submitted struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Picked struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Entered       uint64
+		EnteredQueued uint64
+		Issued        uint64
+		Done          uint64
+		DoneQueued    uint64
+		Offset        uint64
+		Bytes         uint32
+		Pieces        uint32
+		Nth           uint32
+		Vectors       uint16
+		Failed        uint8
+		Pad           uint8
+	}
+	ClaimBegun struct {
+		_      structs.HostLayout
+		At     uint64
+		Asleep uint64
+		Queued uint64
+	}
+	ClaimLeft      uint32
+	ClaimIos       uint32
+	AnsweredAt     uint64
+	AnsweredQueued uint64
+	Answered       uint32
+	Batch          uint32
+	Told           uint32
+	Pad3           uint32
+	Requests       uint32
+	Pad2           uint32
+	Finished       [32]struct {
 		_      structs.HostLayout
 		Begun  uint64
 		Queued uint64
@@ -258,7 +384,11 @@ type legacyTapdiskDtThread struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	legacyTapdiskMapDtBelows     = "dt_belows"
+	legacyTapdiskMapDtBios       = "dt_bios"
+	legacyTapdiskMapDtBlockConf  = "dt_block_conf"
 	legacyTapdiskMapDtConfig     = "dt_config"
+	legacyTapdiskMapDtDisks      = "dt_disks"
 	legacyTapdiskMapDtEvents     = "dt_events"
 	legacyTapdiskMapDtIocbs      = "dt_iocbs"
 	legacyTapdiskMapDtLoss       = "dt_loss"
@@ -273,9 +403,14 @@ const (
 	legacyTapdiskMapDtThreadZero = "dt_thread_zero"
 	legacyTapdiskMapDtThreads    = "dt_threads"
 	legacyTapdiskProgDtT_call    = "dt_t_call"
+	legacyTapdiskProgDtT_call2   = "dt_t_call2"
+	legacyTapdiskProgDtT_doze    = "dt_t_doze"
 	legacyTapdiskProgDtT_ioctl   = "dt_t_ioctl"
 	legacyTapdiskProgDtT_ioctled = "dt_t_ioctled"
+	legacyTapdiskProgDtT_issue   = "dt_t_issue"
+	legacyTapdiskProgDtT_notify  = "dt_t_notify"
 	legacyTapdiskProgDtT_read    = "dt_t_read"
+	legacyTapdiskProgDtT_remap   = "dt_t_remap"
 	legacyTapdiskProgDtT_ret     = "dt_t_ret"
 	legacyTapdiskProgDtT_rwakeup = "dt_t_rwakeup"
 	legacyTapdiskProgDtT_select  = "dt_t_select"
@@ -329,9 +464,14 @@ type legacyTapdiskSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type legacyTapdiskProgramSpecs struct {
 	DtT_call    *ebpf.ProgramSpec `ebpf:"dt_t_call"`
+	DtT_call2   *ebpf.ProgramSpec `ebpf:"dt_t_call2"`
+	DtT_doze    *ebpf.ProgramSpec `ebpf:"dt_t_doze"`
 	DtT_ioctl   *ebpf.ProgramSpec `ebpf:"dt_t_ioctl"`
 	DtT_ioctled *ebpf.ProgramSpec `ebpf:"dt_t_ioctled"`
+	DtT_issue   *ebpf.ProgramSpec `ebpf:"dt_t_issue"`
+	DtT_notify  *ebpf.ProgramSpec `ebpf:"dt_t_notify"`
 	DtT_read    *ebpf.ProgramSpec `ebpf:"dt_t_read"`
+	DtT_remap   *ebpf.ProgramSpec `ebpf:"dt_t_remap"`
 	DtT_ret     *ebpf.ProgramSpec `ebpf:"dt_t_ret"`
 	DtT_rwakeup *ebpf.ProgramSpec `ebpf:"dt_t_rwakeup"`
 	DtT_select  *ebpf.ProgramSpec `ebpf:"dt_t_select"`
@@ -346,7 +486,11 @@ type legacyTapdiskProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type legacyTapdiskMapSpecs struct {
+	DtBelows     *ebpf.MapSpec `ebpf:"dt_belows"`
+	DtBios       *ebpf.MapSpec `ebpf:"dt_bios"`
+	DtBlockConf  *ebpf.MapSpec `ebpf:"dt_block_conf"`
 	DtConfig     *ebpf.MapSpec `ebpf:"dt_config"`
+	DtDisks      *ebpf.MapSpec `ebpf:"dt_disks"`
 	DtEvents     *ebpf.MapSpec `ebpf:"dt_events"`
 	DtIocbs      *ebpf.MapSpec `ebpf:"dt_iocbs"`
 	DtLoss       *ebpf.MapSpec `ebpf:"dt_loss"`
@@ -388,7 +532,11 @@ func (o *legacyTapdiskObjects) Close() error {
 //
 // It can be passed to loadLegacyTapdiskObjects or ebpf.CollectionSpec.LoadAndAssign.
 type legacyTapdiskMaps struct {
+	DtBelows     *ebpf.Map `ebpf:"dt_belows"`
+	DtBios       *ebpf.Map `ebpf:"dt_bios"`
+	DtBlockConf  *ebpf.Map `ebpf:"dt_block_conf"`
 	DtConfig     *ebpf.Map `ebpf:"dt_config"`
+	DtDisks      *ebpf.Map `ebpf:"dt_disks"`
 	DtEvents     *ebpf.Map `ebpf:"dt_events"`
 	DtIocbs      *ebpf.Map `ebpf:"dt_iocbs"`
 	DtLoss       *ebpf.Map `ebpf:"dt_loss"`
@@ -406,7 +554,11 @@ type legacyTapdiskMaps struct {
 
 func (m *legacyTapdiskMaps) Close() error {
 	return _LegacyTapdiskClose(
+		m.DtBelows,
+		m.DtBios,
+		m.DtBlockConf,
 		m.DtConfig,
+		m.DtDisks,
 		m.DtEvents,
 		m.DtIocbs,
 		m.DtLoss,
@@ -434,9 +586,14 @@ type legacyTapdiskVariables struct {
 // It can be passed to loadLegacyTapdiskObjects or ebpf.CollectionSpec.LoadAndAssign.
 type legacyTapdiskPrograms struct {
 	DtT_call    *ebpf.Program `ebpf:"dt_t_call"`
+	DtT_call2   *ebpf.Program `ebpf:"dt_t_call2"`
+	DtT_doze    *ebpf.Program `ebpf:"dt_t_doze"`
 	DtT_ioctl   *ebpf.Program `ebpf:"dt_t_ioctl"`
 	DtT_ioctled *ebpf.Program `ebpf:"dt_t_ioctled"`
+	DtT_issue   *ebpf.Program `ebpf:"dt_t_issue"`
+	DtT_notify  *ebpf.Program `ebpf:"dt_t_notify"`
 	DtT_read    *ebpf.Program `ebpf:"dt_t_read"`
+	DtT_remap   *ebpf.Program `ebpf:"dt_t_remap"`
 	DtT_ret     *ebpf.Program `ebpf:"dt_t_ret"`
 	DtT_rwakeup *ebpf.Program `ebpf:"dt_t_rwakeup"`
 	DtT_select  *ebpf.Program `ebpf:"dt_t_select"`
@@ -450,9 +607,14 @@ type legacyTapdiskPrograms struct {
 func (p *legacyTapdiskPrograms) Close() error {
 	return _LegacyTapdiskClose(
 		p.DtT_call,
+		p.DtT_call2,
+		p.DtT_doze,
 		p.DtT_ioctl,
 		p.DtT_ioctled,
+		p.DtT_issue,
+		p.DtT_notify,
 		p.DtT_read,
+		p.DtT_remap,
 		p.DtT_ret,
 		p.DtT_rwakeup,
 		p.DtT_select,

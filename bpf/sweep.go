@@ -24,7 +24,7 @@ func (s *Session) sweeper() {
 		}
 		s.mu.Lock()
 		if !s.closed {
-			if err := errors.Join(s.sweepTargets(), s.sweepConns(), s.sweepThreads(), s.sweepBios(unendedAfter)); err != nil {
+			if err := errors.Join(s.sweepTargets(), s.sweepConns(), s.sweepThreads(), s.sweepBios(unendedAfter), s.sweepTapdisks(unendedAfter)); err != nil {
 				s.kernel.opt.Log.Debug("sweep of what ended processes left", "err", err)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -53,14 +54,19 @@ type TapdiskConfig struct {
 
 // The structs below mirror those of include/dt_tap.h and tapdisk.bpf.c.
 
-type moment struct{ At, Asleep, Queued uint64 }
-
 // ioKey mirrors struct dt_io_key.
 type ioKey struct {
 	At    uint64
 	TGID  uint32
 	Write uint32
 }
+
+// Where in struct dt_iocb and struct dt_part it is since when they are there; a test
+// compares them with the objects.
+const (
+	iocbSubmitted = 0 // t.submitted.at
+	partBegun     = 0 // begun.at
+)
 
 // tapConf mirrors struct dt_tap_conf.
 type tapConf struct {
@@ -102,11 +108,11 @@ func (s *Session) describeTapdisks(spec *ebpf.CollectionSpec) error {
 
 // beginTapdisks forgets what was in flight when the probe was attached last.
 func (s *Session) beginTapdisks() error {
-	if len(s.kernel.hooks[Tapdisk]) == 0 {
-		return fmt.Errorf("probe %s: this kernel lacks its tracepoints; `dtagent check` says which", Tapdisk)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.progs[Tapdisk] == nil {
+		return nil
+	}
 	for _, name := range []string{"dt_iocbs", "dt_parts"} {
 		if err := clearMap(s.maps[name]); err != nil {
 			return fmt.Errorf("probe %s: map %s: %w", Tapdisk, name, err)
@@ -156,6 +162,9 @@ func (s *Session) tapCounts(tgid uint32, out *[numGuestOps]tapCounts) error {
 // Requests are seen while the probes Tapdisk and Disk are attached, their I/O at
 // the devices of the disk that AddDisk has added for the same process.
 func (s *Session) AddTapdisk(tgid uint32, c TapdiskConfig) error {
+	if err := s.needTapdisk(); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -198,6 +207,13 @@ func (s *Session) AddTapdisk(tgid uint32, c TapdiskConfig) error {
 	return err
 }
 
+// needTapdisk loads the probe.
+func (s *Session) needTapdisk() error {
+	s.attach.Lock()
+	defer s.attach.Unlock()
+	return s.loadLate(Tapdisk)
+}
+
 // RemoveTapdisk forgets a tapdisk and its histograms. Forgetting what is not known is no
 // error.
 func (s *Session) RemoveTapdisk(tgid uint32) error {
@@ -207,6 +223,32 @@ func (s *Session) RemoveTapdisk(tgid uint32) error {
 		return nil
 	}
 	return s.removeTap(tgid)
+}
+
+// sweepTapdisks forgets I/O that was submitted so long ago and never picked up, and
+// requests of which nothing was. It needs mu.
+func (s *Session) sweepTapdisks(after time.Duration) error {
+	if len(s.links[Tapdisk]) == 0 {
+		return nil
+	}
+	now := ktime()
+	var errs []error
+	for name, at := range map[string]int{"dt_iocbs": iocbSubmitted, "dt_parts": partBegun} {
+		m := s.maps[name]
+		v := make([]byte, m.ValueSize())
+		errs = append(errs, forgetIO(m, func(k ioKey) bool {
+			if m.Lookup(k, v) != nil {
+				return false
+			}
+			since := binary.LittleEndian.Uint64(v[at:])
+			if since == 0 || since+uint64(after) >= now { // 0: of a read, which its iocb is there for
+				return false
+			}
+			s.userLost[Tapdisk-1][lossUnended].Add(1)
+			return true
+		}))
+	}
+	return errors.Join(errs...)
 }
 
 // removeTap needs mu.

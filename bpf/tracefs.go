@@ -181,15 +181,9 @@ func readBlockConf(tracefs string) (blockConf, error) {
 		{"block_rq_issue", &c.Issue, map[string]uint32{"nr_sector": 24}},
 		{"block_rq_complete", &c.Done, map[string]uint32{"nr_sector": 24, "error": 28}},
 	} {
-		f, err := readFormat(tracefs, "block", w.event)
+		f, err := readBlockFormat(tracefs, w.event, w.at)
 		if err != nil {
 			return c, err
-		}
-		w.at["dev"], w.at["sector"] = 8, 16
-		for name, offset := range w.at {
-			if fd, ok := f[name]; !ok || fd.offset != offset {
-				return c, fmt.Errorf("tracepoint block:%s: %s is not at offset %d: %w", w.event, name, offset, errFormat)
-			}
 		}
 		rwbs, ok := f["rwbs"]
 		if !ok || rwbs.size < 4 {
@@ -200,6 +194,27 @@ func readBlockConf(tracefs string) (blockConf, error) {
 		}
 	}
 	return c, nil
+}
+
+// readBlockFormat reads the format of a block event, and checks where its fields are.
+func readBlockFormat(tracefs, event string, at map[string]uint32) (format, error) {
+	f, err := readFormat(tracefs, "block", event)
+	if err != nil {
+		return nil, err
+	}
+	at["dev"], at["sector"] = 8, 16
+	for name, offset := range at {
+		if fd, ok := f[name]; !ok || fd.offset != offset {
+			return nil, fmt.Errorf("tracepoint block:%s: %s is not at offset %d: %w", event, name, offset, errFormat)
+		}
+	}
+	return f, nil
+}
+
+// checkRemap checks what the tapdisk probe takes for granted of block_bio_remap.
+func checkRemap(tracefs string) error {
+	_, err := readBlockFormat(tracefs, "block_bio_remap", map[string]uint32{"nr_sector": 24, "old_dev": 28, "old_sector": 32, "rwbs": 40})
+	return err
 }
 
 // hasTracepoint tells whether the kernel has the tracepoint.

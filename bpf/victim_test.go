@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xenserver/dtagent/testenv/fault"
+	"github.com/xenserver/dtagent/testenv/tapdisk"
 )
 
 // A victim is this test binary run once more as a real process that makes the
@@ -30,6 +31,7 @@ const victimEnv = "DTAGENT_BPF_TEST_VICTIM"
 
 func TestMain(m *testing.M) {
 	fault.Main()
+	tapdisk.Main()
 	if os.Getenv(victimEnv) != "" {
 		victimMain()
 		return
@@ -72,9 +74,8 @@ type victim struct {
 // startVictim starts a victim that has the given files as fds 3, 4, ….
 func startVictim(t testing.TB, files ...*os.File) *victim {
 	t.Helper()
-	exe, err := os.Executable()
-	qt.Assert(t, qt.IsNil(err))
-	cmd := exec.Command(exe)
+	// Not by its path: in a chroot, that is another one to a thread in a mount namespace of its own (newFrozen).
+	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), victimEnv+"=1", "GOMAXPROCS=2")
 	cmd.ExtraFiles = files
 	cmd.Stderr = os.Stderr

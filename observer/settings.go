@@ -11,6 +11,7 @@ import (
 
 	"github.com/xenserver/dtagent/observer/export"
 	"github.com/xenserver/dtagent/observer/glob"
+	"github.com/xenserver/dtagent/observer/masked"
 	"github.com/xenserver/dtagent/observer/processor"
 	"github.com/xenserver/dtagent/probes/event"
 	"go.opentelemetry.io/otel/attribute"
@@ -154,9 +155,16 @@ func (s *steerer) components(v string) {
 }
 
 func (s *steerer) endpoints(v string) {
+	cut := false // this may be the rest of a URL with a separator in its password or query
 	for _, e := range s.items(v) {
+		_, behind, isURL := strings.Cut(e, "://")
+		shown := masked.Endpoint(e)
+		if cut && !isURL {
+			shown = masked.Hidden
+		}
+		cut = cut || strings.ContainsAny(behind, ":?#")
 		if rule, advice := checkEndpoint(e); rule != "" {
-			s.warn("%q: %s; %s", shorten(redactEndpoint(e)), rule, advice)
+			s.warn("%q: %s; %s", shorten(shown), rule, advice)
 			continue
 		}
 		if !slices.Contains(s.Endpoints, e) {

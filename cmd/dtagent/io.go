@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -15,77 +17,213 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
+	"github.com/xenserver/dtagent/cmd/dtagent/judge"
+	"github.com/xenserver/dtagent/correlate/verdict"
 	"github.com/xenserver/dtagent/probes/guestio"
 )
+
+// ioFlags are what `dtagent io` was told.
+type ioFlags struct {
+	control     string
+	interval    time.Duration
+	count       int
+	once        bool
+	totals      bool
+	sort        string
+	vm, sr, vbd string
+	heatmap     string
+	verdict     string
+	length      time.Duration
+}
 
 func newIO() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "io",
-		Short: "Show what the guests' disks do: requests, bytes and latencies",
+		Short: "Show what the guests' disks do: requests, latencies, and which layer is slow",
 		Long: `Show what the disks of the guests do, from the running agent: requests and bytes a
 second and how long they took, for each disk. They are watched while this runs, by
-tracepoints of the block layer in dom0 and xenstore; it needs no Observer.`,
+tracepoints of the block layer in dom0 and xenstore; it needs no Observer.
+
+With --heatmap it draws how the latencies are spread, a line for each interval. With
+--verdict it watches for some time, says which layer of a disk's way through dom0
+holds its requests up, and why, and ends: with exit code 4 when it found something.`,
 		Example: `  dtagent io
-  dtagent io --once --interval 10s --json`,
+  dtagent io --once --interval 10s --json
+  dtagent io --vm web --sort p99
+  dtagent io --heatmap --vbd web/xvda
+  dtagent io --verdict all --for 1m`,
 		Args: cobra.NoArgs,
 	}
-	var interval time.Duration
-	var count int
-	var once, totals bool
+	var f ioFlags
 	flags := cmd.Flags()
-	socket := flags.String("control", defaultControl, "socket of the agent")
-	flags.DurationVar(&interval, "interval", time.Second, "between samples")
-	flags.IntVar(&count, "count", 0, "end after so many samples (0: Ctrl-C ends it)")
-	flags.BoolVar(&once, "once", false, "one sample of one interval")
-	flags.BoolVar(&totals, "totals", false, "show what was counted since the agent began to watch, not the last interval")
+	flags.StringVar(&f.control, "control", defaultControl, "socket of the agent")
+	flags.DurationVar(&f.interval, "interval", time.Second, "between samples")
+	flags.IntVar(&f.count, "count", 0, "end after so many samples (0: Ctrl-C ends it)")
+	flags.BoolVar(&f.once, "once", false, "one sample of one interval")
+	flags.BoolVar(&f.totals, "totals", false, "show what was counted since the agent began to watch, not the last interval")
+	flags.StringVar(&f.sort, "sort", "", "column by which the disks are in order, the largest first: "+strings.Join(sortColumns(), ", "))
+	flags.StringVar(&f.vm, "vm", "", "only disks of this VM: uuid or name")
+	flags.StringVar(&f.sr, "sr", "", "only disks on this SR: uuid")
+	flags.StringVar(&f.vbd, "vbd", "", "only this disk: uuid of its VBD or VDI, or VM/device")
+	flags.StringVar(&f.heatmap, "heatmap", "", "draw the latencies of all I/O, or of that kind: all, read, write")
+	flags.Lookup("heatmap").NoOptDefVal = "all"
+	flags.StringVar(&f.verdict, "verdict", "", "say what holds up the disks of this VM, VBD or SR, or all")
+	flags.DurationVar(&f.length, "for", 30*time.Second, "how long --verdict watches")
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
-		usage := func(format string, args ...any) error {
-			return &verbError{verb: "io", code: exitUsage, err: fmt.Errorf(format, args...)}
+		if err := f.check(flags.Changed("for")); err != nil {
+			return &verbError{verb: "io", code: exitUsage, err: err}
 		}
 		switch {
-		case interval < control.MinInterval || interval > control.MaxInterval:
-			return usage("--interval %s: from %s to %s", interval, control.MinInterval, control.MaxInterval)
-		case count < 0:
-			return usage("--count %d is less than nothing", count)
-		case once && count > 1:
-			return usage("--once and --count %d exclude each other", count)
+		case f.verdict != "":
+			return f.judge(cmd)
+		case f.heatmap != "":
+			return f.heat(cmd)
 		}
-		if once {
-			count = 1
-		}
-		ctx, stop := context.WithCancel(cmd.Context())
-		defer stop()
 		out := cmd.OutOrStdout()
 		show := func(s *guestio.Sample) error {
-			return printIO(out, s, time.Local, totals, onTerminal(out) && count != 1)
+			return printIO(out, s, time.Local, f.totals, onTerminal(out) && f.count != 1)
 		}
 		if asJSON(cmd) {
 			enc := json.NewEncoder(out)
 			enc.SetEscapeHTML(false)
 			show = func(s *guestio.Sample) error { return enc.Encode(s) }
 		}
-		n := 0
-		err := control.NewClient(*socket).IO(ctx, interval, nil, func(s *guestio.Sample) error {
-			if err := show(s); err != nil {
-				return err
-			}
-			if n++; n == count {
-				return errEnough
-			}
-			return nil
-		})
-		switch {
-		case errors.Is(err, errEnough):
-			return nil
-		case err != nil || ctx.Err() != nil:
-			return err
-		case n == 0 || count > 0:
-			return errors.New("the agent stops")
-		}
-		fmt.Fprintln(cmd.ErrOrStderr(), "dtagent io: the agent stops")
-		return nil
+		return f.samples(cmd, show)
 	})
 	return cmd
+}
+
+// check finds what cannot be meant.
+func (f *ioFlags) check(length bool) error {
+	switch {
+	case f.interval < control.MinInterval || f.interval > control.MaxInterval:
+		return fmt.Errorf("--interval %s: from %s to %s", f.interval, control.MinInterval, control.MaxInterval)
+	case f.count < 0:
+		return fmt.Errorf("--count %d is less than nothing", f.count)
+	case f.once && f.count > 1:
+		return fmt.Errorf("--once and --count %d exclude each other", f.count)
+	case f.sort != "" && sorts[f.sort] == nil:
+		return fmt.Errorf("--sort %s: one of %s", f.sort, strings.Join(sortColumns(), ", "))
+	case f.heatmap != "" && !slices.Contains([]string{"all", "read", "write"}, f.heatmap):
+		return fmt.Errorf("--heatmap=%s: all, read or write", f.heatmap)
+	case f.heatmap != "" && f.totals:
+		return errors.New("--heatmap shows intervals, --totals all the time: one of them")
+	case f.verdict != "" && (f.heatmap != "" || f.totals || f.once || f.count > 0):
+		return errors.New("--verdict goes with none of --heatmap, --totals, --once, --count")
+	case length && f.verdict == "":
+		return errors.New("--for is how long --verdict watches: name a disk, VM or SR, or --verdict all")
+	case f.length < judge.MinTime || f.length > judge.MaxTime:
+		return fmt.Errorf("--for %s: from %s to %s", f.length, judge.MinTime, judge.MaxTime)
+	}
+	if f.once {
+		f.count = 1
+	}
+	return nil
+}
+
+var errNoDisk = errors.New("no such disk")
+
+// samples calls show with the disks that were asked for, in order, until that is enough.
+func (f *ioFlags) samples(cmd *cobra.Command, show func(*guestio.Sample) error) error {
+	ctx, stop := context.WithCancel(cmd.Context())
+	defer stop()
+	n := 0
+	err := control.NewClient(f.control).IO(ctx, f.interval, nil, func(s *guestio.Sample) error {
+		if err := f.choose(s); err != nil {
+			return err
+		}
+		if err := show(s); err != nil {
+			return err
+		}
+		if n++; n == f.count {
+			return errEnough
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, errEnough):
+		return nil
+	case err != nil || ctx.Err() != nil:
+		return err
+	case n == 0 || f.count > 0:
+		return errors.New("the agent stops")
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), "dtagent io: the agent stops")
+	return nil
+}
+
+// choose leaves the disks that were asked for. That there is none is an error.
+func (f *ioFlags) choose(s *guestio.Sample) error {
+	if f.vm != "" || f.sr != "" || f.vbd != "" {
+		all := s.VBDs
+		s.VBDs = slices.DeleteFunc(slices.Clone(all), func(v guestio.VBD) bool {
+			w := judge.WhoOf(&v)
+			return f.vm != "" && !judge.IsVM(&w, f.vm) || f.sr != "" && !judge.IsSR(&w, f.sr) || f.vbd != "" && !judge.IsVBD(&w, f.vbd)
+		})
+		if len(s.VBDs) == 0 && s.Trouble == "" {
+			who := make([]verdict.Who, len(all))
+			for i := range all {
+				who[i] = judge.WhoOf(&all[i])
+			}
+			return noDisk(who)
+		}
+	}
+	if by := sorts[f.sort]; by != nil {
+		slices.SortStableFunc(s.VBDs, func(a, b guestio.VBD) int { return cmp.Compare(by(&b), by(&a)) })
+	}
+	return nil
+}
+
+// noDisk says which there are.
+func noDisk(who []verdict.Who) error {
+	const most = 10
+	var names []string
+	for i := range who {
+		if len(names) == most {
+			names = append(names, fmt.Sprintf("and %d more", len(who)-most))
+			break
+		}
+		names = append(names, plain(cmp.Or(who[i].Name, who[i].VM)+"/"+who[i].Device))
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%w: no guest of this host has one", errNoDisk)
+	}
+	return fmt.Errorf("%w on this host: there are %s. A VM is named by uuid or name, a disk by the uuid of its VBD or VDI or as VM/device, an SR by uuid; `dtagent io --json` has them all", errNoDisk, strings.Join(names, ", "))
+}
+
+// sorts are the columns by which disks can be sorted.
+var sorts = map[string]func(*guestio.VBD) float64{
+	"reads":       func(v *guestio.VBD) float64 { return v.Read.Interval.OpsPerSecond },
+	"writes":      func(v *guestio.VBD) float64 { return v.Write.Interval.OpsPerSecond },
+	"read-bytes":  func(v *guestio.VBD) float64 { return v.Read.Interval.BytesPerSecond },
+	"write-bytes": func(v *guestio.VBD) float64 { return v.Write.Interval.BytesPerSecond },
+	"flushes":     func(v *guestio.VBD) float64 { return v.Flush.Interval.OpsPerSecond },
+	"p50":         longest(func(l *guestio.Latency) float64 { return l.P50 }),
+	"p99":         longest(func(l *guestio.Latency) float64 { return l.P99 }),
+	"max":         longest(func(l *guestio.Latency) float64 { return l.Max }),
+	"mean":        longest(func(l *guestio.Latency) float64 { return l.Mean }),
+}
+
+func sortColumns() []string {
+	var names []string
+	for name := range sorts {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// longest is the larger of what reads and writes have.
+func longest(of func(*guestio.Latency) float64) func(*guestio.VBD) float64 {
+	return func(v *guestio.VBD) float64 {
+		us := 0.0
+		for _, io := range []*guestio.IO{&v.Read, &v.Write} {
+			if l := io.Interval.Latency; l != nil {
+				us = max(us, of(l))
+			}
+		}
+		return us
+	}
 }
 
 // printIO prints a sample as a table, over the one before on a terminal.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
+	"github.com/xenserver/dtagent/cmd/dtagent/judge"
 	"github.com/xenserver/dtagent/probes/guestio"
 	"github.com/xenserver/dtagent/testenv/xenstored"
 )
@@ -97,7 +98,14 @@ func TestIOExitCodes(t *testing.T) {
 	ln, err := control.Listen(socket)
 	qt.Assert(t, qt.IsNil(err))
 	disks := guestio.New(guestio.Options{Kernel: noKernel{}, Xenstore: []string{filepath.Join(dir, "xenstored")}})
-	s := control.NewServer(control.Sources{Status: func() control.Status { return control.Status{} }, IO: disks.Watch}, slog.New(slog.DiscardHandler))
+	j := judge.New(judge.Options{Watch: func(ctx context.Context) (judge.Watch, error) {
+		w, err := disks.Watch(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return w, nil
+	}})
+	s := control.NewServer(control.Sources{Status: func() control.Status { return control.Status{} }, IO: j.Watch, Verdict: j.Verdict}, slog.New(slog.DiscardHandler))
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ln) }()
 	defer func() {
@@ -115,6 +123,14 @@ func TestIOExitCodes(t *testing.T) {
 		{[]string{"--count", "-1"}, exitUsage, "--count -1"},
 		{[]string{"--count", "2", "--once"}, exitUsage, "exclude each other"},
 		{[]string{"more"}, exitUsage, "unknown command"},
+		{[]string{"--sort", "colour"}, exitUsage, "--sort colour: one of flushes, max, mean"},
+		{[]string{"--heatmap=flush"}, exitUsage, "--heatmap=flush: all, read or write"},
+		{[]string{"--heatmap", "--totals"}, exitUsage, "one of them"},
+		{[]string{"--verdict", "all", "--heatmap"}, exitUsage, "goes with none"},
+		{[]string{"--for", "5s"}, exitUsage, "--verdict all"},
+		{[]string{"--verdict", "all", "--for", "1h"}, exitUsage, "--for 1h0m0s: from 1s to 10m0s"},
+		{[]string{"--verdict", "all", "--control", absent}, exitNotRunning, "not running"},
+		{[]string{"--verdict", "all", "--for", "1s", "--control", socket}, exitFailed, "no xenstored answers"},
 		{[]string{"--control", socket}, exitFailed, "no xenstored answers"},
 	} {
 		code, _, stderr := dtagent(append([]string{"io"}, c.args...)...)
@@ -131,6 +147,15 @@ func TestIOExitCodes(t *testing.T) {
 	code, out, stderr = dtagent("io", "--control", socket, "--interval", "100ms", "--once")
 	qt.Check(t, qt.Equals(code, 0), qt.Commentf(stderr))
 	qt.Check(t, qt.StringContains(out, "no guest has a disk"))
+	code, out, stderr = dtagent("io", "--control", socket, "--verdict", "all", "--for", "1s")
+	qt.Check(t, qt.Equals(code, 0), qt.Commentf(stderr))
+	qt.Check(t, qt.Equals(out, "no guest has a disk\n"))
+	code, _, stderr = dtagent("io", "--control", socket, "--verdict", "web", "--for", "1s")
+	qt.Check(t, qt.Equals(code, exitFailed))
+	qt.Check(t, qt.StringContains(stderr, "no such disk: no guest of this host has one"))
+	code, _, stderr = dtagent("io", "--control", socket, "--vm", "web", "--interval", "100ms")
+	qt.Check(t, qt.Equals(code, exitFailed))
+	qt.Check(t, qt.StringContains(stderr, "no such disk"))
 
 	// Ctrl-C is no failure, nor is an agent that stops in the middle.
 	ctx, stop := context.WithCancel(t.Context())

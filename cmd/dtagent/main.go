@@ -29,6 +29,7 @@ const (
 	exitFailed     = 1  // the verb could not do its work, or check found something that is needed missing
 	exitUsage      = 2  // words or flags that dtagent does not know
 	exitNotRunning = 3  // status, trace, io, record: no agent runs
+	exitFound      = 4  // io --verdict: something holds requests up
 	exitConfig     = 78 // run: the configuration file is wrong; EX_CONFIG of sysexits(3), after which systemd is told not to try again
 )
 

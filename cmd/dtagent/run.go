@@ -43,7 +43,7 @@ func (s *runSettings) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.ObserversDir, "observers-dir", observer.DefaultDir, "directory of the local Observers")
 	f.StringVar(&c.Control, "control", defaultControl, "socket for dtagent status, trace and record")
 	f.StringVar(&c.XAPISocket, "xapi-socket", xapi.DefaultSocket, "XAPI's socket, for the Observers of the pool; empty: only local ones")
-	f.StringVar(&c.StateDir, "state-dir", defaultState, "directory of what outlives the agent: spans not delivered yet, and the pool's last Observers; empty: nothing does")
+	f.StringVar(&c.StateDir, "state-dir", defaultState, "directory of what outlives the agent: spans not delivered yet, the pool's last Observers, what is usual for guests' disks; empty: nothing does")
 	f.StringVar(&c.SpanLog, "span-log", spanlog.DefaultPath, "file of the log records that Observers with dtagent.logs ask for")
 	f.StringVar(&c.Metrics, "metrics", "", "address of the metrics page: unix:PATH, or a loopback address and port; empty: none")
 	f.StringVar(&c.CAFile, "ca-file", "", "PEM file of further CAs for https receivers, beside the system's and the pool's")

@@ -421,6 +421,8 @@ func TestLatency(t *testing.T) {
 	near(l.P99, 5000)
 	qt.Check(t, qt.Equals(l.Max, 70000))
 	qt.Check(t, qt.Equals(l.Mean, (98*100+5000+70000)/100.))
+	qt.Check(t, qt.DeepEquals(l.Octaves, []uint64{5: 98, 11: 1, 15: 1}))
+	qt.Check(t, qt.Equals(l.Hist.SumNs, s.SumNs))
 	before := s
 	add(200, 10)
 	step := since(&s, &before)

@@ -5,6 +5,7 @@ package guestio
 import (
 	"cmp"
 	"context"
+	"math/bits"
 	"slices"
 	"sync"
 	"time"
@@ -80,6 +81,11 @@ type Latency struct {
 	P50  float64 `json:"p50_us"`
 	P99  float64 `json:"p99_us"`
 	Max  float64 `json:"max_us"`
+	// Octaves are how many were shorter than 4.096 µs, shorter than twice that, than four
+	// times that and so on. Those at the end that would be 0 are left out.
+	Octaves []uint64 `json:"octaves"`
+
+	Hist *bpf.Hist `json:"-"` // all that is known; MaxNs is that of all the time
 }
 
 func microseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
@@ -90,7 +96,10 @@ func latency(s *bpf.DiskStat, exact bool) *Latency {
 	if s.Done == 0 {
 		return nil
 	}
-	l := &Latency{Mean: float64(s.SumNs) / 1e3 / float64(s.Done)}
+	l := &Latency{
+		Mean: float64(s.SumNs) / 1e3 / float64(s.Done), Octaves: octaves(s.Bucket[:]),
+		Hist: &bpf.Hist{Count: s.Done, SumNs: s.SumNs, MaxNs: s.MaxNs, Bucket: s.Bucket},
+	}
 	var n uint64 // in the buckets: a completion on another CPU may be half counted
 	last := 0
 	for i, c := range s.Bucket {
@@ -115,6 +124,23 @@ func latency(s *bpf.DiskStat, exact bool) *Latency {
 	}
 	l.P50, l.P99 = quantile(50), quantile(99)
 	return l
+}
+
+// octaves returns Latency.Octaves.
+func octaves(buckets []uint32) []uint64 {
+	var o []uint64
+	for i, n := range buckets {
+		if n == 0 {
+			continue
+		}
+		from, _ := bpf.DiskBucket(i)
+		at := bits.Len64(uint64(from) >> 12)
+		for len(o) <= at {
+			o = append(o, 0)
+		}
+		o[at] += uint64(n)
+	}
+	return o
 }
 
 // since takes from now what before was already. MaxNs stays that of all the time.

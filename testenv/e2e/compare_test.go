@@ -95,6 +95,11 @@ func (c *comparison) subtree(e truth.Entry, n *tree.Node, path string) {
 	c.time(path+" end", e.End+ahead, n.End()+n.Skew, -1)
 
 	c.spent(n, path)
+	c.below(e, n, path)
+}
+
+// below compares all below a span with all below an entry.
+func (c *comparison) below(e truth.Entry, n *tree.Node, path string) {
 	left := slices.DeleteFunc(slices.Clone(n.Children), func(child *tree.Node) bool { return c.wait(n, child, path) })
 	for _, child := range c.visible(e) {
 		i := c.nearest(child, left)
@@ -201,7 +206,7 @@ func (c *comparison) visible(e truth.Entry) []truth.Entry {
 		case child.Kind == truth.Delay:
 		case child.Kind == truth.Socket:
 			out = append(out, c.visible(child)...)
-		case child.Kind == truth.API && e.Kind == truth.Client && c.below(e, truth.Process):
+		case child.Kind == truth.API && e.Kind == truth.Client && c.under(e, truth.Process):
 			// A member passes a script's call on as it came, without a trace or a task:
 			// nothing tells the coordinator whose it is.
 		case child.Kind == truth.API && e.Kind == truth.Process && c.legacy:
@@ -218,8 +223,8 @@ func (c *comparison) visible(e truth.Entry) []truth.Entry {
 	return out
 }
 
-// below tells whether there is an entry of a kind above e.
-func (c *comparison) below(e truth.Entry, k truth.Kind) bool {
+// under tells whether there is an entry of a kind above e.
+func (c *comparison) under(e truth.Entry, k truth.Kind) bool {
 	for _, a := range c.truth.Path(e.ID) {
 		if a.Kind == k {
 			return true

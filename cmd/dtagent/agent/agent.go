@@ -20,6 +20,7 @@ import (
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/cmd/dtagent/check"
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
+	"github.com/xenserver/dtagent/cmd/dtagent/judge"
 	"github.com/xenserver/dtagent/correlate"
 	"github.com/xenserver/dtagent/observer"
 	"github.com/xenserver/dtagent/observer/metrics"
@@ -38,7 +39,7 @@ type Config struct {
 	ObserversDir string           // "": observer.DefaultDir
 	BugtoolDir   string           // "": the toolstack's own
 	XAPISocket   string           // "": the Observers of the pool are not followed
-	StateDir     string           // what outlives the agent: spans not delivered, the last Observers of the pool; "": nothing does
+	StateDir     string           // what outlives the agent: spans not delivered, the last Observers of the pool, what is usual for disks; "": nothing does
 	SpanLog      string           // file of the log records made from spans; "": spanlog.DefaultPath
 	Metrics      string           // address of the metrics page; "": none
 	CAFile       string           // https receivers are checked against these too; "": the system's and the pool's
@@ -107,7 +108,14 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	a.tier, a.restrictions = kernel.Tier, restrictions(kernel)
 	disks := guestio.New(guestio.Options{Kernel: m.Session(), Xenstore: c.xenstores(), Proc: c.Proc, Log: c.Log.With("component", "guestio")})
-	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record, Cost: a.measure, IO: disks.Watch}, c.Log.With("component", "control"))
+	judge := judge.New(judge.Options{File: c.stateFile(disksFile), Log: c.Log.With("component", "judge"), Watch: func(ctx context.Context) (judge.Watch, error) {
+		w, err := disks.Watch(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return w, nil
+	}})
+	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record, Cost: a.measure, IO: judge.Watch, Verdict: judge.Verdict}, c.Log.With("component", "control"))
 	return a.run(ctx, ln, page)
 }
 

@@ -14,7 +14,16 @@ import (
 const (
 	queueDir  = "queue"          // spans not delivered yet, by Observer and endpoint
 	stateFile = "observers.json" // the last known Observers of the pool
+	disksFile = "disks.json"     // what is usual for the guests' disks
 )
+
+// stateFile is where something in StateDir is; "" without one.
+func (c *Config) stateFile(name string) string {
+	if c.StateDir == "" {
+		return ""
+	}
+	return filepath.Join(c.StateDir, name)
+}
 
 // observers makes what takes the spans, and what says who gets them.
 func (a *agent) observers() error {

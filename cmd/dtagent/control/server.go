@@ -12,9 +12,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/xenserver/dtagent/cmd/dtagent/judge"
 	"github.com/xenserver/dtagent/cmd/dtagent/zipkin"
 	"github.com/xenserver/dtagent/correlate"
-	"github.com/xenserver/dtagent/probes/guestio"
 	"github.com/xenserver/dtagent/probes/recording"
 )
 
@@ -30,8 +30,10 @@ type Sources struct {
 	Status func() Status
 	// Record begins a recording of what the engine is given; the Server leaves the Tap.
 	Record func() (*recording.Header, *recording.Tap, error)
-	// IO has the disks of guests watched, until the Watcher is closed.
-	IO func(context.Context) (*guestio.Watcher, error)
+	// IO has the disks of guests watched, until the Watch is closed.
+	IO func(context.Context) (judge.Watch, error)
+	// Verdict watches them for so long, says how far it is, and what holds them up.
+	Verdict func(context.Context, time.Duration, func(time.Duration)) (*judge.Report, error)
 	// Cost measures for so long.
 	Cost func(context.Context, time.Duration) (Cost, error)
 }
@@ -64,6 +66,7 @@ func NewServer(from Sources, log *slog.Logger) *Server {
 	mux.HandleFunc("GET /trace", s.serveTrace)
 	mux.HandleFunc("GET /record", s.serveRecord)
 	mux.HandleFunc("GET /io", s.serveIO)
+	mux.HandleFunc("GET /verdict", s.serveVerdict)
 	mux.HandleFunc("GET /cost", s.serveCost)
 	s.http = &http.Server{
 		Handler:           mux,

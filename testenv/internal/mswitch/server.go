@@ -49,6 +49,7 @@ type transfer struct {
 }
 
 type queue struct {
+	owner    string // of a transient one: it ends with that client's last connection
 	next     int64
 	messages []message // not acknowledged
 }
@@ -137,6 +138,16 @@ func (s *Server) accept() {
 func (s *Server) drop(c *conn) {
 	delete(s.conns, c.fd)
 	unix.Close(c.fd)
+	for _, o := range s.conns {
+		if o.token == c.token {
+			return
+		}
+	}
+	for name, q := range s.queues {
+		if q.owner != "" && q.owner == c.token {
+			delete(s.queues, name)
+		}
+	}
 }
 
 // read takes what there is, until a request is whole or there is nothing.
@@ -203,6 +214,9 @@ func (s *Server) handle(c *conn, method string, path []string, body string) {
 	case method == "GET" && len(path) == 2 && (path[0] == "persistent" || path[0] == "transient"):
 		if s.queues[path[1]] == nil {
 			s.queues[path[1]] = &queue{}
+			if path[0] == "transient" {
+				s.queues[path[1]].owner = c.token
+			}
 		}
 		s.reply(c, path[1])
 	case method == "POST" && len(path) == 3 && path[0] == "request":

@@ -44,7 +44,12 @@ func (e *events) passed(n int64) {
 	}
 }
 
-// follow is that thread's life.
+// follow is that thread's life. A xenopsd that takes the place of another counts its
+// updates from the start, but gets the request that the one before had not answered: what
+// it has to tell until it has come as far stays unknown here, and a barrier of that
+// time is never seen, so that the task that set it does not end
+// (xapi_xenops.ml: events_from_xenopsd, updates.ml: get).
+// xe-toolstack-restart restarts xapi as well.
 func (x *xapi) follow(t *node.Thread) {
 	t.Background = true
 	t.Tag = xenopsd.Queue + " events " + newRef("D")
@@ -54,13 +59,16 @@ func (x *xapi) follow(t *node.Thread) {
 		w := &work{x: x, t: t, tag: t.Tag, span: root}
 		got, f := w.rpcIn(root, "UPDATES.get", `"last_id":`+from+",") // without a timeout: it waits for ever
 		if f != nil {
-			t.Log(node.Error, "xenops", "UPDATES.get: %s %v", f.code, f.params)
-			sys.Sleep(time.Second)
+			t.Log(node.Error, "xenops", "%s event thread caught: %s %v", xenopsd.Queue, f.code, f.params)
+			sys.Sleep(10 * time.Second)
+			from = "0"
 			continue
 		}
 		var all []json.RawMessage
 		if json.Unmarshal(got, &all) != nil || len(all) != 3 {
-			sys.Sleep(time.Second)
+			t.Log(node.Error, "xenops", "%s event thread caught: UPDATES.get answers %s", xenopsd.Queue, got)
+			sys.Sleep(10 * time.Second)
+			from = "0"
 			continue
 		}
 		var barriers [][]json.RawMessage

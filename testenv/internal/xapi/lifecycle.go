@@ -236,6 +236,8 @@ func text(j json.RawMessage) string {
 }
 
 // wait waits for a task of xenopsd by its updates, asks how it went, and removes it.
+// It asks about the task only when an update names it: one that a restart of xenopsd
+// has ended is waited for until the new one has a task of that number.
 func (w *work) wait(parent node.Context, task string) *failure {
 	deeper := w.t.NewSpanIf(w.t.NewSpanIf(parent))
 	last, f := w.rpc(deeper, "UPDATES.last_id", "")
@@ -243,27 +245,19 @@ func (w *work) wait(parent node.Context, task string) *failure {
 		return f
 	}
 	from := string(last)
-	for {
-		st, f := w.stat(deeper, task)
-		if f != nil {
-			return f
+	st, f := w.stat(deeper, task)
+	for f == nil && !st.done {
+		var named bool
+		if from, named, f = w.told(deeper, from, task); f == nil && named {
+			st, f = w.stat(deeper, task)
 		}
-		if st.done {
-			break
-		}
-		got, f := w.rpc(deeper, "UPDATES.get", `"timeout":30,"last_id":`+from+",")
-		if f != nil {
-			return f
-		}
-		var u []json.RawMessage
-		if json.Unmarshal(got, &u) == nil && len(u) == 3 {
-			from = string(u[2])
-		}
+	}
+	if f != nil {
+		return f
 	}
 	deep := w.t.NewSpanIf(parent)
 	w.debug("redo_log", "WriteField(task, %s, allowed_operations, ('cancel'), ())", w.ref)
-	st, f := w.stat(deep, task)
-	if f != nil {
+	if st, f = w.stat(deep, task); f != nil {
 		return f
 	}
 	if _, f := w.rpc(deep, "Task.destroy", id(task)); f != nil {
@@ -273,6 +267,25 @@ func (w *work) wait(parent node.Context, task string) *failure {
 		w.t.Log(node.Error, "xenops", "Re-raising as %s [ %s ]", st.failed.code, strings.Join(st.failed.params, "; "))
 	}
 	return st.failed
+}
+
+// told waits for updates behind from, for 30 s at most. It returns where they end and
+// whether one is of the task.
+func (w *work) told(parent node.Context, from, task string) (next string, named bool, f *failure) {
+	got, f := w.rpc(parent, "UPDATES.get", `"timeout":30,"last_id":`+from+",")
+	if f != nil {
+		return from, false, f
+	}
+	var u []json.RawMessage
+	if json.Unmarshal(got, &u) != nil || len(u) != 3 {
+		return from, false, fail("INTERNAL_ERROR", "UPDATES.get")
+	}
+	var changes [][]json.RawMessage
+	_ = json.Unmarshal(u[1], &changes) // xenopsd is ours: it is of this form
+	for _, c := range changes {
+		named = named || len(c) == 2 && text(c[0]) == "Task" && text(c[1]) == task
+	}
+	return string(u[2]), named, nil
 }
 
 type status struct {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,10 +38,7 @@ type daemon struct {
 	tasks    map[string]*task
 	nextTask int
 
-	vmMu   sync.Mutex
-	domids map[string]int
-	nextID int
-	power  map[string]string
+	xen *hypervisor
 
 	lock sync.Mutex
 	hold chan time.Duration
@@ -58,10 +56,14 @@ type daemon struct {
 // Run is the process.
 func Run(p *node.Proc) error {
 	o := p.Setup.Options
+	xen, err := newHypervisor(p.Setup.Root)
+	if err != nil {
+		return err
+	}
 	d := &daemon{
 		p: p, devs: devicesOf(o.Disks, o.NICs), store: store{root: "/var/run/nonpersistent/xenopsd/classic"}, updates: newUpdates(),
 		defaultPool: newPool(), parallelPool: newPool(), nestedPool: newPool(), receivePool: newPool(),
-		tasks: map[string]*task{}, domids: map[string]int{}, nextID: 1, power: map[string]string{},
+		tasks: map[string]*task{}, xen: xen,
 		hold: make(chan time.Duration), held: make(chan struct{}),
 	}
 	for _, pool := range []*pool{d.defaultPool, d.parallelPool, d.nestedPool, d.receivePool} {
@@ -69,6 +71,7 @@ func Run(p *node.Proc) error {
 			p.Go("", func(t *node.Thread) { d.work(t, pool) })
 		}
 	}
+	d.register(p.Main())
 	p.Go("", d.holder)
 	p.Go("", node.Tick)
 	if err := forwarded.Listen(p, Forwarded, d.service); err != nil {
@@ -108,33 +111,18 @@ func (d *daemon) client() (*mswitch.Client, error) {
 	return d.mux, nil
 }
 
-func (d *daemon) newDomain(vm string) int {
-	d.vmMu.Lock()
-	defer d.vmMu.Unlock()
-	d.domids[vm] = d.nextID
-	d.nextID++
-	return d.domids[vm]
-}
-
-func (d *daemon) domid(vm string) int {
-	d.vmMu.Lock()
-	defer d.vmMu.Unlock()
-	return d.domids[vm]
-}
-
-func (d *daemon) setPower(vm, state string) {
-	d.vmMu.Lock()
-	defer d.vmMu.Unlock()
-	d.power[vm] = state
-}
-
-func (d *daemon) powerOf(vm string) string {
-	d.vmMu.Lock()
-	defer d.vmMu.Unlock()
-	if s := d.power[vm]; s != "" {
-		return s
+// register tells of all that the store knows: who follows the updates looks at it anew
+// (Xenops_server.register_objects).
+func (d *daemon) register(t *node.Thread) {
+	for _, vm := range d.store.list("VM") {
+		if _, ok := d.store.read(vm); !ok {
+			continue // removed
+		}
+		d.signal(t, "Vm", vm)
+		for _, dev := range slices.Concat(d.devs.vbds, d.devs.vifs) { // VIFs as VBDs, too: so it does
+			d.signal(t, "Vbd", vm+"."+dev)
+		}
 	}
-	return "Halted"
 }
 
 // call is one RPC, on its own thread. Such a thread's tag is the whole debug_info.
@@ -175,9 +163,9 @@ func (d *daemon) call(t *node.Thread, method string, p mswitch.Params) (string, 
 			return "", &mswitch.Failure{Parts: []string{"Does_not_exist", "VM", id}}
 		}
 		d.store.get("domain/" + id)
-		state, domids := d.powerOf(id), ""
+		state, domids := d.xen.power(id), ""
 		if state != "Halted" {
-			domids = strconv.Itoa(d.domid(id))
+			domids = strconv.Itoa(d.xen.domid(id))
 		}
 		return fmt.Sprintf(`[%s,{"numa_node_memory":[],"numa_nodes":0,"numa_optimised":false,"featureset":"","domain_type":"Domain_undefined","nested_virt":false,"nomigrate":false,"hvm":false,"last_start_time":1795350194.942811,"pv_drivers_detected":false,"xsdata_state":{},"guest_agent":{},"uncooperative_balloon_driver":false,"rtc_timeoffset":"","shadow_multiplier_target":1.0,"vcpu_target":1,"memory_limit":0,"memory_actual":0,"memory_target":0,"consoles":[],"domids":[%s],"power_state":%s}]`,
 			config, domids, quoted(state)), nil

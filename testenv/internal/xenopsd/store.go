@@ -5,6 +5,7 @@ package xenopsd
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +36,18 @@ func (s store) get(key string) ([]byte, bool) {
 		}
 		out = append(out, buf[:n]...)
 	}
+}
+
+// list gives the names of the objects in a directory.
+func (s store) list(dir string) (names []string) {
+	all, err := os.ReadDir(path.Join(s.root, dir))
+	if err != nil {
+		return nil // nothing was ever stored
+	}
+	for _, e := range all {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 func (s store) remove(dir, name string) { _ = unix.Unlink(path.Join(s.root, dir, name)) }

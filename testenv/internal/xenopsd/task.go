@@ -274,48 +274,48 @@ func (d *daemon) simple(t *node.Thread, tk *task, a atom, own node.Context) *msw
 		if err != nil {
 			return err
 		}
-		debug("using domid %d", d.newDomain(a.vm))
-		if err := d.transfer(t, tk, reservation, d.domid(a.vm)); err != nil {
+		debug("using domid %d", d.xen.create(a.vm))
+		if err := d.transfer(t, tk, reservation, d.xen.domid(a.vm)); err != nil {
 			return err
 		}
-		d.setPower(a.vm, "Paused")
-		d.write(t, "domain", a.vm, domainJSON(a.vm, d.domid(a.vm)))
+		d.xen.set(a.vm, "Paused")
+		d.write(t, "domain", a.vm, domainJSON(a.vm, d.xen.domid(a.vm)))
 	case "VM_build":
 		debug("VM.build %s", a.vm)
 		d.domainLock(t)
 		if err := d.xenguest(t, a.vm); err != nil {
 			return &mswitch.Failure{Parts: []string{"Domain_build_failed", err.Error()}}
 		}
-		d.write(t, "domain", a.vm, domainJSON(a.vm, d.domid(a.vm)))
+		d.write(t, "domain", a.vm, domainJSON(a.vm, d.xen.domid(a.vm)))
 	case "VM_create_device_model":
 		debug("VM.create_device_model %s", a.vm)
-		d.write(t, "domain", a.vm, domainJSON(a.vm, d.domid(a.vm)))
+		d.write(t, "domain", a.vm, domainJSON(a.vm, d.xen.domid(a.vm)))
 	case "VM_set_domain_action_request":
 		debug("VM.set_domain_action_request %s None", a.vm)
 		d.store.read(a.vm)
 	case "VM_unpause":
 		debug("VM.unpause %s", a.vm)
 		d.store.read(a.vm)
-		if d.powerOf(a.vm) != "Paused" {
+		if d.xen.power(a.vm) != "Paused" {
 			t.Log(node.Info, "xenops_server", "VM %s is not paused", a.vm)
 			break
 		}
-		d.setPower(a.vm, "Running")
+		d.xen.set(a.vm, "Running")
 		d.signal(t, "Vm", a.vm)
 	case "VM_pause":
 		debug("VM.pause %s", a.vm)
-		d.write(t, "domain", a.vm, domainJSON(a.vm, d.domid(a.vm)))
+		d.write(t, "domain", a.vm, domainJSON(a.vm, d.xen.domid(a.vm)))
 		d.signal(t, "Vm", a.vm)
 	case "VM_shutdown_domain":
 		timeout, _ := strconv.ParseFloat(strings.TrimPrefix(a.args, `,["Halt"],`), 64) // of our own making
 		debug("VM.shutdown_domain %s, reason = Halt, timeout = %f, ack timeout = 60.000000", a.vm, timeout)
 	case "VM_destroy_device_model":
 		debug("VM.destroy_device_model %s", a.vm)
-		d.write(t, "domain", a.vm, domainJSON(a.vm, d.domid(a.vm)))
+		d.write(t, "domain", a.vm, domainJSON(a.vm, d.xen.domid(a.vm)))
 	case "VM_destroy":
 		debug("VM.destroy %s", a.vm)
 		d.store.remove("domain", a.vm)
-		d.setPower(a.vm, "Halted")
+		d.xen.set(a.vm, "Halted")
 	case "VM_remove":
 		debug("VM.remove %s", a.vm)
 		d.store.remove("VM/"+a.vm, "config")
@@ -380,7 +380,7 @@ func (d *daemon) holder(*node.Thread) {
 func (d *daemon) xenguest(t *node.Thread, vm string) error {
 	out, err := t.Run(node.Child{
 		Path:      "/usr/libexec/xen/bin/xenguest",
-		Args:      []string{"-controloutfd", "1", "-controlinfd", "0", "-debuglog", "/tmp/xenguest." + strconv.Itoa(d.domid(vm)) + ".log", "-mode", "hvm_build", "-domid", strconv.Itoa(d.domid(vm))},
+		Args:      []string{"-controloutfd", "1", "-controlinfd", "0", "-debuglog", "/tmp/xenguest." + strconv.Itoa(d.xen.domid(vm)) + ".log", "-mode", "hvm_build", "-domid", strconv.Itoa(d.xen.domid(vm))},
 		Component: t.P.Component,
 		Env:       []string{node.DelayEnv(t.P.Knobs().Delay[config.LayerXenguest])},
 		Input:     []byte("result\n"),
@@ -401,8 +401,8 @@ func (d *daemon) storage(t *node.Thread, tk *task, method string, a atom, own no
 	if err != nil {
 		return &mswitch.Failure{Parts: []string{"Internal_error", err.Error()}}
 	}
-	params := fmt.Sprintf(`"vm":%s,"vdi":%s,"sr":%s,"dp":%s,"dbg":%s}`, quoted(strconv.Itoa(d.domid(a.vm))), quoted(config.VDI(a.vm, a.dev)), quoted(config.SR),
-		quoted("vbd/"+strconv.Itoa(d.domid(a.vm))+"/"+a.dev), quoted(t.P.DebugInfo(tk.tag, own)))
+	params := fmt.Sprintf(`"vm":%s,"vdi":%s,"sr":%s,"dp":%s,"dbg":%s}`, quoted(strconv.Itoa(d.xen.domid(a.vm))), quoted(config.VDI(a.vm, a.dev)), quoted(config.SR),
+		quoted("vbd/"+strconv.Itoa(d.xen.domid(a.vm))+"/"+a.dev), quoted(t.P.DebugInfo(tk.tag, own)))
 	if method == "VDI.attach3" {
 		params = `{"read_write":true,` + params
 	} else {

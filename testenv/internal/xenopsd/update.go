@@ -54,6 +54,7 @@ func (u *updates) add(kind, ref string) {
 func (u *updates) removeBarrier(ref string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.next++ // this counts, though nobody is told
 	for i, b := range u.barriers {
 		if b.ref == ref {
 			u.barriers = append(u.barriers[:i], u.barriers[i+1:]...)

@@ -26,17 +26,18 @@ func main() {
 	limit := flag.Duration("limit", 40*time.Minute, "how long the host may run, four times of what it takes on two busy processors")
 	filter := flag.String("package", "", "only packages whose path contains this")
 	only := flag.String("run", "", "only tests whose names match this regular expression")
+	count := flag.Int("count", 1, "how often each package's tests are run")
 	verbose := flag.Bool("v", false, "show what dom0 says while it says it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *limit, *filter, *only, *verbose); err != nil {
+	if err := run(ctx, *limit, *filter, *only, *count, *verbose); err != nil {
 		fmt.Fprintln(os.Stderr, "xentest:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, limit time.Duration, filter, only string, verbose bool) error {
+func run(ctx context.Context, limit time.Duration, filter, only string, count int, verbose bool) error {
 	if runtime.GOARCH != "amd64" || runtime.GOOS != "linux" {
 		return errors.New("needs Linux on x86-64")
 	}
@@ -69,6 +70,7 @@ func run(ctx context.Context, limit time.Duration, filter, only string, verbose 
 	if err != nil {
 		return err
 	}
+	suite.Count = count
 	machine, err := host.Machine(ctx, scratch, suite)
 	if err != nil {
 		return err
