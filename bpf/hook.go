@@ -19,14 +19,20 @@ const (
 	// from Linux 7 on, which takes the CPU from programs at the calls' own
 	// tracepoints.
 	ByDispatcher Way = "dispatcher"
+	// ByKprobe is at a function of the kernel, with the arguments that it is given.
+	// Who does not call it pays nothing, while a program at the tracepoint of one
+	// system call takes all processes by the slow path for all of theirs.
+	ByKprobe Way = "kprobe"
+	// ByKretprobe is where a function returns.
+	ByKretprobe Way = "kretprobe"
 )
 
-// hook is a tracepoint and the programs that can go there. Several hooks can share
-// a program.
+// hook is a tracepoint, or something else that happens, and the programs that can go
+// there. Several hooks can share a program.
 type hook struct {
-	group, name string
-	ways        []way // the narrowest first
-	optional    bool  // system calls that some kernels lack
+	group, name string // of the tracepoint; else the probe and what is watched
+	ways        []way  // the narrowest first
+	optional    bool   // system calls that some kernels lack
 }
 
 // way is one way to attach to a hook, and what is attached.
@@ -36,6 +42,24 @@ type way struct {
 	task    bool // it has to know where things are in a task_struct
 	btf     bool // it has to know structs that only BTF describes: the modern tier's
 	calls   bool // it is at a tracepoint of system calls, where it may lose the CPU from Linux 7 on
+
+	symbol string // the function, of ByKprobe and ByKretprobe
+	module string // which has the function or the tracepoint, "" if the kernel itself has
+	event  string // the tracepoint, "group:name", "" if the hook is named after it
+}
+
+// function tells whether it leads to a function of the kernel.
+func (w way) function() bool { return w.by == ByKprobe || w.by == ByKretprobe }
+
+// place is what the way leads to, as cannot be told by the name of the hook.
+func (w way) place() string {
+	if w.symbol != "" {
+		return string(w.by) + " " + w.symbol
+	}
+	if w.event != "" {
+		return string(w.by) + " " + w.event
+	}
+	return string(w.by)
 }
 
 func (h hook) String() string { return h.group + ":" + h.name }
@@ -54,6 +78,31 @@ func at(group, name, program string) hook {
 func maybe(group, name, program string) hook {
 	h := at(group, name, program)
 	h.optional = true
+	return h
+}
+
+// entering is the way to where a function of the kernel begins, leaving to where it
+// ends. A function of a module is not there until the module is loaded.
+func entering(symbol, module, program string) way {
+	return way{by: ByKprobe, symbol: symbol, module: module, program: program}
+}
+
+func leaving(symbol, module, program string) way {
+	return way{by: ByKretprobe, symbol: symbol, module: module, program: program}
+}
+
+// seen is a hook that is no tracepoint: what a probe watches by functions, or else by
+// the tracepoint of a system call.
+func seen(p Probe, what, event, program string, functions ...way) hook {
+	h := hook{group: p.String(), name: what, ways: functions}
+	return h.otherwise(event, program)
+}
+
+// otherwise adds the tracepoint of a system call to the ways.
+func (h hook) otherwise(event, program string) hook {
+	h.ways = append(h.ways,
+		way{by: ByTracepoint, event: "syscalls:" + event, program: program, calls: true},
+		way{by: ByDispatcher, event: "syscalls:" + event, program: program})
 	return h
 }
 
