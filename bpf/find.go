@@ -154,9 +154,15 @@ func (k *Kernel) take(p Probe, f found) {
 	}
 	if f.by == ByDispatcher {
 		k.dispatch(p, f)
-	} else {
-		k.hooks[p] = append(k.hooks[p], f)
+		return
 	}
+	at := len(k.hooks[p])
+	if f.function() { // of the programs at one place the kernel runs the one that came last first
+		if i := slices.IndexFunc(k.hooks[p], func(o found) bool { return o.by == f.by && o.symbol == f.symbol }); i >= 0 {
+			at = i
+		}
+	}
+	k.hooks[p] = slices.Insert(k.hooks[p], at, f)
 }
 
 // dispatch puts a hook behind the probe's dispatchers, which are attached where the
