@@ -221,7 +221,8 @@ func start(ctx context.Context, o Options) (_ *Disk, failed error) {
 	if o.Wrap == nil {
 		d.cmd.Args[0] = "tapdisk"
 	}
-	d.cmd.Env = append(os.Environ(), tapdiskd.Env+"="+string(options), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOGC=off")
+	d.cmd.Env = append(os.Environ(), tapdiskd.Env+"="+string(options), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOGC=off",
+		"GORACE=atexit_sleep_ms=0") // else the race detector waits for 1 s
 	d.cmd.ExtraFiles = files
 	var said saying
 	d.cmd.Stderr = &said

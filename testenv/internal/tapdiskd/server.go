@@ -59,6 +59,7 @@ type server struct {
 	progress                 int64
 
 	quiesced, pausing, paused bool
+	parent                    int // the process that started it
 
 	// The scheduler's.
 	wait              [3]fdSet
@@ -69,13 +70,9 @@ type server struct {
 
 // Run is the life of the process.
 func Run(options string) error {
-	s := &server{checkRing: never, forget: never, stopPolling: never}
+	s := &server{checkRing: never, forget: never, stopPolling: never, parent: os.Getppid()}
 	if err := json.Unmarshal([]byte(options), &s.Options); err != nil {
 		return fmt.Errorf("options: %w", err)
-	}
-	// Who started it takes it along.
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return err
 	}
 	// Whoever wants to may trace it; it is an error where there is nothing to permit.
 	_ = unix.Prctl(unix.PR_SET_PTRACER, ^uintptr(0), 0, 0, 0)
@@ -190,6 +187,11 @@ func (s *server) waitForEvents() {
 		watch(0, EventFD)
 	}
 	n := s.sleep(most+1, wait)
+	if n == 0 && wait == idle && s.paused { // else the end of the event channel tells
+		if parent, _ := call(unix.SYS_GETPPID); int(parent) != s.parent {
+			s.control.ended = true
+		}
+	}
 	now = nanotime()
 	read := &s.wait[0]
 	if n <= 0 {
