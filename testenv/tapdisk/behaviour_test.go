@@ -127,6 +127,10 @@ func TestControl(t *testing.T) {
 	qt.Check(t, qt.Equals(u32(list[8:]), 3))
 	qt.Check(t, qt.Equals(u32(list[12:]), 0)) // state
 	qt.Check(t, qt.Equals(strings.TrimRight(string(list[16:272]), "\x00"), "aio:"+image))
+	for _, name := range []string{fmt.Sprintf("nbd%d.3", d.PID()), "tapdisk/tapdisk-3"} {
+		_, err := os.Stat(filepath.Join(d.ControlDir, name))
+		qt.Check(t, qt.IsNil(err))
+	}
 	qt.Assert(t, qt.IsNil(d.Pause()))
 	qt.Check(t, qt.Equals(u32(ask(t, d, 19)[12:])&0x20, 0x20))
 	qt.Assert(t, qt.IsNil(d.Resume()))

@@ -221,7 +221,7 @@ func check(t *testing.T, steps []step) {
 			for _, w := range s.Watched {
 				counts[w]++
 			}
-			if counts["eventfd"] != 2 || counts["evtchn"] != 1 {
+			if counts["eventfd"] != 2 || counts["evtchn"] != 1 || counts["other"] < 5 {
 				bad(i, "watches something else")
 			}
 			if s.Timeout > 600e9 || s.Timeout > 10e9 && submitted > done {

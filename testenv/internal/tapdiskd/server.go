@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -93,7 +92,7 @@ func Run(options string) error {
 	if s.rw, err = newQueue(limit); err != nil {
 		return err
 	}
-	if err := s.control.listen(filepath.Join(s.ControlDir, fmt.Sprintf("ctl%d", os.Getpid()))); err != nil {
+	if err := s.control.listen(s.ControlDir, s.Minor); err != nil {
 		return err
 	}
 	for i, path := range s.Images {
@@ -176,6 +175,9 @@ func (s *server) waitForEvents() {
 	watch(0, s.ro.eventfd)
 	watch(0, s.rw.eventfd)
 	watch(0, s.control.fd)
+	for _, fd := range s.control.nbd {
+		watch(0, fd)
+	}
 	if s.control.conn >= 0 {
 		set := 0
 		if s.control.answering {
@@ -204,6 +206,11 @@ func (s *server) waitForEvents() {
 		s.control.accept()
 	} else if s.control.conn >= 0 && (read.has(s.control.conn) || s.wait[1].has(s.control.conn)) {
 		s.control.event(s)
+	}
+	for _, fd := range s.control.nbd {
+		if read.has(fd) {
+			s.control.refuse(fd)
+		}
 	}
 	if ro {
 		s.ro.event()
