@@ -422,7 +422,6 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		p.o.Log.Debug("tapdisks are known by xenstore only", "err", err)
 	}
-	p.notePauses(taps, time.Now())
 	plans := p.host.plans(order, taps)
 	places := p.host.places(order, plans)
 	p.mu.Lock()
@@ -433,23 +432,6 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	return nil
 }
 
-// notePauses tells the disks whether their tapdisks have their images open, and the
-// tapdisks whether they are paused.
-func (p *Probe) notePauses(taps []tapdisk, now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	by := map[uint32]*tapdisk{}
-	for i := range taps {
-		by[taps[i].TGID] = &taps[i]
-	}
-	for _, d := range p.disks {
-		if t := d.tap; t != nil && by[t.TGID].same(t) {
-			d.pauses.look(by[t.TGID].Open, now)
-			by[t.TGID].paused = !d.pauses.since.IsZero()
-		}
-	}
-}
-
 // apply makes the disks those of order. What goes makes place for what comes. It
 // needs mu.
 func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
@@ -458,11 +440,16 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 		here[v.key] = v
 	}
 	// A tapdisk that is paused has closed its images, and will open them again.
+	looked := time.Now()
 	for k, d := range p.disks {
-		if pl := plans[k]; !d.pauses.since.IsZero() && pl.tap.same(d.tap) {
-			why := pl.why
+		pl, ok := plans[k]
+		if !ok || !pl.tap.same(d.tap) {
+			continue
+		}
+		if d.pauses.look(pl.tap.Open, len(pl.images) > 0, looked); !d.pauses.since.IsZero() {
+			now := pl.tap
 			pl = d.plan
-			pl.why = why
+			pl.tap, pl.why = now, fmt.Sprintf("tapdisk %d is paused", now.TGID)
 			plans[k], places[k] = pl, d.whose
 		}
 	}
@@ -506,7 +493,7 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 		d.vbd, d.plan, d.whose = *v, plans[v.key], whose
 		if d.tap != nil && !d.tap.same(tap) {
 			d.pauses, d.done = pauses{}, figure{}
-			d.pauses.look(d.tap.Open, time.Now())
+			d.pauses.look(d.tap.Open, len(d.images) > 0, looked)
 		}
 		switch {
 		case !p.attached(bpf.Disk):

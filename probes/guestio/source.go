@@ -223,8 +223,6 @@ func (p *planner) tapdisk(v *vbd) plan {
 		return pl
 	}
 	switch {
-	case t.paused:
-		pl.why = fmt.Sprintf("tapdisk %d is paused", t.TGID)
 	case len(pl.images) > 0:
 		pl.why = fmt.Sprintf("tapdisk %d has its images on no block device", t.TGID)
 	default:

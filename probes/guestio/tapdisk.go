@@ -16,8 +16,7 @@ import (
 // number before.
 type tapdisk struct {
 	shm.Tapdisk
-	start  uint64
-	paused bool // its image was open, and is not
+	start uint64
 }
 
 func (t *tapdisk) same(o *tapdisk) bool {
@@ -72,24 +71,24 @@ func (h host) tapdisks() ([]tapdisk, error) {
 	return out, err
 }
 
-// pauses keeps how long a tapdisk was paused.
+// pauses keeps how long a tapdisk was paused: it has closed its images then, and taken
+// away the file in shared memory that tells of them.
 type pauses struct {
-	seen  bool          // its image was open some time
-	since time.Time     // zero: it is not paused
-	total time.Duration // of those that have ended
-	count uint64        // that began
+	file, images bool          // were there some time
+	since        time.Time     // zero: it is not paused
+	total        time.Duration // of those that have ended
+	count        uint64        // that began
 }
 
-// look is told whether the image is open.
-func (p *pauses) look(open bool, now time.Time) {
+// look is told whether the file and the images are there.
+func (p *pauses) look(file, images bool, now time.Time) {
+	paused := p.file && !file || p.images && !images
+	p.file, p.images = p.file || file, p.images || images
 	switch {
-	case open:
-		p.seen = true
-		if !p.since.IsZero() {
-			p.total += now.Sub(p.since)
-			p.since = time.Time{}
-		}
-	case p.seen && p.since.IsZero():
+	case !paused && !p.since.IsZero():
+		p.total += now.Sub(p.since)
+		p.since = time.Time{}
+	case paused && p.since.IsZero():
 		p.since = now
 		p.count++
 	}
