@@ -128,13 +128,19 @@ func (s *Session) spent() (map[Probe]map[string]spending, error) {
 				sp.records = n
 			}
 			if s.tier == Legacy {
-				n, err := s.counter(runsMap, s.runs[a.program])
+				s.mu.Lock()
+				entry := s.runs[a.program]
+				s.mu.Unlock()
+				n, err := s.counter(runsMap, entry)
 				if err != nil {
 					return nil, err
 				}
 				sp.runs = n
 			} else {
-				st, err := s.progs[p][a.program].Stats()
+				s.mu.Lock()
+				prog := s.progs[p][a.program]
+				s.mu.Unlock()
+				st, err := prog.Stats()
 				if err != nil {
 					return nil, fmt.Errorf("statistics of %s: %w", a.program, err)
 				}

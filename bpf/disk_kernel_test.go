@@ -534,3 +534,15 @@ func TestCommOfBlkback(t *testing.T) {
 	qt.Check(t, qt.Equals(strings.TrimRight(string(unsafe.Slice((*byte)(unsafe.Pointer(&comm)), 16)), "\x00"), name))
 	qt.Check(t, qt.Equals(mask[1]>>32, 0))
 }
+
+// deviceBehind returns the block device that I/O at a file goes to.
+func deviceBehind(t testing.TB, name string) uint32 {
+	t.Helper()
+	var st unix.Stat_t
+	qt.Assert(t, qt.IsNil(unix.Stat(name, &st)))
+	dev := st.Dev
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		dev = st.Rdev
+	}
+	return DevNumber(unix.Major(dev), unix.Minor(dev))
+}

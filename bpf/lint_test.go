@@ -311,3 +311,16 @@ func TestLegacyHasNoRelocations(t *testing.T) {
 		}
 	}
 }
+
+// specs returns the objects of a tier.
+func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
+	out := map[Probe]*ebpf.CollectionSpec{}
+	for _, p := range allProbes {
+		spec, err := specOf(t, p)
+		if err != nil {
+			return nil, err
+		}
+		out[p] = spec
+	}
+	return out, nil
+}

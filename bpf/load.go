@@ -22,32 +22,26 @@ const (
 // wakeup costs the victim more than making the record does, so it is rare.
 func watermark(size int) int { return max(size/8, 1) }
 
-// specs returns the objects of a tier.
-func specs(t Tier) (map[Probe]*ebpf.CollectionSpec, error) {
-	loaders := map[Probe]func() (*ebpf.CollectionSpec, error){
-		Stream: loadLegacyStream, Process: loadLegacyProcess, Wait: loadLegacyWait, Disk: loadLegacyDisk,
-		Tapdisk: loadLegacyTapdisk,
+// loaders read the objects.
+var loaders = map[Tier]map[Probe]func() (*ebpf.CollectionSpec, error){
+	Legacy: {Stream: loadLegacyStream, Process: loadLegacyProcess, Wait: loadLegacyWait, Disk: loadLegacyDisk, Tapdisk: loadLegacyTapdisk},
+	Modern: {Stream: loadModernStream, Process: loadModernProcess, Wait: loadModernWait, Disk: loadModernDisk, Tapdisk: loadModernTapdisk},
+}
+
+// specOf returns the object of a probe.
+func specOf(t Tier, p Probe) (*ebpf.CollectionSpec, error) {
+	spec, err := loaders[t][p]()
+	if err != nil {
+		return nil, fmt.Errorf("%s object of probe %s: %w", t, p, err)
 	}
-	if t == Modern {
-		loaders = map[Probe]func() (*ebpf.CollectionSpec, error){
-			Stream: loadModernStream, Process: loadModernProcess, Wait: loadModernWait, Disk: loadModernDisk,
-			Tapdisk: loadModernTapdisk,
-		}
-	}
-	out := map[Probe]*ebpf.CollectionSpec{}
-	for p, load := range loaders {
-		spec, err := load()
-		if err != nil {
-			return nil, fmt.Errorf("%s object of probe %s: %w", t, p, err)
-		}
-		out[p] = spec
-	}
-	return out, nil
+	return spec, nil
 }
 
 // chosen returns the programs of a probe that the hooks of this kernel take. Those
 // of the legacy tier that are attached count their runs.
 func (s *Session) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*ebpf.ProgramSpec {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	out := map[string]*ebpf.ProgramSpec{}
 	for _, h := range s.kernel.hooks[p] {
 		if out[h.program] != nil {
@@ -65,13 +59,14 @@ func (s *Session) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*
 	return out
 }
 
-// Load loads the maps and programs of all probes and attaches nothing. Only one
-// Session should exist at a time; nothing prevents more.
+// loadedLate tells whether a probe is loaded when it is needed first: few hosts need
+// it, and the verifier looks at it for long.
+func loadedLate(p Probe) bool { return p == Tapdisk }
+
+// Load loads the maps and programs of the probes, but for those that are loaded when
+// they are attached first, and attaches nothing. Only one Session should exist at a
+// time; nothing prevents more.
 func (k *Kernel) Load() (_ *Session, err error) {
-	spec, err := specs(k.tier)
-	if err != nil {
-		return nil, err
-	}
 	s := &Session{
 		kernel: k,
 		tier:   k.tier,
@@ -98,52 +93,10 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		}
 	}
 	for _, p := range allProbes {
-		for name, n := range map[string]int{
-			"dt_conns": k.opt.Conns, "dt_gathers": k.opt.Gathers, "dt_targets": k.opt.TargetsMax, "dt_inflight": k.opt.InflightMax,
-			"dt_threads": k.opt.InflightMax, "dt_bios": k.opt.BiosMax, "dt_disk_stats": k.opt.DisksMax,
-			"dt_taps": k.opt.DisksMax, "dt_tap_confs": k.opt.DisksMax, "dt_tap_hists": k.opt.DisksMax, "dt_iocbs": k.opt.BiosMax, "dt_parts": k.opt.BiosMax, "dt_belows": k.opt.BiosMax,
-		} {
-			if m := spec[p].Maps[name]; m != nil {
-				m.MaxEntries = uint32(n)
+		if !loadedLate(p) {
+			if err := s.load(p); err != nil {
+				return nil, err
 			}
-		}
-		if k.tier == Modern {
-			spec[p].Maps["dt_events"].MaxEntries = uint32(k.opt.RingBytes)
-		}
-		if err := fitLossMap(spec[p].Maps[lossMap]); err != nil {
-			return nil, err
-		}
-		spec[p].Programs = s.chosen(p, spec[p].Programs)
-		if len(k.dispatched[p]) == 0 {
-			for _, name := range tables(p) {
-				delete(spec[p].Maps, name)
-			}
-		}
-		shared := map[string]*ebpf.Map{}
-		for name := range spec[p].Maps {
-			if m := s.maps[name]; m != nil {
-				shared[name] = m
-			}
-		}
-		c, err := ebpf.NewCollectionWithOptions(spec[p], ebpf.CollectionOptions{MapReplacements: shared})
-		if err != nil {
-			var ve *ebpf.VerifierError
-			if errors.As(err, &ve) {
-				return nil, fmt.Errorf("load probe %s (%s tier): %+v", p, k.tier, ve)
-			}
-			return nil, fmt.Errorf("load probe %s (%s tier): %w", p, k.tier, err)
-		}
-		for name, m := range c.Maps {
-			if shared[name] == nil {
-				s.maps[name] = m
-				delete(c.Maps, name)
-			}
-		}
-		s.progs[p] = c.Programs
-		c.Programs = nil
-		c.Close()
-		if err := s.fillTables(p); err != nil {
-			return nil, fmt.Errorf("probe %s: %w", p, err)
 		}
 	}
 	if s.losses, err = newLossCounters(s.maps[lossMap]); err != nil {
@@ -155,7 +108,7 @@ func (k *Kernel) Load() (_ *Session, err error) {
 		return nil, fmt.Errorf("map dt_config: %w", err)
 	}
 	s.conf = conf
-	if err := errors.Join(s.describeCalls(), s.describeDisks(spec[Disk]), s.describeTapdisks(spec[Tapdisk])); err != nil {
+	if err := s.describeCalls(); err != nil {
 		return nil, err
 	}
 	if k.tier == Modern {
@@ -174,4 +127,86 @@ func (k *Kernel) Load() (_ *Session, err error) {
 	s.seq = newSequence()
 	go s.sweeper()
 	return s, nil
+}
+
+// loadLate loads a probe that is not loaded yet. It needs s.attach.
+func (s *Session) loadLate(p Probe) error {
+	s.mu.Lock()
+	loaded, closed := s.progs[p] != nil, s.closed
+	s.mu.Unlock()
+	switch {
+	case closed:
+		return errClosed
+	case loaded:
+		return nil
+	case len(s.kernel.hooks[p]) == 0:
+		return fmt.Errorf("probe %s: this kernel lacks its tracepoints; `dtagent check` says which", p)
+	}
+	return s.load(p)
+}
+
+// load loads the maps and programs of a probe. It needs s.attach or that nobody else
+// has the Session.
+func (s *Session) load(p Probe) error {
+	spec, err := specOf(s.tier, p)
+	if err != nil {
+		return err
+	}
+	o := s.kernel.opt
+	for name, n := range map[string]int{
+		"dt_conns": o.Conns, "dt_gathers": o.Gathers, "dt_targets": o.TargetsMax, "dt_inflight": o.InflightMax, "dt_threads": o.InflightMax,
+		"dt_bios": o.BiosMax, "dt_iocbs": o.BiosMax, "dt_parts": o.BiosMax, "dt_belows": o.BiosMax,
+		"dt_disk_stats": o.DisksMax, "dt_taps": o.DisksMax, "dt_tap_confs": o.DisksMax, "dt_tap_hists": o.DisksMax,
+	} {
+		if m := spec.Maps[name]; m != nil {
+			m.MaxEntries = uint32(n)
+		}
+	}
+	if s.tier == Modern {
+		spec.Maps["dt_events"].MaxEntries = uint32(s.kernel.opt.RingBytes)
+	}
+	if err := fitLossMap(spec.Maps[lossMap]); err != nil {
+		return err
+	}
+	spec.Programs = s.chosen(p, spec.Programs)
+	if len(s.kernel.dispatched[p]) == 0 {
+		for _, name := range tables(p) {
+			delete(spec.Maps, name)
+		}
+	}
+	shared := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		if m := s.maps[name]; m != nil {
+			shared[name] = m
+		}
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
+	if err != nil {
+		var ve *ebpf.VerifierError
+		if errors.As(err, &ve) {
+			return fmt.Errorf("load probe %s (%s tier): %+v", p, s.tier, ve)
+		}
+		return fmt.Errorf("load probe %s (%s tier): %w", p, s.tier, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, m := range c.Maps {
+		if shared[name] == nil {
+			s.maps[name] = m
+			delete(c.Maps, name)
+		}
+	}
+	s.progs[p] = c.Programs
+	c.Programs = nil
+	c.Close()
+	if err := s.fillTables(p); err != nil {
+		return fmt.Errorf("probe %s: %w", p, err)
+	}
+	switch p {
+	case Disk:
+		return s.describeDisks(spec)
+	case Tapdisk:
+		return s.describeTapdisks(spec)
+	}
+	return nil
 }

@@ -92,39 +92,46 @@ type modernDiskDtIoKey struct {
 }
 
 type modernDiskDtIocb struct {
-	_     structs.HostLayout
+	_ structs.HostLayout
+	T struct {
+		_         structs.HostLayout
+		Submitted struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Picked struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Entered       uint64
+		EnteredQueued uint64
+		Issued        uint64
+		Done          uint64
+		DoneQueued    uint64
+		Offset        uint64
+		Bytes         uint32
+		Pieces        uint32
+		Nth           uint32
+		Vectors       uint16
+		Failed        uint8
+		Pad           uint8
+	}
 	Begun struct {
 		_      structs.HostLayout
 		At     uint64
 		Asleep uint64
 		Queued uint64
 	}
-	Submitted struct {
-		_      structs.HostLayout
-		At     uint64
-		Asleep uint64
-		Queued uint64
-	}
-	Picked struct {
-		_      structs.HostLayout
-		At     uint64
-		Asleep uint64
-		Queued uint64
-	}
-	Entered       uint64
-	EnteredQueued uint64
-	Issued        uint64
-	Done          uint64
-	DoneQueued    uint64
-	Offset        uint64
-	Part          [8]uint64
-	Len           [8]uint32
-	Bytes         uint32
-	Pieces        uint32
-	Nth           uint32
-	Vectors       uint16
-	Write         uint8
-	Failed        uint8
+	Part  [8]uint64
+	Len   [8]uint32
+	Write uint8
+	Own   uint8
+	Pad   uint16
+	Pad2  uint32
 }
 
 type modernDiskDtOwner struct {
@@ -169,53 +176,52 @@ type modernDiskDtTap struct {
 		Asleep uint64
 		Queued uint64
 	}
-	Kicked struct {
-		_      structs.HostLayout
-		At     uint64
-		Asleep uint64
-		Queued uint64
-	}
-	Asleep       uint64
-	Queued       uint64
-	Dozing       uint64
-	DozingQueued uint64
-	Woken        uint64
-	WokenQueued  uint64
-	Waiting      uint64
-	Ring         uint64
-	Seen         uint32
-	Entries      uint32
-	Head         uint32
-	Off          uint8
-	Threads      uint8
-	Pad          uint16
-	Copying      uint64
-	Buffer       uint64
-	Copied       uint32
-	Writes       uint32
-	Iocbs        uint64
-	N            uint32
-	At           uint32
-	Iocb         uint64
-	Vector       uint64
-	Vectors      uint32
-	Next         uint32
-	Now          uint64
-	Begun        struct {
-		_      structs.HostLayout
-		At     uint64
-		Asleep uint64
-		Queued uint64
-	}
+	Asleep        uint64
+	Queued        uint64
+	Dozing        uint64
+	DozingQueued  uint64
+	Woken         uint64
+	WokenQueued   uint64
+	Waiting       uint64
+	Ring          uint64
+	Seen          uint32
+	Entries       uint32
+	Head          uint32
+	Off           uint8
+	Threads       uint8
+	Pad           uint16
+	Copying       uint64
+	CopyingQueued uint64
+	Buffer        uint64
+	Copied        uint32
+	Writes        uint32
+	Low           uint64
+	High          uint64
+	Iocbs         uint64
+	N             uint32
+	At            uint32
+	Iocb          uint64
+	Vector        uint64
+	Vectors       uint32
+	Next          uint32
+	Now           uint64
 	Io            modernDiskDtIocb
 	Of            uint64
 	OfLeft        uint32
 	OfAt          uint32
 	Returned      [8]uint64
 	Submits       uint32
-	Picks         uint32
-	Claims        uint32
-	_             [4]byte
+	Owns          uint32
+	Own           [8]struct {
+		_      structs.HostLayout
+		Offset uint64
+		Begun  struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+	}
 	Picking       uint64
 	PickingQueued uint64
 	Link          uint32
@@ -225,15 +231,50 @@ type modernDiskDtTap struct {
 	PickedFrom    uint32
 	PickedTo      uint32
 	Claim         uint64
-	Critical      uint64
-	CriticalDone  uint64
-	ClaimLeft     uint32
-	ClaimIos      uint32
-	Batch         uint32
-	Told          uint32
-	Requests      uint32
-	Pad2          uint32
-	Finished      [64]struct {
+	Last          struct {
+		_         structs.HostLayout
+		Submitted struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Picked struct {
+			_      structs.HostLayout
+			At     uint64
+			Asleep uint64
+			Queued uint64
+		}
+		Entered       uint64
+		EnteredQueued uint64
+		Issued        uint64
+		Done          uint64
+		DoneQueued    uint64
+		Offset        uint64
+		Bytes         uint32
+		Pieces        uint32
+		Nth           uint32
+		Vectors       uint16
+		Failed        uint8
+		Pad           uint8
+	}
+	ClaimBegun struct {
+		_      structs.HostLayout
+		At     uint64
+		Asleep uint64
+		Queued uint64
+	}
+	ClaimLeft      uint32
+	ClaimIos       uint32
+	AnsweredAt     uint64
+	AnsweredQueued uint64
+	Answered       uint32
+	Batch          uint32
+	Told           uint32
+	Pad3           uint32
+	Requests       uint32
+	Pad2           uint32
+	Finished       [64]struct {
 		_      structs.HostLayout
 		Begun  uint64
 		Queued uint64

@@ -108,7 +108,7 @@ func (s *Session) Attach(p Probe) error {
 		}
 	}
 	if p == Tapdisk {
-		if err := s.beginTapdisks(); err != nil {
+		if err := errors.Join(s.loadLate(p), s.beginTapdisks()); err != nil {
 			return err
 		}
 	}

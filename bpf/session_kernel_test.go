@@ -47,7 +47,8 @@ func closeSessions() {
 	}
 }
 
-// collectorOf returns the shared session of a tier, with everything attached.
+// collectorOf returns the shared session of a tier, with everything attached but what
+// is loaded late.
 func collectorOf(t testing.TB, tier Tier) *collector {
 	t.Helper()
 	if c := sessions[tier]; c != nil {
@@ -56,7 +57,9 @@ func collectorOf(t testing.TB, tier Tier) *collector {
 	c := newCollector(t, openKernel(t, tier, Options{}))
 	sessions[tier] = c
 	for _, p := range allProbes {
-		qt.Assert(t, qt.IsNil(c.s.Attach(p)))
+		if !loadedLate(p) {
+			qt.Assert(t, qt.IsNil(c.s.Attach(p)))
+		}
 	}
 	return c
 }
@@ -105,16 +108,17 @@ func (c *collector) losses() []Loss {
 // got is a decoded record of any kind.
 type got struct {
 	Hdr
-	Data  DataRec
-	Log   LogRec
-	Open  OpenRec
-	Close CloseRec
-	Fork  ForkRec
-	Exec  ExecRec
-	Exit  ExitRec
-	Time  TimeRec
-	Head  string
-	Tail  string
+	Data    DataRec
+	Log     LogRec
+	Open    OpenRec
+	Close   CloseRec
+	Fork    ForkRec
+	Exec    ExecRec
+	Exit    ExitRec
+	Request RequestRec
+	Time    TimeRec
+	Head    string
+	Tail    string
 }
 
 func (g got) String() string {
@@ -173,6 +177,8 @@ func decodeRecord(raw []byte) (g got, err error) {
 		_, err = rest(&g.Exit)
 	case KindTime:
 		_, err = rest(&g.Time)
+	case KindRequest:
+		_, err = rest(&g.Request)
 	default:
 		err = fmt.Errorf("kind %d", g.Kind)
 	}

@@ -6,7 +6,6 @@
  * what tapdisk asks the kernel for, and nothing in tapdisk itself is looked at:
  *
  *   select              a round of its loop ends and the next begins
- *   read, 4 bytes       a guest has called (event channel)
  *   GRANT_COPY          a request's data come from the guest, or go there: which
  *                       pages they are in says which I/O it was made
  *   io_submit           the I/O of a round
@@ -47,6 +46,9 @@ struct dt_segment {
 /* Pieces of a grant copy: a request has no more segments (BLKIF_MAX_SEGMENTS_PER_REQUEST). */
 #define DT_SEGMENTS 11
 
+/* Bytes of a request's buffer. */
+#define DT_BUFFER (DT_SEGMENTS * 4096)
+
 /* include/uapi/linux/aio_abi.h */
 #define IOCB_CMD_PREAD 0
 #define IOCB_CMD_PWRITE 1
@@ -86,17 +88,37 @@ struct dt_aio_event {
 	__s64 res2;
 };
 
-/* How often one program goes round. Where it does not suffice it goes on with the next. */
+/*
+ * How often one program goes round. Where it does not suffice it goes on with the next.
+ * What is done each time is a function of its own, of which the verifier of Linux 5.6
+ * and later needs to look at one run only, if it is not static and has no pointers.
+ * Older ones look at all, so there are few.
+ */
 #ifdef DT_LEGACY
 #define DT_STEPS 40
 #define DT_CLEANS 16
 #define DT_ANSWERS 16
 #define DT_FOR(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
+#define DT_FN static __noinline
+#define DT_STEP(name)                                         \
+	static __noinline int name(void *ctx, struct dt_tap *t)
+#define DT_CALL(name, ctx, t) name(ctx, t)
 #else
-#define DT_STEPS 160
+#define DT_STEPS 512
 #define DT_CLEANS DT_PICKED
 #define DT_ANSWERS DT_BATCH
 #define DT_FOR(i, n) for (int i = 0; i < (n); i++)
+#define DT_FN __noinline
+#define DT_STEP(name)                                                      \
+	static __always_inline int name##_of(void *ctx, struct dt_tap *t); \
+	__noinline int name(__u32 tgid)                                    \
+	{                                                                  \
+		struct dt_tap *t = bpf_map_lookup_elem(&dt_taps, &tgid);   \
+                                                                           \
+		return t ? name##_of(0, t) : 0;                            \
+	}                                                                  \
+	static __always_inline int name##_of(void *ctx, struct dt_tap *t)
+#define DT_CALL(name, ctx, t) name(bpf_get_current_pid_tgid() >> 32)
 #endif
 
 /* Parts of a request's buffer where an I/O of it may begin, in pages. */
@@ -104,13 +126,11 @@ struct dt_aio_event {
 
 /* Buffers of requests, by the page that they begin in. */
 struct dt_part {
-	__u64 iocb; /* reads: what reads into it */
-
-	/* writes: the request whose data are there */
-	struct dt_moment begun;
-	__u64 copy;
-	__u32 bytes;
-	__s32 left; /* bytes that are not written */
+	struct dt_moment begun; /* of the request; reads: known with times */
+	struct dt_times t;      /* reads: what has become of what reads into it, once it was picked up */
+	__u64 copy;             /* writes: what fetching the data took */
+	__u32 bytes;            /* writes: of the request; reads: that are read into it */
+	__s32 left;             /* writes: bytes that are not written */
 	__u32 ios;
 	__u32 failed;
 };
@@ -197,7 +217,7 @@ static __always_inline struct dt_iocb *dt_own(__u64 iocb)
 
 /* ---- what is counted ---- */
 
-static __noinline int dt_t_hist(__u32 slot, __u32 what, __u64 ns)
+DT_FN int dt_t_hist(__u32 slot, __u32 what, __u64 ns)
 {
 	void *all = bpf_map_lookup_elem(&dt_tap_hists, &slot);
 	struct dt_hist *h;
@@ -241,7 +261,7 @@ static __noinline int dt_t_tell(void *ctx, const struct dt_finished *f)
 }
 
 /* Counts the request that is t->told; it is answered now. */
-static __noinline int dt_t_answer(void *ctx, struct dt_tap *t)
+DT_STEP(dt_t_answer)
 {
 	struct dt_finished *f = &t->finished[t->told & (DT_BATCH - 1)];
 	struct dt_tap_conf *c = dt_tap_conf();
@@ -249,11 +269,11 @@ static __noinline int dt_t_answer(void *ctx, struct dt_tap *t)
 	__u64 total, rest, slow;
 	__u32 slot;
 
-	if (t->told >= t->batch || !c)
+	if (t->told >= t->answered || !c)
 		return 0;
 	t->told += 1;
-	total = dt_since(t->now, f->begun);
-	f->layer[DT_L_RUNQ] += dt_since(t->queued, f->queued);
+	total = dt_since(t->answered_at, f->begun);
+	f->layer[DT_L_RUNQ] += dt_since(t->answered_queued, f->queued);
 	f->layer[DT_L_TOTAL] = total;
 	rest = f->layer[DT_L_RUNQ] + f->layer[DT_L_METADATA] + f->layer[DT_L_COPY] + f->layer[DT_L_SUBMIT] + f->layer[DT_L_QUEUE] +
 	       f->layer[DT_L_DEVICE] + f->layer[DT_L_PICKUP];
@@ -286,13 +306,18 @@ static __always_inline void dt_answer(void *ctx, struct dt_tap *t, __u64 now)
 {
 	if (!t->batch)
 		return;
-	t->now = now;
+	if (t->told >= t->answered) { /* else there was more than one program can count */
+		t->answered = t->batch;
+		t->answered_at = now;
+		t->answered_queued = t->queued;
+	}
 	DT_FOR(i, DT_ANSWERS)
-		if (!dt_t_answer(ctx, t))
+		if (!DT_CALL(dt_t_answer, ctx, t))
 			break;
 	if (t->told < t->batch)
 		return;
 	t->told = 0;
+	t->answered = 0;
 	t->batch = 0;
 }
 
@@ -306,10 +331,10 @@ struct dt_ended {
 };
 
 /*
- * Puts a request that is done among those to be answered. b is the last of its I/O
- * that was, 0 if none was needed.
+ * Puts a request that is done among those to be answered. b is what became of its I/O
+ * that was done last, 0 if none was needed.
  */
-static __always_inline void dt_finish(struct dt_tap *t, const struct dt_iocb *b, const struct dt_ended *e, __u32 failed)
+static __always_inline void dt_finish(struct dt_tap *t, const struct dt_times *b, const struct dt_ended *e, __u32 failed)
 {
 	struct dt_tap_conf *c = dt_tap_conf();
 	__u64 from, queued, runq = 0;
@@ -364,28 +389,30 @@ static __always_inline void dt_finish(struct dt_tap *t, const struct dt_iocb *b,
 	f->layer[DT_L_RUNQ] = runq;
 }
 
+/* What is seen first of a tapdisk may be within a round. */
+static __always_inline void dt_known(struct dt_tap *t, __u64 now)
+{
+	if (!t->round.at)
+		t->round.at = now;
+}
+
 /* ---- some I/O is done ---- */
 
-/* A vector of a write that is done; 0: it has no more. */
+/* A vector of a write that is done. */
 static __always_inline void dt_written(struct dt_tap *t, struct dt_iocb *b, __u32 i)
 {
 	__u64 page = b->part[i];
 	struct dt_ended e = {};
-	struct dt_tap_conf *c;
 	struct dt_part *p;
 
-	if (!page) {
-		c = dt_tap_conf();
-		if (!i && c)
-			dt_t_hist(c->slot, DT_OWN_IO, dt_since(b->picked.at, b->submitted.at));
+	if (!page)
 		return;
-	}
 	p = dt_part(page, 1);
 	if (!p)
 		return;
 	p->left -= b->len[i];
 	p->ios += 1;
-	p->failed |= b->failed;
+	p->failed |= b->t.failed;
 	if (p->left > 0)
 		return;
 	e.begun = p->begun;
@@ -393,17 +420,42 @@ static __always_inline void dt_written(struct dt_tap *t, struct dt_iocb *b, __u3
 	e.bytes = p->bytes;
 	e.ios = p->ios;
 	e.write = 1;
-	dt_finish(t, b, &e, p->failed);
+	dt_finish(t, &b->t, &e, p->failed);
 	dt_unpart(page, 1);
 }
 
+/* A vector of a read that is done: the request that its data are for is to be seen when they are copied. */
+static __always_inline void dt_was_read(struct dt_tap *t, struct dt_iocb *b, __u32 i)
+{
+	__u64 page = b->part[i];
+	struct dt_part *p = dt_part(page, 0);
+
+	if (!p)
+		return;
+	p->t = b->t;
+	p->begun = b->begun;
+	if (b->own && t->picked_to - t->picked_from < DT_PICKED) {
+		t->picked[t->picked_to & (DT_PICKED - 1)] = page;
+		t->picked_to += 1;
+	}
+}
+
+static __always_inline void dt_count_own(const struct dt_times *b)
+{
+	struct dt_tap_conf *c = dt_tap_conf();
+
+	if (c)
+		dt_t_hist(c->slot, DT_OWN_IO, dt_since(b->picked.at, b->submitted.at));
+}
+
 /* Takes note of one more vector of what the AIO ring says is done; 0: there is none. */
-static __noinline int dt_t_done(struct dt_tap *t)
+DT_STEP(dt_t_done)
 {
 	struct dt_aio_event ev = {};
 	struct dt_iocb *b;
 	__u32 i;
 
+	(void)ctx;
 	if (!t->done_iocb) {
 		if (t->seen == t->head)
 			return 0;
@@ -413,18 +465,18 @@ static __noinline int dt_t_done(struct dt_tap *t)
 		b = dt_own(ev.obj);
 		if (!b) /* submitted before it was looked at */
 			return 1;
-		b->picked.at = t->picking;
-		b->picked.asleep = t->asleep;
-		b->picked.queued = t->picking_queued;
+		b->t.picked.at = t->picking;
+		b->t.picked.asleep = t->asleep;
+		b->t.picked.queued = t->picking_queued;
 		if (ev.res < 0)
-			b->failed = 1;
-		if (!b->write) {
-			t->picks += 1;
-			if (t->picked_to - t->picked_from < DT_PICKED) {
-				t->picked[t->picked_to & (DT_PICKED - 1)] = ev.obj;
-				t->picked_to += 1;
-			}
-			return 1;
+			b->t.failed = 1;
+		if (b->own && b->write)
+			dt_count_own(&b->t);
+		if (b->own && !b->write) {
+			i = t->owns & (DT_OWNS - 1);
+			t->own[i].offset = b->t.offset;
+			t->own[i].begun = b->begun;
+			t->owns += 1;
 		}
 		t->done_iocb = ev.obj;
 		t->link = 0;
@@ -435,10 +487,13 @@ static __noinline int dt_t_done(struct dt_tap *t)
 			return 1;
 		}
 	}
-	i = t->link;
-	dt_written(t, b, i & (DT_VECTORS - 1));
+	i = t->link & (DT_VECTORS - 1);
+	if (b->write)
+		dt_written(t, b, i);
+	else
+		dt_was_read(t, b, i);
 	t->link = i + 1;
-	if (i + 1 >= b->vectors) {
+	if (i + 1 >= b->t.vectors) {
 		dt_forget(t->done_iocb);
 		t->done_iocb = 0;
 	}
@@ -450,7 +505,7 @@ static __noinline int dt_t_done(struct dt_tap *t)
  * last. That is done before all that may come of it: before an iocb is used again
  * in particular.
  */
-static __always_inline void dt_take_up(struct dt_tap *t)
+static __always_inline void dt_take_up(void *ctx, struct dt_tap *t)
 {
 	struct dt_aio_ring ring = {};
 
@@ -467,7 +522,7 @@ static __always_inline void dt_take_up(struct dt_tap *t)
 	}
 	t->head = ring.head;
 	DT_FOR(i, DT_STEPS)
-		if (!dt_t_done(t))
+		if (!DT_CALL(dt_t_done, ctx, t))
 			break;
 }
 
@@ -503,6 +558,22 @@ static __noinline int dt_t_source(struct dt_tap *t, __u64 buffer)
 	return 0;
 }
 
+/* Bytes behind a VHD's bitmap that it is of: a block and itself. */
+#define DT_BLOCK ((2 << 20) + 4096)
+
+/*
+ * When a read was begun: in this round, if it did not wait for what says where its
+ * data are. That was read just before, from just before them.
+ */
+static __always_inline void dt_begun(struct dt_tap *t, __u64 offset)
+{
+	t->io.begun = t->round;
+#pragma unroll
+	for (__u32 i = 0; i < DT_OWNS; i++)
+		if (i < t->owns && offset - t->own[i].offset < DT_BLOCK)
+			t->io.begun = t->own[i].begun;
+}
+
 /* The next iocb of the call; 0: there is none. */
 static __noinline int dt_t_iocb(struct dt_tap *t)
 {
@@ -522,12 +593,12 @@ static __noinline int dt_t_iocb(struct dt_tap *t)
 	t->vectors = 0;
 	t->iocb = p;
 	__builtin_memset(&t->io, 0, sizeof(t->io));
-	t->io.submitted.at = t->now;
-	t->io.submitted.asleep = t->asleep;
-	t->io.submitted.queued = t->queued;
-	t->io.begun = t->begun;
-	t->io.offset = io.offset;
-	t->io.nth = t->submits;
+	t->io.t.submitted.at = t->now;
+	t->io.t.submitted.asleep = t->asleep;
+	t->io.t.submitted.queued = t->queued;
+	t->io.t.offset = io.offset;
+	t->io.t.nth = t->submits;
+	dt_begun(t, io.offset);
 	if (io.opcode == IOCB_CMD_PREAD || io.opcode == IOCB_CMD_PWRITE) {
 		t->vectors = 1;
 		t->vector = p + __builtin_offsetof(struct dt_aio, buf); /* and nbytes: as a vector has them */
@@ -541,17 +612,19 @@ static __noinline int dt_t_iocb(struct dt_tap *t)
 		t->vector = io.buf;
 	}
 	t->io.write = io.opcode == IOCB_CMD_PWRITE || io.opcode == IOCB_CMD_PWRITEV;
-	t->io.vectors = t->vectors;
+	t->io.own = 1;
+	t->io.t.vectors = t->vectors;
 	return 1;
 }
 
 /* Takes note of the next vector; 0: there is none. */
-static __noinline int dt_t_vector(struct dt_tap *t)
+DT_STEP(dt_t_vector)
 {
 	struct dt_io_key k = { .tgid = bpf_get_current_pid_tgid() >> 32 };
 	struct dt_iovec v = {};
 	__u32 i;
 
+	(void)ctx;
 	if (t->next >= t->vectors && !dt_t_iocb(t))
 		return 0;
 	if (!t->vectors) /* a sync, say */
@@ -560,17 +633,21 @@ static __noinline int dt_t_vector(struct dt_tap *t)
 	if (dt_read_user(&v, sizeof(v), t->vector + 16ULL * i))
 		dt_lost(DT_LOSS_FAULT);
 	t->io.len[i] = v.len;
-	t->io.bytes += v.len;
+	t->io.t.bytes += v.len;
 	if (t->io.write) {
 		dt_t_source(t, v.base);
 		t->io.part[i] = t->claim;
+		if (t->claim)
+			t->io.own = 0;
 	} else {
-		struct dt_part p = { .iocb = t->iocb };
+		struct dt_part p = { .bytes = v.len };
 
-		t->io.part[i] = DT_PAGE(v.base);
 		k.at = DT_PAGE(v.base);
+		t->io.part[i] = k.at;
 		if (bpf_map_update_elem(&dt_parts, &k, &p, BPF_ANY))
 			dt_lost(DT_LOSS_PARTS);
+		if (v.base >= t->low && v.base < t->high)
+			t->io.own = 0;
 	}
 	t->next += 1;
 	if (t->next >= t->vectors) {
@@ -581,28 +658,21 @@ static __noinline int dt_t_vector(struct dt_tap *t)
 	return 1;
 }
 
-static __always_inline int dt_submit(__u64 ring, __u32 n, __u64 iocbs)
+static __always_inline int dt_submit(void *ctx, __u64 ring, __u32 n, __u64 iocbs)
 {
 	struct dt_tap *t = dt_tap();
-	__u32 fresh;
 
 	if (!t)
 		return 0;
-	dt_take_up(t);
+	dt_take_up(ctx, t);
 	t->now = bpf_ktime_get_ns();
+	dt_known(t, t->now);
 	if (ring != t->ring) {
 		t->ring = ring;
 		t->entries = 0;
 	}
 	if ((__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
 		t->threads = 1;
-	/*
-	 * Reads that a guest asked for in this round began with it. Where none did, and
-	 * something was read that is no guest's, they had waited for that: they began with
-	 * the round in which a guest had called last.
-	 */
-	fresh = t->kicked.at == t->round.at || t->picks <= t->claims || !t->kicked.at;
-	t->begun = fresh ? t->round : t->kicked;
 	t->iocbs = iocbs;
 	t->n = n;
 	t->at = 0;
@@ -611,7 +681,7 @@ static __always_inline int dt_submit(__u64 ring, __u32 n, __u64 iocbs)
 	t->of_at = 0;
 	t->of_left = 0;
 	DT_FOR(i, DT_STEPS)
-		if (!dt_t_vector(t))
+		if (!DT_CALL(dt_t_vector, ctx, t))
 			break;
 	return 0;
 }
@@ -632,41 +702,26 @@ static __always_inline int dt_submitted(void)
 
 /* ---- grant copies ---- */
 
-/* The I/O that the next bytes of a read come from; 0: there are no more. */
-static __noinline int dt_t_claim(struct dt_tap *t)
+/* Takes the I/O that the next bytes of a read come from; 0: there are no more. */
+DT_STEP(dt_t_claim)
 {
 	struct dt_part *p;
-	struct dt_iocb *b;
-	__u64 page = DT_PAGE(t->claim), iocb;
-	__u32 len = 0;
+	__u64 page = DT_PAGE(t->claim);
+	__u32 len;
 
+	(void)ctx;
 	if (!t->claim_left)
 		return 0;
 	p = dt_part(page, 0);
 	if (!p)
 		return 0;
-	iocb = p->iocb;
+	len = p->bytes;
+	if (p->t.picked.at && (p->t.picked.at > t->last.picked.at || p->t.done > t->last.done)) {
+		t->last = p->t;
+		t->claim_begun = p->begun;
+	}
 	dt_unpart(page, 0);
-	b = dt_own(iocb);
-	if (!b)
-		return 0;
-	/* Vectors are not looked for: what is merged has one for each of its requests mostly. */
-#pragma unroll
-	for (int i = 0; i < DT_VECTORS; i++)
-		if (b->part[i] == page) {
-			len = b->len[i];
-			b->part[i] = 0;
-		}
 	t->claim_ios += 1;
-	t->claims += 1;
-	if (!b->picked.at) { /* done while tapdisk had looked already */
-		b->picked.at = t->copying;
-		b->picked.queued = t->queued;
-	}
-	if (!t->critical || b->picked.at > t->critical_done || (b->picked.at == t->critical_done && b->done > t->critical_done)) {
-		t->critical = iocb;
-		t->critical_done = b->picked.at;
-	}
 	if (!len || len >= t->claim_left) {
 		t->claim_left = 0;
 		return 0;
@@ -676,7 +731,7 @@ static __noinline int dt_t_claim(struct dt_tap *t)
 	return 1;
 }
 
-static __always_inline int dt_copy(__u64 arg)
+static __always_inline int dt_copy(void *ctx, __u64 arg)
 {
 	struct dt_tap *t = dt_tap();
 	struct dt_segment seg[DT_SEGMENTS] = {};
@@ -685,7 +740,7 @@ static __always_inline int dt_copy(__u64 arg)
 
 	if (!t)
 		return 0;
-	dt_take_up(t);
+	dt_take_up(ctx, t);
 	if (dt_read_user(&copy, sizeof(copy), arg)) {
 		dt_lost(DT_LOSS_FAULT);
 		return 0;
@@ -704,45 +759,52 @@ static __always_inline int dt_copy(__u64 arg)
 	t->copied = bytes;
 	t->writes = seg[0].flags & GNTCOPY_source_gref ? 1 : 0;
 	t->buffer = t->writes ? seg[0].dest : seg[0].source;
+	if (!t->low || t->buffer < t->low)
+		t->low = DT_PAGE(t->buffer);
+	if (t->buffer + DT_BUFFER > t->high)
+		t->high = t->buffer + DT_BUFFER;
+	t->copying_queued = t->queued;
 	t->copying = bpf_ktime_get_ns();
+	dt_known(t, t->copying);
 	return 0;
+}
+
+static __always_inline __u64 dt_copy_took(const struct dt_tap *t, __u64 now)
+{
+	return dt_since(now - t->copying, t->queued - t->copying_queued);
 }
 
 static __always_inline void dt_fetched(struct dt_tap *t, __u64 now)
 {
 	struct dt_io_key k = { .at = DT_PAGE(t->buffer), .tgid = bpf_get_current_pid_tgid() >> 32, .write = 1 };
-	struct dt_part p = { .begun = t->round, .copy = now - t->copying, .bytes = t->copied, .left = t->copied };
+	struct dt_part p = { .begun = t->round, .copy = dt_copy_took(t, now), .bytes = t->copied, .left = t->copied };
 
 	if (bpf_map_update_elem(&dt_parts, &k, &p, BPF_ANY))
 		dt_lost(DT_LOSS_PARTS);
 }
 
-static __always_inline void dt_delivered(struct dt_tap *t, __u64 now)
+static __always_inline void dt_delivered(void *ctx, struct dt_tap *t, __u64 now)
 {
-	struct dt_ended e = { .copy = now - t->copying, .bytes = t->copied };
-	struct dt_iocb *b = 0;
+	struct dt_ended e = { .copy = dt_copy_took(t, now), .bytes = t->copied };
 
 	t->claim = t->buffer;
 	t->claim_left = t->copied;
 	t->claim_ios = 0;
-	t->critical = 0;
-	t->critical_done = 0;
-#pragma unroll
-	for (int i = 0; i < DT_SEGMENTS; i++)
-		if (!dt_t_claim(t))
+	__builtin_memset(&t->last, 0, sizeof(t->last));
+	DT_FOR(i, DT_SEGMENTS)
+		if (!DT_CALL(dt_t_claim, ctx, t))
 			break;
-	e.begun = t->round; /* a read that needs no I/O: nothing was ever written there */
-	if (t->critical) {
-		b = dt_own(t->critical);
-		if (!b)
-			return;
-		e.begun = b->begun;
-	}
 	e.ios = t->claim_ios;
-	dt_finish(t, b, &e, b ? b->failed : 0);
+	if (!t->last.picked.at) { /* it needs no I/O: nothing was ever written there */
+		e.begun = t->round;
+		dt_finish(t, 0, &e, 0);
+		return;
+	}
+	e.begun = t->claim_begun;
+	dt_finish(t, &t->last, &e, t->last.failed);
 }
 
-static __always_inline int dt_copied(void)
+static __always_inline int dt_copied(void *ctx)
 {
 	struct dt_tap *t = dt_tap();
 	__u64 now;
@@ -753,7 +815,7 @@ static __always_inline int dt_copied(void)
 	if (t->writes)
 		dt_fetched(t, now);
 	else
-		dt_delivered(t, now);
+		dt_delivered(ctx, t, now);
 	t->copying = 0;
 	return 0;
 }
@@ -765,51 +827,34 @@ static __always_inline int dt_answered(void *ctx)
 
 	if (!t)
 		return 0;
-	dt_take_up(t);
+	dt_take_up(ctx, t);
 	dt_answer(ctx, t, bpf_ktime_get_ns());
 	return 0;
 }
 
 /* ---- rounds ---- */
 
-static __always_inline int dt_kick(void)
+/*
+ * Counts what was read in this round if no guest had asked for it: it was not copied.
+ * 0: there is no more.
+ */
+DT_STEP(dt_t_clean)
 {
-	struct dt_tap *t = dt_tap();
+	struct dt_part *p;
+	__u64 page;
 
-	if (t)
-		t->kicked = t->round;
-	return 0;
-}
-
-/* Forgets a read that was picked up, and counts it if no guest had asked for it; 0: there is none. */
-static __noinline int dt_t_clean(struct dt_tap *t)
-{
-	struct dt_tap_conf *c;
-	struct dt_iocb *b;
-	__u64 iocb;
-	__u32 taken = 0;
-
+	(void)ctx;
 	if (t->picked_from == t->picked_to)
 		return 0;
-	iocb = t->picked[t->picked_from & (DT_PICKED - 1)];
-	b = dt_own(iocb);
-	if (b && t->threads && b->picked.at >= t->round.at)
+	page = t->picked[t->picked_from & (DT_PICKED - 1)];
+	p = dt_part(page, 0);
+	if (p && t->threads && p->t.picked.at >= t->round.at)
 		return 0;
 	t->picked_from += 1;
-	if (!b)
+	if (!p || !p->t.picked.at)
 		return 1;
-#pragma unroll
-	for (int i = 0; i < DT_VECTORS; i++)
-		if (i < b->vectors) {
-			if (b->part[i])
-				dt_unpart(b->part[i], 0);
-			else
-				taken = 1;
-		}
-	c = dt_tap_conf();
-	if (!taken && c)
-		dt_t_hist(c->slot, DT_OWN_IO, dt_since(b->picked.at, b->submitted.at));
-	dt_forget(iocb);
+	dt_count_own(&p->t);
+	dt_unpart(page, 0);
 	return 1;
 }
 
@@ -820,11 +865,11 @@ static __always_inline int dt_doze(void *ctx)
 
 	if (!t || (__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
 		return 0;
-	dt_take_up(t);
+	dt_take_up(ctx, t);
 	now = bpf_ktime_get_ns();
 	dt_answer(ctx, t, now);
 	DT_FOR(i, DT_CLEANS)
-		if (!dt_t_clean(t))
+		if (!DT_CALL(dt_t_clean, ctx, t))
 			break;
 	t->woken = 0;
 	t->dozing_queued = t->queued;
@@ -837,21 +882,21 @@ static __always_inline int dt_rise(void)
 	struct dt_tap *t = dt_tap();
 	__u64 now, dozing;
 
-	if (!t || !t->dozing || (__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
+	if (!t || (__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
 		return 0;
 	now = bpf_ktime_get_ns();
 	dozing = t->dozing;
 	t->dozing = 0;
-	t->asleep += dt_since(now - dozing, t->queued - t->dozing_queued);
+	if (dozing) /* else it was not seen to begin */
+		t->asleep += dt_since(now - dozing, t->queued - t->dozing_queued);
 	t->round.at = now;
 	t->round.queued = t->queued;
-	if (t->woken > dozing) {
+	if (dozing && t->woken > dozing) {
 		t->round.at = t->woken;
 		t->round.queued = t->woken_queued;
 	}
 	t->round.asleep = t->asleep;
-	t->picks = 0;
-	t->claims = 0;
+	t->owns = 0;
 	return 0;
 }
 
@@ -1029,7 +1074,7 @@ int dt_t_issue(struct dt_block *ctx)
 SEC("tracepoint/syscalls/sys_enter_ioctl")
 int dt_t_ioctl(struct dt_sys_enter *ctx)
 {
-	return (__u32)ctx->arg[1] == GRANT_COPY ? dt_copy(ctx->arg[2]) : 0;
+	return (__u32)ctx->arg[1] == GRANT_COPY ? dt_copy(ctx, ctx->arg[2]) : 0;
 }
 
 /* A program of its own: what there is to do is too much to do in one. */
@@ -1042,14 +1087,13 @@ int dt_t_notify(struct dt_sys_enter *ctx)
 SEC("tracepoint/syscalls/sys_exit_ioctl")
 int dt_t_ioctled(void *ctx)
 {
-	(void)ctx;
-	return dt_copied();
+	return dt_copied(ctx);
 }
 
 SEC("tracepoint/syscalls/sys_enter_io_submit")
 int dt_t_submit(struct dt_sys_enter *ctx)
 {
-	return dt_submit(ctx->arg[0], ctx->arg[1], ctx->arg[2]);
+	return dt_submit(ctx, ctx->arg[0], ctx->arg[1], ctx->arg[2]);
 }
 
 SEC("tracepoint/syscalls/sys_exit_io_submit")
@@ -1059,13 +1103,11 @@ int dt_t_submitd(void *ctx)
 	return dt_submitted();
 }
 
-/* Nothing else that tapdisk reads comes in 4 or 8 bytes. */
+/* Nothing else that tapdisk reads comes in 8 bytes. */
 SEC("tracepoint/syscalls/sys_exit_read")
 int dt_t_read(struct dt_sys_exit *ctx)
 {
-	if (ctx->ret == 8)
-		return dt_pickup();
-	return ctx->ret == 4 ? dt_kick() : 0;
+	return ctx->ret == 8 ? dt_pickup() : 0;
 }
 
 /* select and pselect6 */

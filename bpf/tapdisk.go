@@ -64,8 +64,8 @@ type ioKey struct {
 // Where in struct dt_iocb and struct dt_part it is since when they are there; a test
 // compares them with the objects.
 const (
-	iocbSubmitted = 24 // submitted.at
-	partBegun     = 8  // begun.at
+	iocbSubmitted = 0 // t.submitted.at
+	partBegun     = 0 // begun.at
 )
 
 // tapConf mirrors struct dt_tap_conf.
@@ -108,11 +108,11 @@ func (s *Session) describeTapdisks(spec *ebpf.CollectionSpec) error {
 
 // beginTapdisks forgets what was in flight when the probe was attached last.
 func (s *Session) beginTapdisks() error {
-	if len(s.kernel.hooks[Tapdisk]) == 0 {
-		return fmt.Errorf("probe %s: this kernel lacks its tracepoints; `dtagent check` says which", Tapdisk)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.progs[Tapdisk] == nil {
+		return nil
+	}
 	for _, name := range []string{"dt_iocbs", "dt_parts"} {
 		if err := clearMap(s.maps[name]); err != nil {
 			return fmt.Errorf("probe %s: map %s: %w", Tapdisk, name, err)
@@ -162,6 +162,9 @@ func (s *Session) tapCounts(tgid uint32, out *[numGuestOps]tapCounts) error {
 // Requests are seen while the probes Tapdisk and Disk are attached, their I/O at
 // the devices of the disk that AddDisk has added for the same process.
 func (s *Session) AddTapdisk(tgid uint32, c TapdiskConfig) error {
+	if err := s.needTapdisk(); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -202,6 +205,13 @@ func (s *Session) AddTapdisk(tgid uint32, c TapdiskConfig) error {
 		err = errors.Join(err, s.removeTap(tgid))
 	}
 	return err
+}
+
+// needTapdisk loads the probe.
+func (s *Session) needTapdisk() error {
+	s.attach.Lock()
+	defer s.attach.Unlock()
+	return s.loadLate(Tapdisk)
 }
 
 // RemoveTapdisk forgets a tapdisk and its histograms. Forgetting what is not known is no

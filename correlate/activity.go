@@ -74,10 +74,13 @@ type activity struct {
 	cpu     int64                // process: ns that all its threads were on a CPU, -1 if not known
 	wait    event.Spent          // wait: its class
 
-	clock     uint64      // number of the threadTime that before is of
-	before    event.Times // what its thread had spent when a began
-	waits     uint16      // spans of waits below it
-	moreWaits uint32      // waits that have none
+	clock   uint64              // number of the threadTime that before is of
+	before  event.Times         // what its thread had spent when a began
+	object  [objectsOfSpan]uuid // that it works at
+	objects uint8
+
+	waits     uint16 // spans of waits below it
+	moreWaits uint32 // waits that have none
 
 	prev, next *activity // all, oldest first; next is the free list, too
 	doneNext   *activity // tree.done
@@ -193,6 +196,7 @@ func (e *Engine) finish(a *activity, end event.Time, cause string) {
 	if a.kind == processActivity {
 		e.processEnded(a)
 	}
+	e.worked(a)
 	t := a.tree.find()
 	if !a.resident {
 		t.open--

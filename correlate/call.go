@@ -242,6 +242,7 @@ func (e *Engine) calls(a *activity, call *wire.Call) {
 		a.set(attribute.String("rpc.system", "jsonrpc"))
 	}
 	a.set(attribute.String("rpc.method", a.name))
+	e.worksAtObjects(a, call)
 }
 
 func (e *Engine) peekReply(c *conn, a *activity, b *body, whole bool) bool {

@@ -38,6 +38,10 @@
 // one and XAPI, whose own tracing is off, did not pass it on; the parent's span
 // id is right all the same.
 //
+// A guest's request to its disk is a trace of its own, with links, not parents, to the
+// operations that worked at its VM, its disk or its repository meanwhile (request.go,
+// object.go).
+//
 // What the agent itself asks XAPI is left out and counted, with all that comes
 // of it.
 //

@@ -37,6 +37,11 @@ type Limits struct {
 	BodyBytes  int           // kept of one body; default 17,408, the most that an event holds
 	Buffers    int           // bodies kept at once; default 256. The oldest incomplete one is given up
 	Age        time.Duration // of activities and keys; default 1 h
+
+	// Requests of guests that become spans, a second: of one disk, default 20, and in
+	// all, default 200; further ones are counted. Of what one disk has, samples leave
+	// half to those that are slow.
+	DiskRequests, Requests int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -51,6 +56,8 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Keys, 16384)
 	def(&l.BodyBytes, 16384+1024)
 	def(&l.Buffers, 256)
+	def(&l.DiskRequests, 20)
+	def(&l.Requests, 200)
 	if l.Age <= 0 {
 		l.Age = time.Hour
 	}
@@ -88,6 +95,8 @@ type Engine struct {
 	errands  table[uint32, errand]    // by tgid: what forkexecd's processes start next
 	hopsOut  table[hopKey, alike]     // calls to other hosts, and how often each was made
 	hopsIn   table[hopKey, alike]     // the same from other hosts
+	objects  table[uuid, object]      // VMs, disks, repositories, and who worked at them
+	requests requestTable
 	gaps     gaps
 
 	dec     wire.Decoder
@@ -127,6 +136,8 @@ func New(c Config) *Engine {
 	e.errands.init(e.limits.Keys, &e.stats.ErrandsEvicted, e.dropErrand)
 	e.hopsOut.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
 	e.hopsIn.init(e.limits.Keys, &e.stats.HopsEvicted, func(*alike) {})
+	e.objects.init(e.limits.Keys, &e.stats.Objects.Evicted, e.dropObject)
+	e.requests.init(e)
 	return e
 }
 
@@ -157,6 +168,8 @@ func (e *Engine) Handle(ev *event.Event) {
 		e.handleLost(ev)
 	case event.KindTime:
 		e.handleTime(ev)
+	case event.KindRequest:
+		e.handleRequest(ev)
 	default:
 		e.stats.UnknownEvents++
 	}
@@ -182,6 +195,8 @@ func (e *Engine) Advance(now event.Time) {
 	e.hopsOut.expire(before)
 	e.hopsIn.expire(before)
 	e.trimPushes()
+	e.forgetWorks()
+	e.tellRequests(e.now)
 }
 
 // Drain emits everything, as at the end of a run. Spans that are still open are
@@ -194,4 +209,5 @@ func (e *Engine) Drain() {
 	for tt := e.times.lru.head; tt != nil; tt = e.times.lru.head {
 		e.dropTime(tt.tid)
 	}
+	e.tellRequests(math.MaxInt64)
 }

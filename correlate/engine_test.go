@@ -171,9 +171,11 @@ func TestInterleaved(t *testing.T) {
 				traces[id] = i
 			}
 		}
+		s.wait(time.Duration(2 * worksRemembered)) // what they worked at is forgotten
 		st := s.e.Stats()
 		qt.Check(t, qt.Equals(st.Conflicts+st.Reassigned, 0))
 		qt.Check(t, qt.Equals(st.Trees, 0))
+		qt.Check(t, qt.Equals(st.Objects.Known, 0))
 	}
 }
 
@@ -275,7 +277,7 @@ func hostile(ev *event.Event, i uint64, rnd *rand.Rand) {
 	ev.First, ev.Last = ev.Time, ev.Time
 	ev.Conn = event.Conn{TGID: 100, FD: int32(rnd.IntN(1e5)), Born: ev.Time}
 	n := rnd.Uint64()
-	switch rnd.IntN(11) {
+	switch rnd.IntN(13) {
 	case 0:
 		ev.Kind, ev.Dir = event.KindData, event.In
 		ev.Head = fmt.Appendf(nil, "POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n<methodCall><methodName>Async.x%d</methodName>", n)
@@ -316,6 +318,15 @@ func hostile(ev *event.Event, i uint64, rnd *rand.Rand) {
 		if n&1 == 0 {
 			ev.TID = 201
 		}
+	case 11: // requests of many disks, those that cannot be among them
+		ev.Kind, ev.TGID, ev.First, ev.Last = event.KindRequest, uint32(n), ev.Time-5000, ev.Time
+		ev.Request.Layers = event.Layers{event.LayerTotal: 5000, event.LayerDevice: 5000 - int64(n&1)}
+		ev.Disk = &event.GuestDisk{VM: fmt.Sprintf("%08x-5e4c-9f1a-6147-fb162417c0e0", n)}
+	case 12: // calls at many objects
+		ev.Kind, ev.Dir, ev.Component = event.KindData, event.In, event.Xapi
+		ev.Conn.Born, ev.Listener = 1, "/var/lib/xcp/storage"
+		body := fmt.Sprintf(`{"method":"SR.scan","params":[{"sr":"%08x-5e4c-9f1a-6147-fb162417c0e0","vdi":"%08x-5e4c-9f1a-6147-fb162417c0e1"}]}`, n, n%7)
+		ev.Head = fmt.Appendf(nil, "POST /var/lib/xcp/storage HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s", len(body), body)
 	}
 	ev.Bytes = uint64(len(ev.Head))
 }
@@ -571,9 +582,9 @@ func FuzzEngine(f *testing.F) {
 			data = data[n:]
 			now += event.Time(ids) * 1e6
 			ev := event.Event{
-				Kind: event.Kind(kind % 10), Dir: event.Dir(bits & 3), Component: [...]event.Component{event.NoComponent, event.Xapi, event.Xenopsd, event.MessageSwitch}[bits>>2&3], Flags: event.Flags(bits >> 4),
+				Kind: event.Kind(kind % 11), Dir: event.Dir(bits & 3), Component: [...]event.Component{event.NoComponent, event.Xapi, event.Xenopsd, event.MessageSwitch}[bits>>2&3], Flags: event.Flags(bits >> 4),
 				TGID: uint32(ids & 1), TID: uint32(ids >> 4), Time: now, First: now - 1, Last: now,
-				Conn:      event.Conn{TGID: uint32(ids & 1), FD: int32(ids & 7), Born: event.Time(kind / 10 % 3)},
+				Conn:      event.Conn{TGID: uint32(ids & 1), FD: int32(ids & 7), Born: event.Time(kind / 11 % 3)},
 				How:       event.How(ids % 6),
 				Ino:       uint64(ids >> 3 & 3),
 				PeerIno:   uint64(bits >> 5 & 3),
@@ -597,6 +608,20 @@ func FuzzEngine(f *testing.F) {
 					ev.Spent[(int(b)+i)%len(ev.Spent)] += int64(int8(b)) << (b & 63)
 					ev.Detail = ev.Detail<<5 ^ uint64(b)
 				}
+			}
+			if ev.Kind == event.KindRequest {
+				for i, b := range head[:min(len(head), len(ev.Request.Layers))] {
+					ev.Request.Layers[i] = int64(int8(b)) << (bits & 31)
+				}
+				if bits&1 == 0 { // that can be
+					ev.Request.Layers[event.LayerTotal] = 0
+					for l, ns := range ev.Request.Layers {
+						ev.Request.Layers[l] = max(ns, -ns)
+						ev.Request.Layers[event.LayerTotal] += max(ns, -ns)
+					}
+					ev.First, ev.Last = now, now+event.Time(ev.Request.Layers[event.LayerTotal])
+				}
+				ev.Disk = &event.GuestDisk{VM: vmID, Name: string(head), Images: []string{string(head)}, Server: string(head)}
 			}
 			if ev.Kind == event.KindLost {
 				ev.Last = now + event.Time(bits)*1e6 // it goes on

@@ -176,6 +176,7 @@ func (e *Engine) messaging(a *activity, operation, queue string, call *wire.Call
 	if len(call.Object) > 0 {
 		a.attrs = append(a.attrs, attribute.String("dt.vm.uuid", e.text(call.Object, maxValue)))
 	}
+	e.worksAtObjects(a, call)
 }
 
 func (e *Engine) messageNumber(a *activity, id messageID) {

@@ -107,9 +107,12 @@ func (e *Engine) handleLog(ev *event.Event) {
 	e.stats.Logs++
 	var a *activity
 	if ev.Component != event.Xenopsd {
-		// all that is wanted is the task of a call
+		// all that is wanted is the task of a call, and what it works at
 		a = e.threadOf(ev.TGID, ev.TID).top()
-		if a == nil || a.kind != callActivity && a.kind != taskActivity || a.task.Real() && !e.wantsTrace(a) {
+		if a == nil || a.kind != callActivity && a.kind != taskActivity {
+			return
+		}
+		if a.task.Real() && !e.wantsTrace(a) && (a.objects == objectsOfSpan || !logline.NamesObjects(ev.Head)) {
 			return
 		}
 	}
@@ -121,8 +124,13 @@ func (e *Engine) handleLog(ev *event.Event) {
 	if a == nil {
 		e.xenopsdLine(ev, &l)
 	} else if label, id := l.Task(); !id.IsZero() {
-		e.noteTask(a, label, id)
-		e.noteTrace(a, &l, label, id)
+		if !a.task.Real() || e.wantsTrace(a) {
+			e.noteTask(a, label, id)
+			e.noteTrace(a, &l, label, id)
+		}
+		if ev.Component == event.Xapi {
+			e.worksAtLogged(a, &l)
+		}
 	}
 }
 
@@ -214,6 +222,7 @@ func (e *Engine) startOperation(ev *event.Event, l *logline.Line, n *logline.Anc
 		a.attrs = append(a.attrs, attribute.String("dt.vm.uuid", e.text(vm, maxValue)))
 	}
 	a.at(ev.TGID, ev.TID)
+	e.worksAt(a, logline.Object(n.Operation))
 	a.context = info.Context
 	a.tree.find().isOf(a.task)
 
@@ -347,6 +356,7 @@ func (e *Engine) startAtom(ev *event.Event, n *logline.Anchor) {
 		a.attrs = append(a.attrs, attribute.String("dt.vm.uuid", e.text(vm, maxValue)))
 	}
 	a.at(ev.TGID, ev.TID)
+	e.worksAt(a, logline.Object(n.Operation))
 	a.task = op.task
 	e.enter(th, a)
 }

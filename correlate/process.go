@@ -85,6 +85,10 @@ func (e *Engine) handleExec(ev *event.Event) {
 		a.name = e.strings.String(e.scratch)
 	}
 	a.set(attribute.String("process.executable.name", ev.Program))
+	if ev.SR != "" {
+		e.worksAt(a, []byte(ev.VDI))
+		e.worksAt(a, []byte(ev.SR))
+	}
 	// A script makes a component of its process; what the script starts may
 	// still carry that of the daemon in the kernel's table, which learns it later.
 	if ev.Component == event.SMAPI && ev.Component != a.component {

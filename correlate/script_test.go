@@ -363,6 +363,12 @@ func (e *Engine) check(t testing.TB) {
 			return true
 		})
 	}
+	e.objects.each(func(_ uuid, o *object) bool {
+		for i := range o.n {
+			trees[o.visits[i].place.tree]++
+		}
+		return true
+	})
 	for i := range e.pushes.n {
 		if p := e.pushes.at(i); p.place.tree != nil {
 			trees[p.place.tree]++

@@ -56,10 +56,30 @@ type Span struct {
 	Link       Link
 	Incomplete string // cause, "" when every event of it was seen
 
+	// Guest is set for a request of a guest to its disk, and for the layers below it.
+	Guest *GuestRequest
+	// Links to other spans that have to do with it, and are no parents of it.
+	Links []SpanLink
+
 	// Attributes in the order in which they became known, without those that
 	// belong to an Observer and without dt.link.method, dt.incomplete and error,
 	// which exporters add from the fields above.
 	Attributes []attribute.KeyValue
+}
+
+// SpanLink says that a span has to do with another, in this trace or another.
+type SpanLink struct {
+	TraceID trace.TraceID
+	SpanID  trace.SpanID
+	Name    string // of that span
+	Object  string // what both work at: vm, vdi, sr, or chain for another image of the disk's chain
+}
+
+// GuestRequest is what an Observer decides by which requests of guests it gets.
+type GuestRequest struct {
+	Took  int64 // ns
+	Usual int64 // ns that 99 of 100 such requests of the disk took, 0 if not learned
+	Slow  bool  // told because it took so long; else as a sample
 }
 
 // Size estimates the bytes that the span keeps alive.
@@ -72,5 +92,5 @@ func (s *Span) Size() int {
 			n += len(a.Value.AsString())
 		}
 	}
-	return n
+	return n + 80*len(s.Links)
 }

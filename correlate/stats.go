@@ -13,6 +13,9 @@ type Stats struct {
 	BadStretches uint64    `json:"bad_stretches"` // that cannot be, or came after a later one
 	Waits        WaitStats `json:"waits"`
 
+	Requests RequestStats `json:"requests"` // of guests to their disks
+	Objects  ObjectStats  `json:"objects"`
+
 	Spans         uint64          `json:"spans"`
 	OwnCalls      uint64          `json:"own_calls"`      // of the agent to XAPI, left out
 	Probes        uint64          `json:"probes"`         // of cached connections between hosts, left out
@@ -62,6 +65,8 @@ func (e *Engine) Stats() Stats {
 	s.Conns = len(e.conns.byFD)
 	s.Threads = len(e.threads.byTID)
 	s.Times = len(e.times.byTID)
+	s.Objects.Known = e.objects.len()
+	s.Requests.Held = e.requests.held.len
 	s.Keys = e.messages.len() + e.jobs.len() + e.tasks.len() + e.ended.len() + e.pushes.len() +
 		e.hopsOut.len() + e.hopsIn.len() + e.callers.len() + e.handed.len() + e.errands.len()
 	return s

@@ -60,7 +60,7 @@ func (s *Set) Close(ctx context.Context) error {
 		}
 	})
 	defer stop()
-	over, cancel := context.WithTimeout(context.Background(), left+closeGrace)
+	over, cancel := context.WithTimeout(context.Background(), left+s.o.Limits.CloseGrace)
 	defer cancel()
 	var errs []error
 	if s.trim != nil {

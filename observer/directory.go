@@ -44,8 +44,9 @@ const (
 // file is put right or removed. A directory that does not exist is one without
 // files; one that cannot be read keeps what was in force.
 type Directory struct {
-	path string
-	log  *slog.Logger
+	path   string
+	log    *slog.Logger
+	rescan time.Duration // rescanEvery
 
 	files map[string]*observerFile // by base name; owned by Run
 
@@ -82,7 +83,7 @@ func NewDirectory(path string, log *slog.Logger) *Directory {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Directory{path: path, log: log, files: map[string]*observerFile{}}
+	return &Directory{path: path, log: log, rescan: rescanEvery, files: map[string]*observerFile{}}
 }
 
 // Problems returns what is wrong at the moment.
@@ -105,7 +106,7 @@ func (d *Directory) Run(ctx context.Context, apply func([]Observer)) error {
 		defer w.Close()
 		events, errs = w.Events, w.Errors
 	}
-	tick := time.NewTicker(rescanEvery)
+	tick := time.NewTicker(d.rescan)
 	defer tick.Stop()
 	settle := time.NewTimer(0)
 	defer settle.Stop()

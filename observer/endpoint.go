@@ -9,6 +9,7 @@ import (
 
 	"github.com/xenserver/dtagent/observer/bugtool"
 	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/masked"
 	"github.com/xenserver/dtagent/observer/metrics"
 	"github.com/xenserver/dtagent/observer/otlp"
 	"github.com/xenserver/dtagent/observer/otlphttp"
@@ -79,13 +80,17 @@ func (o Observer) endpoints(st Steering) []string {
 	return out
 }
 
-// show returns the endpoint without passwords.
+// show returns the endpoint without what may be secret in it.
 func show(endpoint string) string {
-	words := strings.Split(endpoint, " ")
-	for i, w := range words {
-		words[i] = redactEndpoint(w)
+	kind, receivers, ok := strings.Cut(endpoint, to)
+	if !ok || kind != metricsEndpoint && kind != logsEndpoint {
+		return masked.Endpoint(endpoint)
 	}
-	return strings.Join(words, " ")
+	words := strings.Fields(receivers)
+	for i, w := range words {
+		words[i] = masked.Endpoint(w)
+	}
+	return kind + to + strings.Join(words, " ")
 }
 
 // labels are what exporters with a description of the Observer of their own have

@@ -60,13 +60,30 @@ func (d *disk) total() (n int) {
 	return n
 }
 
+// gate keeps who comes by while it is shut. It begins open.
+type gate struct{ shut atomic.Pointer[chan struct{}] }
+
+func (g *gate) close() (open func()) {
+	ch := make(chan struct{})
+	g.shut.Store(&ch)
+	return func() { g.shut.Store(nil); close(ch) }
+}
+
+func (g *gate) pass() {
+	if ch := g.shut.Load(); ch != nil {
+		<-*ch
+	}
+}
+
 // moody is a Holder of random behaviour: its receiver is down or slow by turns,
-// it refuses batches, and its Close takes a while.
+// it refuses batches, and its Close takes a while. None of its calls ends while
+// the gate is shut.
 type moody struct {
 	d    *disk
 	sink string
 	l    *ledger
 	took *atomic.Int64 // that the receiver has
+	gate *gate
 
 	mu     sync.Mutex
 	rng    *rand.Rand
@@ -81,6 +98,7 @@ func (m *moody) roll(n int) int {
 }
 
 func (m *moody) Export(ctx context.Context, batch []*Record) error {
+	defer m.gate.pass()
 	switch m.roll(8) {
 	case 0:
 		return &export.Failure{Err: errors.New("busy"), Retry: true}
@@ -107,6 +125,7 @@ func (m *moody) Holding() int {
 
 // Flush sends bit by bit, sometimes not at all.
 func (m *moody) Flush(ctx context.Context) {
+	defer m.gate.pass()
 	down := m.roll(3) == 0
 	for ctx.Err() == nil {
 		m.mu.Lock()
@@ -133,6 +152,7 @@ func (m *moody) Flush(ctx context.Context) {
 func (m *moody) Discard(export.Cause) { panic("nobody asks for it") }
 
 func (m *moody) Close() error {
+	defer m.gate.pass()
 	time.Sleep(time.Duration(m.roll(3)) * time.Millisecond)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -146,7 +166,8 @@ func (m *moody) Close() error {
 
 // TestHolderAccounting: whatever Holders do, and however often they are given up
 // and named again, each span is accounted for at every moment, none is counted
-// twice, and at the end all are sent, dropped or on disk.
+// twice, and at the end all are sent, dropped or on disk. Apply waits for none of
+// them.
 func TestHolderAccounting(t *testing.T) {
 	before := runtime.NumGoroutine()
 	for seed := range uint64(12) {
@@ -158,6 +179,7 @@ func TestHolderAccounting(t *testing.T) {
 			l.DrainTimeout = time.Duration(1+rng.IntN(200)) * time.Millisecond
 			l.Linger = time.Duration(rng.IntN(20)-5) * time.Millisecond
 			l.ExportTimeout = 10 * time.Millisecond
+			var g gate
 			d := &disk{left: map[string]int{}, used: map[string]bool{}}
 			var took, opened, passed atomic.Int64
 			var made atomic.Uint64
@@ -169,7 +191,7 @@ func TestHolderAccounting(t *testing.T) {
 				}
 				opened.Add(1)
 				l.Recovered(n)
-				return &moody{d: d, sink: sink, l: l, took: &took, n: n, rng: rand.New(rand.NewPCG(seed, made.Add(1)))}, nil
+				return &moody{d: d, sink: sink, l: l, took: &took, gate: &g, n: n, rng: rand.New(rand.NewPCG(seed, made.Add(1)))}, nil
 			}})
 			stop := make(chan struct{})
 			var wg sync.WaitGroup
@@ -218,11 +240,9 @@ func TestHolderAccounting(t *testing.T) {
 					o.Enabled = rng.IntN(4) > 0
 					obs = append(obs, o)
 				}
-				begin := time.Now()
-				s.Apply(obs)
-				if took := time.Since(begin); took > time.Second {
-					t.Errorf("Apply took %s", took)
-				}
+				open := g.close()
+				s.Apply(obs) // one that waits for a Holder does not return
+				open()
 				for range rng.IntN(50) {
 					s.Export(span(event.Xapi, "x"))
 				}
@@ -260,25 +280,20 @@ func (s *stuck) Flush(context.Context)                   { <-s.free }
 func (s *stuck) Close() error                            { <-s.free; return nil }
 
 // TestHolderStuck: one on a file system that hangs holds up neither Apply nor
-// Stats, and Close gives it up in time.
+// Stats, and Close gives it up: each of them would not return, for it is let go at
+// the end only.
 func TestHolderStuck(t *testing.T) {
 	free := make(chan struct{})
-	s := NewSet(Options{Host: thisHost, Limits: fast, NoTrim: true, NewExporter: func(_ Observer, _ string, l *ledger) (Exporter, error) {
+	l := fast
+	l.CloseGrace = 100 * time.Millisecond
+	s := NewSet(Options{Host: thisHost, Limits: l, NoTrim: true, NewExporter: func(_ Observer, _ string, l *ledger) (Exporter, error) {
 		return &stuck{moody: moody{l: l}, free: free}, nil
 	}})
 	var obs []Observer
 	for k := range 50 {
 		obs = append(obs, enabled(fmt.Sprintf("%08d-0000-4000-8000-000000000001", k), "http://h/"))
 	}
-	quick := func(what string, most time.Duration, f func()) {
-		t.Helper()
-		begin := time.Now()
-		f()
-		if d := time.Since(begin); d > most {
-			t.Errorf("%s took %s", what, d)
-		}
-	}
-	quick("the first Apply", 500*time.Millisecond, func() { s.Apply(obs) })
+	s.Apply(obs)
 	s.Export(span(event.Xapi, "one"))
 	eventually(t, "the export", func() bool {
 		return !slices.ContainsFunc(s.all(), func(p *pipe) bool { return p.holder.Holding() == 0 })
@@ -287,18 +302,16 @@ func TestHolderStuck(t *testing.T) {
 	for _, p := range s.leavingNow() {
 		p.expire()
 	}
-	quick("Apply", 500*time.Millisecond, func() { s.Apply(obs) })
-	quick("Stats", 500*time.Millisecond, func() { s.Stats() })
+	s.Apply(obs)
+	s.Stats()
 	s.Export(span(event.Xapi, "two"))
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
 	closing := make(chan error)
 	go func() { closing <- s.Close(ctx) }()
 	time.Sleep(50 * time.Millisecond)
-	quick("Stats while it closes", 500*time.Millisecond, func() { s.Stats() })
-	var err error
-	quick("Close", 2*time.Second, func() { err = <-closing })
-	qt.Check(t, qt.ErrorMatches(err, `(?s)observer .* hangs.*`))
+	s.Stats() // while it closes
+	qt.Check(t, qt.ErrorMatches(<-closing, `(?s)observer .* hangs.*`))
 	exact(t, s.Totals())
 	close(free)
 	eventually(t, "the end", func() bool { s.Totals(); return len(s.leavingNow()) == 0 })
@@ -452,7 +465,8 @@ func TestOddObservers(t *testing.T) {
 	s.tick()
 }
 
-// TestSetStops: with receivers that hang the end takes as long as it may, and
+// TestSetStops: with receivers that hang the end takes as long as it may, not the
+// hour that it would, and
 // what they did not take is on disk; only log records for a receiver, which
 // have no queue there, are lost, and counted.
 func TestSetStops(t *testing.T) {
@@ -466,7 +480,8 @@ func TestSetStops(t *testing.T) {
 	}))
 	defer hangs.Close()
 	defer close(gone)
-	o := Options{Host: thisHost, QueueDir: t.TempDir(), BugtoolDir: t.TempDir(), SpanLog: filepath.Join(t.TempDir(), "log")}
+	o := Options{Host: thisHost, QueueDir: t.TempDir(), BugtoolDir: t.TempDir(), SpanLog: filepath.Join(t.TempDir(), "log"),
+		Limits: Limits{ExportTimeout: time.Hour, DrainTimeout: time.Hour, CloseGrace: time.Minute}}
 	s := NewSet(o)
 	a, b := enabled(uuidA, hangs.URL, "otlp+"+hangs.URL, "bugtool"), enabled(uuidB, "http://u:p@"+strings.TrimPrefix(hangs.URL, "http://"))
 	a.Attributes = map[string]string{"dtagent.metrics": "true", "dtagent.logs": "true", "dtagent.batch.spans": "5"}
@@ -477,13 +492,10 @@ func TestSetStops(t *testing.T) {
 		s.Export(span(event.Xapi, fmt.Sprint(i)))
 	}
 	s.Apply([]Observer{a}) // b lingers, then flushes, and is cut short
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+	eventually(t, "files, metrics and log", func() bool { return s.Totals().Sent == 3*n })
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	begin := time.Now()
 	err := s.Close(ctx)
-	if d := time.Since(begin); d > 5*time.Second {
-		t.Errorf("it took %s", d)
-	}
 	qt.Check(t, qt.ErrorMatches(err, `(?s)observer aaaaaaaa.*endpoint logs to .* 100 spans not delivered.*`))
 	c := s.Totals()
 	exact(t, c)

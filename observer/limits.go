@@ -15,6 +15,7 @@ type Limits struct {
 	ExportTimeout time.Duration // of one Export; 15 s
 	DrainTimeout  time.Duration // to flush the queue of an endpoint no longer named; 5 s
 	CloseTimeout  time.Duration // at Close, to flush what stays on disk for the next agent anyway; 300 ms
+	CloseGrace    time.Duration // at Close, beyond these two, until an exporter that has not ended is taken to hang, as on a file system that does; 1 s
 	Linger        time.Duration // how late a span may come that ended before its Observer was given up; 3 s, < 0: not at all
 	BackoffMin    time.Duration // pause after a first failure, doubled each time; 200 ms
 	BackoffMax    time.Duration // 30 s
@@ -41,6 +42,7 @@ func (l Limits) withDefaults() Limits {
 	times(&l.ExportTimeout, 15*time.Second)
 	times(&l.DrainTimeout, 5*time.Second)
 	times(&l.CloseTimeout, 300*time.Millisecond)
+	times(&l.CloseGrace, time.Second)
 	if l.Linger == 0 {
 		l.Linger = 3 * time.Second // correlate holds spans for 2 s
 	}
@@ -54,7 +56,3 @@ func (l Limits) withDefaults() Limits {
 // their Observers gave them up. Beyond it those that have had the longest time
 // are told to end at once.
 const maxLeaving = 256
-
-// closeGrace is how long Close waits for an exporter that does not end although
-// its context is done: a file system that hangs.
-const closeGrace = time.Second

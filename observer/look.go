@@ -38,7 +38,8 @@ func (d *Directory) hasProblem(path string) bool {
 	return slices.ContainsFunc(d.problems, func(p Problem) bool { return p.Path == path })
 }
 
-// Show returns the endpoint of an Observer without passwords, for logs and people.
+// Show returns the endpoint of an Observer without what may be secret in it, for logs
+// and people: see package masked.
 func Show(endpoint string) string { return show(endpoint) }
 
 // Receivers returns the endpoints that o's spans go to: its own and those of

@@ -38,4 +38,12 @@ func TestReceivers(t *testing.T) {
 	}}
 	qt.Check(t, qt.DeepEquals(o.Receivers(), []string{"bugtool", "http://a/api", "otlp+http://user:secret@b:4318"}))
 	qt.Check(t, qt.Equals(Show(o.Receivers()[2]), "otlp+http://user:xxxxx@b:4318"))
+	for in, want := range map[string]string{
+		"bugtool":                   "bugtool",
+		"http://h/a?token=CANARY x": "http://h/a?token=xxxxx",
+		"metrics to otlp+http://h/?token=CANARY otlp+http://u:CANARY@h": "metrics to otlp+http://h/?token=xxxxx otlp+http://u:xxxxx@h",
+		"logs to otlp+http://h/#CANARY":                                 "logs to otlp+http://h/#xxxxx",
+	} {
+		qt.Check(t, qt.Equals(Show(in), want))
+	}
 }

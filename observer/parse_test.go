@@ -62,6 +62,8 @@ func TestParseMistakes(t *testing.T) {
 		{`{"endpoints":["OTLP+http://x:4318"]}`, `the scheme "OTLP+http" must be in lower case`},
 		{`{"endpoints":["otlp+https://-x:4318"]}`, `the host "-x" is neither`},
 		{`{"endpoints":["otlp+http://x:secret@ho%st/"]}`, `"otlp+http://xxxxx@ho%st/"`},
+		{`{"endpoints":["ftp://x/?token=CANARY#CANARY"]}`, `endpoint "ftp://x/?token=xxxxx#xxxxx": the scheme`},
+		{`{"attributes":{"dtagent.Endpoints":"http://x/?token=CANARY"}}`, `attributes "dtagent.Endpoints:http://x/?token=xxxxx"`},
 		{`{"endpoints":["x:secret@host"]}`, `"xxxxx@host"`},
 		{`{"endpoints":["http//x:secret@host"]}`, `"xxxxx@host"`},
 		{`{"endpoints":["http://x:p/secret@host"]}`, `"http://xxxxx@host"`},

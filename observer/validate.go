@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"github.com/xenserver/dtagent/observer/masked"
 	"github.com/xenserver/dtagent/probes/event"
 )
 
@@ -116,7 +117,7 @@ func (o Observer) mistakes() (ms Mistakes) {
 	slices.Sort(keys)
 	for _, k := range keys {
 		v := o.Attributes[k]
-		params := []string{"attributes", k + ":" + v}
+		params := []string{"attributes", k + ":" + masked.Endpoint(v)}
 		if !attributeKey.MatchString(k) {
 			ms = append(ms, &Mistake{Key: "attributes", Params: params,
 				Rule:   fmt.Sprintf("key %q must be 2 to 255 of a-z, 0-9, '.' and '_', with a letter or digit first and last", shorten(k)),
@@ -130,7 +131,7 @@ func (o Observer) mistakes() (ms Mistakes) {
 	}
 	for _, e := range o.Endpoints {
 		if rule, advice := checkEndpoint(e); rule != "" {
-			ms = append(ms, &Mistake{Key: "endpoints", Params: []string{"endpoint", redactEndpoint(e)}, Rule: rule, Advice: advice})
+			ms = append(ms, &Mistake{Key: "endpoints", Params: []string{"endpoint", masked.Endpoint(e)}, Rule: rule, Advice: advice})
 		}
 	}
 	for _, c := range o.Components {
@@ -158,7 +159,7 @@ func checkEndpoint(e string) (rule, advice string) {
 			return fmt.Sprintf("the scheme %q must be in lower case", scheme), form
 		}
 	default:
-		return fmt.Sprintf("the scheme %q is not supported, only http, https, otlp+http and otlp+https", shorten(redactEndpoint(scheme))), form
+		return fmt.Sprintf("the scheme %q is not supported, only http, https, otlp+http and otlp+https", shorten(masked.Endpoint(scheme))), form
 	}
 	u, err := url.Parse(scheme + "://" + rest)
 	if err != nil {
@@ -189,30 +190,4 @@ func isHost(s string) bool {
 		}
 	}
 	return true
-}
-
-// redactEndpoint takes the password out of a URL, for logs, errors and status.
-func redactEndpoint(e string) string {
-	u, err := url.Parse(e)
-	if err == nil && u.Host != "" {
-		if u.User == nil {
-			return e
-		}
-		return u.Redacted()
-	}
-	// Not a URL, but a password may be in it all the same.
-	scheme, rest, ok := strings.Cut(e, "://")
-	if ok {
-		scheme += "://"
-	} else {
-		scheme, rest = "", e
-	}
-	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
-		return scheme + "xxxxx" + rest[at:]
-	}
-	// The beginning of one that was split as a list: http://user:pass,word@host.
-	if colon := strings.IndexByte(rest, ':'); ok && colon >= 0 {
-		return scheme + rest[:colon] + ":xxxxx"
-	}
-	return e
 }

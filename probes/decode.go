@@ -25,6 +25,8 @@ const (
 	sizeExit  = 48
 	sizeTime  = 48 + 8*int(event.NumSpent) + 24
 
+	sizeRequest = 48 + 8*int(event.NumLayers) + 16
+
 	commLen = 16
 )
 
@@ -38,6 +40,8 @@ var sizeOf = [...]int{
 	event.KindExec:  sizeExec,
 	event.KindExit:  sizeExit,
 	event.KindTime:  sizeTime,
+
+	event.KindRequest: sizeRequest,
 }
 
 const knownFlags = event.FlagCut | event.FlagMore | event.FlagNoEnter | event.FlagEOF |
@@ -110,6 +114,9 @@ func (d *Decoder) Decode(e *event.Event, raw []byte) error {
 		x := execOf(raw)
 		e.Program = d.name(x.program())
 		e.Operation = d.name(x.operation())
+		if sr, vdi := x.objects(); sr != nil {
+			e.SR, e.VDI = d.name(sr), d.name(vdi)
+		}
 	case event.KindExit:
 		e.CPUTime = int64(le.Uint64(raw[32:]))
 		e.Code = int32(le.Uint32(raw[40:]))
@@ -118,6 +125,27 @@ func (d *Decoder) Decode(e *event.Event, raw []byte) error {
 		}
 	case event.KindTime:
 		return d.time(e, raw)
+	case event.KindRequest:
+		return d.request(e, raw)
+	}
+	return nil
+}
+
+func (d *Decoder) request(e *event.Event, raw []byte) error {
+	le := binary.LittleEndian
+	const after = 48 + 8*int(event.NumLayers)
+	e.First, e.Last = event.Time(le.Uint64(raw[32:])), event.Time(le.Uint64(raw[40:]))
+	r := &e.Request
+	for i := range r.Layers {
+		r.Layers[i] = int64(le.Uint64(raw[48+8*i:]))
+	}
+	r.Offset = le.Uint64(raw[after:])
+	r.Bytes, r.IOs = le.Uint32(raw[after+8:]), le.Uint16(raw[after+12:])
+	flags := le.Uint16(raw[after+14:])
+	r.Write, r.Slow, r.Merged = flags&bpf.RequestWrite != 0, flags&bpf.RequestSlow != 0, flags&bpf.RequestMerged != 0
+	r.Failed, r.Unsplit = flags&bpf.RequestFailed != 0, flags&bpf.RequestUnsplit != 0
+	if !r.Layers.Whole() || e.First < 0 || e.Last-e.First != event.Time(r.Layers[event.LayerTotal]) {
+		return fmt.Errorf("%w: request from %d to %d with layers %d", event.ErrRecord, e.First, e.Last, r.Layers)
 	}
 	return nil
 }

@@ -55,6 +55,7 @@ func records(t testing.TB) map[string][]byte {
 	v6 := netip.MustParseAddr("fe80::1").As16()
 	peer := [16]uint8{0x61, 0, 0, 0, 0, 0, 0, 0, 0x39, 0x05}
 	const xml = `<?xml version="1.0"?><methodCall><methodName>vdi_attach</methodName><params><param><value>OpaqueRef:secret`
+	const sr, vdi = "f0e1d2c3-0000-4000-8000-00000000aaaa", "01234567-89ab-4cde-8f01-23456789abcd"
 	return map[string][]byte{
 		"data":          record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, bpf.FlagMore), Born: 5, Ino: 99, First: 10, Last: 20, Bytes: 13, FD: 18, Calls: 48, HeadLen: 13, Dir: bpf.DirIn}, "POST / HTTP/1"),
 		"data cut":      record(t, bpf.DataRec{Hdr: hdr(bpf.KindData, bpf.FlagCut), Born: 5, Bytes: 1 << 40, FD: 18, Calls: 1, HeadLen: 4, TailLen: 3, Dir: bpf.DirOut}, "headend"),
@@ -69,8 +70,14 @@ func records(t testing.TB) map[string][]byte {
 		"exec sm":       record(t, execRec("/opt/xensource/sm/LVMSR", xml), ""),
 		"exec observed": record(t, execRec("/usr/bin/python3", "-m", "observer", "/opt/xensource/sm/NFSSR", xml), ""),
 		"exec helper":   record(t, execRec("/usr/libexec/xapi/vfork_helper", "-e", "7", "--", "/opt/xensource/sm/LVMSR", xml), ""),
-		"exit":          record(t, bpf.ExitRec{Hdr: hdr(bpf.KindExit, bpf.FlagLeader), CPUNs: 12345, Code: 256}, ""),
-		"time":          record(t, bpf.TimeRec{Hdr: hdr(bpf.KindTime, 0), First: 100, Last: 200, Spent: [16]uint64{event.OnCPU: 60, event.RunQueue: 40}}, ""),
+		"exec coalesce": record(t, execRec("/usr/bin/vhd-util", "coalesce", "-n", "/dev/VG_XenStorage-"+sr+"/VHD-"+vdi), ""),
+		"exec cleanup":  record(t, execRec("/usr/bin/python3", "/opt/xensource/sm/cleanup.py", "-u", sr, "-g"), ""),
+		"request": record(t, bpf.RequestRec{
+			Hdr: hdr(bpf.KindRequest, 0), First: 100, Last: 900, Layer: [bpf.NumLayers]uint64{800, 50, 50, 0, 100, 50, 50, 450, 50},
+			Offset: 1 << 33, Bytes: 45056, IOs: 2, Flags: bpf.RequestWrite | bpf.RequestSlow | bpf.RequestMerged | bpf.RequestFailed | bpf.RequestUnsplit,
+		}, ""),
+		"exit": record(t, bpf.ExitRec{Hdr: hdr(bpf.KindExit, bpf.FlagLeader), CPUNs: 12345, Code: 256}, ""),
+		"time": record(t, bpf.TimeRec{Hdr: hdr(bpf.KindTime, 0), First: 100, Last: 200, Spent: [16]uint64{event.OnCPU: 60, event.RunQueue: 40}}, ""),
 		"long wait": record(t, bpf.TimeRec{
 			Hdr: hdr(bpf.KindTime, 0), First: 100, Last: 5_000_200, Spent: [16]uint64{event.RunQueue: 100, event.Hypercall: 5_000_000},
 			Runnable: 5_000_100, Detail: 36 | 1<<32, NR: 16, Wait: uint8(event.Hypercall),
@@ -113,7 +120,7 @@ func TestWireContract(t *testing.T) {
 	}{
 		{bpf.Hdr{}, sizeHdr}, {bpf.DataRec{}, sizeData}, {bpf.LogRec{}, sizeLog}, {bpf.OpenRec{}, sizeOpen},
 		{bpf.CloseRec{}, sizeClose}, {bpf.ForkRec{}, sizeFork}, {bpf.ExecRec{}, sizeExec}, {bpf.ExitRec{}, sizeExit},
-		{bpf.TimeRec{}, sizeTime},
+		{bpf.TimeRec{}, sizeTime}, {bpf.RequestRec{}, sizeRequest},
 	} {
 		qt.Check(t, qt.Equals(binary.Size(c.v), c.size), qt.Commentf("%T", c.v))
 	}
@@ -150,6 +157,9 @@ func TestDecodeErrors(t *testing.T) {
 		"log length":  edit("log", 36, 6),
 		"how":         edit("open unix", 56, 0),
 		"CPU time":    edit("exit", 39, 255),
+		"layer":       edit("request", 48+8, 51),
+		"total":       edit("request", 48, 33, 3),
+		"end":         edit("request", 40, 33, 3),
 	} {
 		var e event.Event
 		var d Decoder
@@ -170,6 +180,30 @@ func TestDecodeComponents(t *testing.T) {
 		} else {
 			qt.Check(t, qt.ErrorIs(d.Decode(&e, raw), event.ErrRecord), qt.Commentf("%d", n))
 		}
+	}
+}
+
+// TestExecObjects: no other uuid of the arguments gets out than those of a
+// repository and an image.
+func TestExecObjects(t *testing.T) {
+	const sr, vdi = "f0e1d2c3-0000-4000-8000-00000000aaaa", "01234567-89ab-4cde-8f01-23456789abcd"
+	for _, c := range []struct {
+		file    string
+		args    []string
+		sr, vdi string
+	}{
+		{"/usr/bin/vhd-util", []string{"coalesce", "-n", "/run/sr-mount/" + sr + "/" + vdi + ".vhd"}, sr, vdi},
+		{"/usr/libexec/xapi/sparse_dd", []string{"-src", "/dev/sm/backend/" + sr + "/" + vdi, "-dest", "/x"}, sr, vdi},
+		{"/opt/xensource/sm/cleanup.py", []string{"-u", sr}, sr, ""},
+		{"/usr/bin/vhd-util", []string{"-u", sr}, "", ""},
+		{"/opt/xensource/sm/cleanup.py", []string{"-x", sr}, "", ""},
+		{"/opt/xensource/sm/LVMSR", []string{"<member><name>session_ref</name><value>OpaqueRef:" + sr}, "", ""},
+		{"/usr/bin/curl", []string{"--cookie", "session_id=" + sr, "pool_secret=" + sr + "/" + vdi + "/" + vdi, sr + "/" + vdi}, "", ""},
+	} {
+		var e event.Event
+		var d Decoder
+		qt.Assert(t, qt.IsNil(d.Decode(&e, record(t, execRec(c.file, c.args...), ""))))
+		qt.Check(t, qt.Equals([2]string{e.SR, e.VDI}, [2]string{c.sr, c.vdi}), qt.Commentf("%s %q", c.file, c.args))
 	}
 }
 

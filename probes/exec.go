@@ -6,6 +6,7 @@ import (
 	"bytes"
 
 	"github.com/xenserver/dtagent/bpf"
+	"github.com/xenserver/dtagent/probes/event"
 )
 
 // execRecord is what a KindExec record says, in place.
@@ -74,6 +75,27 @@ func (x *execRecord) operation() []byte {
 		return name[:j]
 	}
 	return nil
+}
+
+// objects returns the uuids of the storage repository and the disk image that the
+// program is to work at: the first that stand in the path of an image, or behind
+// the -u of cleanup.py, which tidies up a repository. Other uuids stay in.
+func (x *execRecord) objects() (sr, vdi []byte) {
+	tidies := bytes.HasPrefix(base(x.file), []byte("cleanup"))
+	for i, a := range x.args {
+		tidies = tidies || bytes.HasPrefix(base(a), []byte("cleanup.py"))
+		s, v := event.ParseImage(a)
+		if s == nil && tidies && i > 0 && string(x.args[i-1]) == "-u" && event.IsUUID(a) {
+			s = a
+		}
+		if sr == nil {
+			sr = s
+		}
+		if vdi == nil {
+			vdi = v
+		}
+	}
+	return sr, vdi
 }
 
 func isMethodName(b []byte) bool {

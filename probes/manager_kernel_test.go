@@ -370,7 +370,7 @@ func TestRestartKernel(t *testing.T) {
 			t.Helper()
 			start := time.Now()
 			for target(tgid) != want {
-				if time.Since(start) > 20*time.Second {
+				if time.Since(start) > 2*time.Minute {
 					t.Fatalf("target %d: still %v", tgid, !want)
 				}
 				time.Sleep(5 * time.Millisecond)

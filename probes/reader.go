@@ -77,8 +77,9 @@ func (m *Manager) record(rec *bpf.Record, ev *event.Event, sink func(*event.Even
 	if rec.Lost > 0 && rec.Lost < late {
 		m.count.gaps.Add(rec.Lost)
 	}
-	// What is not known of a thread's time shows in the spans as the rest; no link depends on it.
-	if rec.Lost > 0 && rec.Lost < late && probeOf(ev.Kind) != bpf.Wait {
+	// What is not known of a thread's time shows in the spans as the rest, and a request of
+	// a guest is a record by itself; no link depends on them.
+	if p := probeOf(ev.Kind); rec.Lost > 0 && rec.Lost < late && p != bpf.Wait && p != bpf.Tapdisk {
 		m.count.kinds[event.KindLost].Add(1)
 		if probeOf(ev.Kind) == bpf.Stream {
 			r.redactor.Reset() // what it thinks of connections may be wrong
@@ -92,6 +93,8 @@ func (m *Manager) record(rec *bpf.Record, ev *event.Event, sink func(*event.Even
 		if fd := listenFD(rec.Raw); fd >= 0 {
 			ev.Listener = m.listeners.name(ev.TGID, fd, ev.Time)
 		}
+	case event.KindRequest:
+		m.disk(ev)
 	case event.KindExec:
 		if x := execOf(rec.Raw); target.IsSM(x.script(), m.smDirs) {
 			m.script(ev.TGID)
@@ -105,7 +108,7 @@ func (m *Manager) record(rec *bpf.Record, ev *event.Event, sink func(*event.Even
 			r.addScript(ev.ChildTGID)
 		}
 	}
-	if r.scripts[ev.TGID] {
+	if r.scripts[ev.TGID] && ev.Kind != event.KindRequest {
 		ev.Component = event.SMAPI
 	}
 	if ev.Kind == event.KindExit && ev.Flags&event.FlagLeader != 0 {
@@ -160,6 +163,8 @@ func probeOf(k event.Kind) bpf.Probe {
 		return bpf.Process
 	case event.KindTime:
 		return bpf.Wait
+	case event.KindRequest:
+		return bpf.Tapdisk
 	}
 	return bpf.Stream
 }

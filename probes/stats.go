@@ -12,7 +12,7 @@ import (
 )
 
 // numKinds is one more than the last event.Kind.
-const numKinds = event.KindTime + 1
+const numKinds = event.KindRequest + 1
 
 // counters are written by Run and read by Stats.
 type counters struct {

@@ -27,9 +27,8 @@ struct dt_io_key {
 	__u32 write; /* dt_parts only */
 };
 
-/* An iocb, from io_submit until it is picked up, reads until their round is over. */
-struct dt_iocb {
-	struct dt_moment begun;     /* of the requests that it was made for, when they are reads */
+/* What becomes of an iocb. */
+struct dt_times {
 	struct dt_moment submitted; /* io_submit was called */
 	struct dt_moment picked;    /* tapdisk was told that it is done */
 	__u64 entered;              /* the block layer was given the first piece */
@@ -38,14 +37,24 @@ struct dt_iocb {
 	__u64 done;   /* the last was done */
 	__u64 done_queued;
 	__u64 offset;
-	__u64 part[DT_VECTORS]; /* its buffers; writes: the key in dt_parts of what is written, 0: no guest's */
-	__u32 len[DT_VECTORS];
 	__u32 bytes;
 	__u32 pieces; /* that the block layer has not done */
 	__u32 nth;    /* which io_submit of the process it was */
 	__u16 vectors;
-	__u8 write;
 	__u8 failed;
+	__u8 pad;
+};
+
+/* An iocb, from io_submit until it is picked up: from then on it may be used again. */
+struct dt_iocb {
+	struct dt_times t;
+	struct dt_moment begun; /* reads: of the requests that it was made for */
+	__u64 part[DT_VECTORS]; /* the keys of its buffers in dt_parts, 0: no guest's */
+	__u32 len[DT_VECTORS];
+	__u8 write;
+	__u8 own; /* it is no guest's; reads: by where its buffers are, which is a guess */
+	__u16 pad;
+	__u32 pad2;
 };
 
 struct {
@@ -74,6 +83,13 @@ struct dt_finished {
 #endif
 #define DT_PICKED 64  /* reads picked up in a round */
 #define DT_SUBMITS 8  /* calls of io_submit whose ends are remembered */
+#define DT_OWNS 8     /* reads of its own that were picked up in a round */
+
+/* A read of tapdisk's own, which others may have waited for. */
+struct dt_own_read {
+	__u64 offset;
+	struct dt_moment begun;
+};
 
 struct dt_counts {
 	__u64 bytes;
@@ -88,8 +104,7 @@ struct dt_counts {
  * its own as far as that is known.
  */
 struct dt_tap {
-	struct dt_moment round;  /* since its last select was over, or could have been */
-	struct dt_moment kicked; /* the last one in which a guest had called */
+	struct dt_moment round; /* since its last select was over, or could have been */
 	__u64 asleep;
 	__u64 queued;
 	__u64 dozing; /* since when it has been in select, 0: it is not */
@@ -107,9 +122,12 @@ struct dt_tap {
 
 	/* the grant copy that it is in */
 	__u64 copying; /* since, 0: none */
+	__u64 copying_queued;
 	__u64 buffer;
 	__u32 copied; /* bytes */
 	__u32 writes;
+	__u64 low; /* where the buffers lie that there were */
+	__u64 high;
 
 	/* the io_submit that it is in, and what of it is done */
 	__u64 iocbs; /* address of its array, 0: it is in none */
@@ -120,8 +138,7 @@ struct dt_tap {
 	__u32 vectors;
 	__u32 next; /* vector */
 	__u64 now;
-	struct dt_moment begun; /* of the reads in it */
-	struct dt_iocb io;      /* in the making */
+	struct dt_iocb io; /* in the making */
 
 	/* which iocb the pieces are of that the block layer is given */
 	__u64 of;
@@ -130,27 +147,31 @@ struct dt_tap {
 
 	__u64 returned[DT_SUBMITS];
 	__u32 submits;
-	__u32 picks;  /* reads picked up in this round */
-	__u32 claims; /* of those that a guest's request was for */
+	__u32 owns; /* that were picked up in this round */
+	struct dt_own_read own[DT_OWNS];
 
 	/* completions */
 	__u64 picking; /* when it was told of them */
 	__u64 picking_queued;
 	__u32 link; /* vector of done_iocb that is next */
 	__u64 done_iocb;
-	__u64 picked[DT_PICKED];
+	__u64 picked[DT_PICKED]; /* pages that it has read into for itself, it seems */
 	__u32 picked_from;
 	__u32 picked_to;
 
 	/* the read that is put together */
 	__u64 claim;
-	__u64 critical; /* iocb of the last that was done of it */
-	__u64 critical_done;
+	struct dt_times last; /* of its I/O, what was done last */
+	struct dt_moment claim_begun;
 	__u32 claim_left;
 	__u32 claim_ios;
 
+	__u64 answered_at;
+	__u64 answered_queued;
+	__u32 answered; /* of the batch, how many were then */
 	__u32 batch;
-	__u32 told; /* of the batch */
+	__u32 told; /* of the batch, how many are counted */
+	__u32 pad3;
 	__u32 requests;
 	__u32 pad2;
 	struct dt_finished finished[DT_BATCH];
@@ -204,9 +225,9 @@ static __always_inline __u64 dt_piece_of(__u32 tgid, __u32 bytes, __u64 now)
 		b = dt_iocb(tgid, p);
 		if (!b)
 			return 0;
-		t->of_left = b->bytes;
-		b->entered = now;
-		b->entered_queued = t->queued;
+		t->of_left = b->t.bytes;
+		b->t.entered = now;
+		b->t.entered_queued = t->queued;
 	} else {
 		p = t->of;
 		b = dt_iocb(tgid, p);
@@ -214,7 +235,7 @@ static __always_inline __u64 dt_piece_of(__u32 tgid, __u32 bytes, __u64 now)
 			return 0;
 	}
 	t->of_left = t->of_left > bytes ? t->of_left - bytes : 0;
-	__sync_fetch_and_add(&b->pieces, 1);
+	__sync_fetch_and_add(&b->t.pieces, 1);
 	return p;
 }
 
@@ -222,8 +243,8 @@ static __always_inline void dt_piece_issued(__u32 tgid, __u64 iocb, __u64 queued
 {
 	struct dt_iocb *b = dt_iocb(tgid, iocb);
 
-	if (b && !b->issued && b->submitted.at <= queued)
-		b->issued = now;
+	if (b && !b->t.issued && b->t.submitted.at <= queued)
+		b->t.issued = now;
 }
 
 /* A piece that was queued then is done. */
@@ -232,15 +253,15 @@ static __always_inline void dt_piece_done(__u32 tgid, __u64 iocb, __u64 queued, 
 	struct dt_iocb *b = dt_iocb(tgid, iocb);
 	struct dt_tap *t;
 
-	if (!b || b->submitted.at > queued) /* it is another one by now */
+	if (!b || b->t.submitted.at > queued) /* it is another one by now */
 		return;
 	t = bpf_map_lookup_elem(&dt_taps, &tgid);
 	if (!t)
 		return;
-	b->done_queued = dt_tap_queued(t, now);
-	b->failed |= failed;
-	b->done = now;
-	__sync_fetch_and_add(&b->pieces, -1);
+	b->t.done_queued = dt_tap_queued(t, now);
+	b->t.failed |= failed;
+	b->t.done = now;
+	__sync_fetch_and_add(&b->t.pieces, -1);
 }
 
 #endif

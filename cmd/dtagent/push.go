@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xenserver/dtagent/cmd/dtagent/push"
+	"github.com/xenserver/dtagent/observer/masked"
 )
 
 func newPush() *cobra.Command {
@@ -74,10 +74,7 @@ What is sent twice is the same to a receiver: the spans keep their ids.`,
 
 // pushLine is the summary in one line.
 func pushLine(s push.Summary, to string) string {
-	if u, err := url.Parse(to); err == nil {
-		to = u.Redacted()
-	}
-	line := fmt.Sprintf("sent %d spans (%d lines, %s) of %d of %d files to %s in %s", s.Spans, s.Lines, bytesText(s.Bytes), s.Files, s.FilesTotal, to,
+	line := fmt.Sprintf("sent %d spans (%d lines, %s) of %d of %d files to %s in %s", s.Spans, s.Lines, bytesText(s.Bytes), s.Files, s.FilesTotal, masked.Endpoint(to),
 		time.Duration(s.Seconds*float64(time.Second)).Round(time.Millisecond))
 	var more []string
 	for _, c := range []struct {

@@ -14,6 +14,12 @@ import (
 	"github.com/xenserver/dtagent/cmd/dtagent/push"
 )
 
+func TestPushLineHidesSecrets(t *testing.T) {
+	line := pushLine(push.Summary{}, "https://u:CANARY@h/api?token=CANARY")
+	qt.Check(t, qt.StringContains(line, " to https://u:xxxxx@h/api?token=xxxxx in "))
+	qt.Check(t, qt.StringContains(pushLine(push.Summary{}, "https://h:x/?token=CANARY"), "?token=xxxxx in "))
+}
+
 func TestPush(t *testing.T) {
 	const one = `[{"traceId":"9dda2bd691624f9e2fce578f3a941b87","id":"d3ee4b91c27d703a","name":"VM.start","timestamp":1,"duration":1}]` + "\n"
 	dir := t.TempDir()

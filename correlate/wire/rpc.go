@@ -26,6 +26,8 @@ type Call struct {
 	Cut       bool      // the body ended before a method was found
 	DebugInfo DebugInfo // set by SwitchCall and SwitchMessages only
 	Object    []byte    // likewise: member "id" or "vm" of the first parameter, the VM of ["<vm>","xvda"], when it is a UUID
+	SR        []byte    // likewise: member "sr"
+	VDI       []byte    // likewise: member "vdi"
 }
 
 // Call reads the method from the first bytes of the body of a request to XAPI,
@@ -151,6 +153,14 @@ func (d *Decoder) namedParameters(call *Call, c *cutjson.Cursor) {
 		case string(key) == "id" || string(key) == "vm":
 			if id := d.firstString(&at); isUUID(id) && call.Object == nil {
 				call.Object = id
+			}
+		case string(key) == "sr":
+			if id := d.firstString(&at); isUUID(id) && call.SR == nil {
+				call.SR = id
+			}
+		case string(key) == "vdi":
+			if id := d.firstString(&at); isUUID(id) && call.VDI == nil {
+				call.VDI = id
 			}
 		case cutjson.Is(key, "debug_info") || cutjson.Is(key, "dbg"):
 			if info := d.wholeString(&at); info != nil {

@@ -105,6 +105,17 @@ func TestCallCut(t *testing.T) {
 	}
 }
 
+func TestCallsObjects(t *testing.T) {
+	const sr, vdi = "f0e1d2c3-0000-4000-8000-00000000aaaa", "01234567-89ab-4cde-8f01-23456789abcd"
+	var d Decoder
+	c := d.SwitchCall([]byte(`{"method":"VDI.attach2","params":[{"vdi":"`+vdi+`","sr":"`+sr+`","dp":"vbd/0/xvda","dbg":"x"}],"id":1}`), nil)
+	qt.Check(t, qt.Equals(string(c.SR), sr))
+	qt.Check(t, qt.Equals(string(c.VDI), vdi))
+	qt.Check(t, qt.Equals(string(c.Object), ""))
+	c = d.SwitchCall([]byte(`{"method":"SR.scan","params":[{"sr":"OpaqueRef:`+sr+`","vdi":7,"x":{"sr":"`+sr+`"}}]}`), nil)
+	qt.Check(t, qt.Equals(string(c.SR)+string(c.VDI), ""))
+}
+
 func TestSwitchCall(t *testing.T) {
 	const (
 		vm       = "91b928e6-5e4c-9f1a-6147-fb162417c0e0"

@@ -57,8 +57,8 @@ func (r *Record) ParentID() trace.SpanID {
 //
 // When one key comes from several places the later of this list wins: the
 // exception tags made from Span.Error; the span's own attributes (which may hold
-// baggage that a caller sent, so they cannot pass for the host's identity); the
-// span's service.name; the Observer's defaults; the user's attributes; and the
+// baggage that a caller sent, so they cannot pass for the host's identity); its links,
+// by LinkKeys; the span's service.name; the Observer's defaults; the user's attributes; and the
 // tags that say how far the span can be trusted (error, dt.link.method,
 // dt.incomplete). Edit then changes what came of it.
 func (r *Record) AppendTags(dst []attribute.KeyValue) []attribute.KeyValue {
@@ -67,6 +67,7 @@ func (r *Record) AppendTags(dst []attribute.KeyValue) []attribute.KeyValue {
 		dst = append(dst, KeyExceptionMessage.String(s.Error), KeyExceptionType.String(s.Error))
 	}
 	dst = append(dst, s.Attributes...)
+	dst = appendLinks(dst, s)
 	dst = append(dst, KeyServiceName.String(s.Service))
 	if s.TraceState != "" {
 		dst = append(dst, KeyTraceState.String(s.TraceState))

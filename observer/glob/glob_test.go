@@ -4,7 +4,6 @@ import (
 	"path"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/go-quicktest/qt"
 )
@@ -34,12 +33,10 @@ func TestMatch(t *testing.T) {
 	qt.Check(t, qt.IsTrue(ps.Match("b") && ps.Match("ax") && !ps.Match("[")))
 	qt.Check(t, qt.IsFalse(Patterns(nil).Match("")))
 
-	// Many stars cost no more than length times length.
+	// Many stars cost no more than length times length: else this would not end.
 	p, err := Parse(strings.Repeat("*a", 2000) + "b")
 	qt.Assert(t, qt.IsNil(err))
-	begin := time.Now()
 	qt.Check(t, qt.IsFalse(p.Match(strings.Repeat("a", 20_000))))
-	qt.Check(t, qt.IsTrue(time.Since(begin) < 5*time.Second))
 }
 
 // FuzzMatch: without '/' it is path.Match.

@@ -33,6 +33,7 @@ type snapshot struct {
 	name     string
 	state    trace.TraceState
 	tags     []attribute.KeyValue
+	links    []sdktrace.Link
 	resource *resource.Resource
 	scope    string
 	status   sdktrace.Status
@@ -92,6 +93,7 @@ func (rs *resources) snapshot(r *export.Record) *snapshot {
 	if r.Span.Error != "" {
 		s.status.Code = codes.Error
 	}
+	s.links = links(r.Span, s.tags)
 	spanTags := s.tags[:0]
 	rs.tags = rs.tags[:0]
 	hostName, hostID := "", ""
@@ -106,6 +108,7 @@ func (rs *resources) snapshot(r *export.Record) *snapshot {
 		case t.Key == export.KeyTraceState && t.Value.AsString() == r.Span.TraceState && stateErr == nil:
 			s.state = state // has a field of its own, unless an Edit was at it
 		case t.Key == export.KeyError && r.Span.Error != "": // is the status
+		case len(s.links) > 0 && export.IsLinkTag(t.Key): // is in a link
 		case source(t.Key, r):
 			rs.tags = append(rs.tags, t)
 			switch t.Key {
@@ -162,6 +165,30 @@ func validTag(t attribute.KeyValue) attribute.KeyValue {
 	return t
 }
 
+// links returns the span's links, with what their tags have become: one whose trace id
+// the Observer has redacted is none.
+func links(s *correlate.Span, tags []attribute.KeyValue) (out []sdktrace.Link) {
+	tag := func(k attribute.Key) string {
+		for _, t := range tags {
+			if t.Key == k {
+				return valid(t.Value.String())
+			}
+		}
+		return ""
+	}
+	for i, l := range export.Links(s) {
+		k := export.LinkKeysOf(i)
+		if tag(k.TraceID) != l.TraceID.String() || tag(k.SpanID) != l.SpanID.String() {
+			continue
+		}
+		out = append(out, sdktrace.Link{
+			SpanContext: trace.NewSpanContext(trace.SpanContextConfig{TraceID: l.TraceID, SpanID: l.SpanID, TraceFlags: trace.FlagsSampled}),
+			Attributes:  []attribute.KeyValue{export.KeyLinkName.String(tag(k.Name)), export.KeyLinkObject.String(tag(k.Object))},
+		})
+	}
+	return out
+}
+
 func (s *snapshot) Name() string { return s.name }
 
 func (s *snapshot) SpanContext() trace.SpanContext {
@@ -180,7 +207,7 @@ func (s *snapshot) SpanKind() trace.SpanKind         { return s.span.Kind }
 func (s *snapshot) StartTime() time.Time             { return time.Unix(0, s.span.Start) }
 func (s *snapshot) EndTime() time.Time               { return time.Unix(0, max(s.span.End, s.span.Start)) }
 func (s *snapshot) Attributes() []attribute.KeyValue { return s.tags }
-func (s *snapshot) Links() []sdktrace.Link           { return nil }
+func (s *snapshot) Links() []sdktrace.Link           { return s.links }
 func (s *snapshot) Events() []sdktrace.Event         { return nil }
 func (s *snapshot) Status() sdktrace.Status          { return s.status }
 func (s *snapshot) Resource() *resource.Resource     { return s.resource }

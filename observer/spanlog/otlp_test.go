@@ -149,9 +149,7 @@ func TestOTLPAnswers(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			url, _ := receiver(t, c.handle)
 			e := openOTLP(t, url, 300*time.Millisecond)
-			begin := time.Now()
 			err := e.Export(context.Background(), []*export.Record{record(1), record(2), record(3)})
-			qt.Check(t, qt.IsTrue(time.Since(begin) < 3*time.Second))
 			if c.ok {
 				qt.Assert(t, qt.IsNil(err))
 				return

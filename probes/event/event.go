@@ -21,7 +21,7 @@ const (
 	KindOpen  Kind = 3 // a socket that became known: Conn, How, Listener, Peer
 	KindClose Kind = 4 // a known socket closed by its process: Conn
 	KindFork  Kind = 5 // a new thread (FlagThread) or process, made by TID: ChildTGID, ChildTID
-	KindExec  Kind = 6 // a successful execve: Program, Operation
+	KindExec  Kind = 6 // a successful execve: Program, Operation, SR, VDI
 	KindExit  Kind = 7 // end of a thread, of the process with FlagLeader: Code, CPUTime
 	KindLost  Kind = 8 // events that never arrived, made from First to Last: Count, 0 if not known; made in user space
 	KindTime  Kind = 9 // how thread TID spent the stretch from First to Last: Spent, and for a long wait Wait, Runnable, Syscall, Detail
@@ -108,6 +108,11 @@ type Event struct {
 
 	Program   string // KindExec: base name of the file executed; of the script for an interpreter run as "<interpreter> -m observer <script>"
 	Operation string // KindExec: what the program was asked to do when its arguments say it: the SM call's method name
+
+	// KindExec: uuids of the storage repository and of the disk image that the program
+	// is to work at, when its arguments name them.
+	SR  string
+	VDI string
 
 	Code    int32 // KindExit: as wait(2) gives it: exit status << 8 | signal
 	CPUTime int64 // KindExit: ns on a CPU, of the thread, or of the process with FlagLeader

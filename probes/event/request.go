@@ -32,9 +32,22 @@ func (l Layer) String() string {
 // Layers are times in ns, by Layer.
 type Layers [NumLayers]int64
 
+// Whole tells whether the layers add up to the total, and none is negative.
+func (l *Layers) Whole() bool {
+	left := l[LayerTotal]
+	for _, ns := range l[LayerTotal+1:] {
+		if ns < 0 || ns > left {
+			return false
+		}
+		left -= ns
+	}
+	return left == 0
+}
+
 // Request is one request of a guest to a disk of its that tapdisk serves.
 type Request struct {
 	Layers  Layers
+	Usual   int64  // ns that 99 of 100 such requests of the disk took, 0 if not learned; put in by who follows the disk
 	Offset  uint64 // in the image, of the first I/O that was made of it
 	Bytes   uint32
 	IOs     uint16 // that were made of it

@@ -13,8 +13,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
+
+	"github.com/xenserver/dtagent/probes/event"
 )
 
 // image is a file of a disk's data that its tapdisk has open.
@@ -161,52 +162,15 @@ func placeOf(path string) (p place) {
 	default:
 		p.kind = "aio"
 	}
-	if strings.HasPrefix(path, "/dev/drbd") {
+	switch {
+	case strings.HasPrefix(path, "/dev/VG_XenStorage-"):
+		p.family = "lvm"
+	case strings.HasPrefix(path, "/dev/drbd"):
 		p.family = "linstor"
+	case strings.Contains(path, "/sr-mount/SMB/"):
+		p.family = "smb"
 	}
-	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
-	for i, dir := range parts[:len(parts)-1] {
-		var sr string
-		var rest []string
-		switch {
-		case strings.HasPrefix(dir, vgPrefix):
-			sr, rest, p.family = dir[len(vgPrefix):], parts[i+1:], "lvm"
-		case dir == "sr-mount" && parts[i+1] == "SMB" && len(parts) > i+3:
-			sr, rest, p.family = parts[i+3], parts[i+4:], "smb"
-		case dir == "sr-mount", dir == "sm" && (parts[i+1] == "backend" || parts[i+1] == "phy") && len(parts) > i+2:
-			n := i + 1
-			if dir == "sm" {
-				n++
-			}
-			sr, rest = parts[n], parts[n+1:]
-		default:
-			continue
-		}
-		if !isUUID(sr) {
-			continue
-		}
-		p.sr = sr
-		if len(rest) == 1 {
-			p.vdi = uuidOf(rest[0])
-		}
-		break
-	}
+	sr, vdi := event.ParseImage([]byte(path))
+	p.sr, p.vdi = string(sr), string(vdi)
 	return p
 }
-
-// vgPrefix is what the names of volume groups of repositories begin with.
-const vgPrefix = "VG_XenStorage-"
-
-// uuidOf returns the uuid in the name of an image, "" if there is none.
-func uuidOf(name string) string {
-	for _, prefix := range []string{"VHD-", "LV-", "QCOW2-"} {
-		name = strings.TrimPrefix(name, prefix)
-	}
-	if name, _, _ = strings.Cut(name, "."); isUUID(name) {
-		return name
-	}
-	return ""
-}
-
-// isUUID tells whether s is written as the toolstack writes them.
-func isUUID(s string) bool { return len(s) == 36 && uuid.Validate(s) == nil }

@@ -38,7 +38,7 @@ type Requests struct {
 // Layer is how long requests were in a layer.
 type Layer struct {
 	Count uint64 `json:"count"`
-	Latency
+	*Latency
 }
 
 // OwnIO is the I/O of tapdisk that is no guest's.
@@ -47,12 +47,13 @@ type OwnIO struct {
 	Interval Layer `json:"interval"`
 }
 
+// layerOf keeps h.
 func layerOf(h *bpf.Hist) Layer {
 	l := Layer{Count: h.Count}
 	if h.Count > 0 {
-		l.Latency = Latency{
+		l.Latency = &Latency{
 			Mean: float64(h.SumNs) / 1e3 / float64(h.Count), Max: float64(h.MaxNs) / 1e3,
-			P50: microseconds(quantile(h, 0.5)), P99: microseconds(quantile(h, 0.99)),
+			P50: microseconds(quantile(h, 0.5)), P99: microseconds(quantile(h, 0.99)), Octaves: octaves(h.Bucket[:]), Hist: h,
 		}
 	}
 	return l
@@ -101,13 +102,13 @@ func (w *Watcher) layers(v *VBD, d *disk, before *last) {
 	if !before.layers.Equal(l.since) {
 		before.layers, before.counts = l.since, bpf.TapdiskStats{}
 	}
-	var now bpf.TapdiskStats
-	if err := w.p.o.Kernel.TapdiskStats(l.tap.TGID, &now); err != nil {
+	now := new(bpf.TapdiskStats) // the sample keeps it
+	if err := w.p.o.Kernel.TapdiskStats(l.tap.TGID, now); err != nil {
 		v.LayersWhy = err.Error()
 		return
 	}
-	step := countedSince(&now, &before.counts)
-	before.counts = now
+	step := countedSince(now, &before.counts)
+	before.counts = *now
 	v.Layers = &Layers{Since: l.since}
 	for op, io := range []*GuestIO{bpf.GuestRead: &v.Layers.Read, bpf.GuestWrite: &v.Layers.Write} {
 		*io = GuestIO{

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/xenserver/dtagent/probes/event"
 	"github.com/xenserver/dtagent/probes/xenstore"
 )
 
@@ -131,7 +132,7 @@ func readVBD(ctx context.Context, c *xenstore.Client, k key) (v vbd, ok bool, er
 	if vm := read(home + "/vm"); vm != "" {
 		v.uuid = path.Base(vm)
 	}
-	if sr == "" && isUUID(v.uuid) { // xenopsd keeps what the disk was made of
+	if sr == "" && valid(v.uuid) != "" { // xenopsd keeps what the disk was made of
 		sr, vdi = parseDisk(read(fmt.Sprintf("/xapi/%s/private/%s/%d/vdi-id", v.uuid, k.kind, k.devid)))
 	}
 	v.sr, v.vdi = sr, cmp.Or(v.vdi, vdi)
@@ -142,7 +143,7 @@ func readVBD(ctx context.Context, c *xenstore.Client, k key) (v vbd, ok bool, er
 
 // valid returns s if it is a uuid.
 func valid(s string) string {
-	if isUUID(s) {
+	if event.IsUUID([]byte(s)) {
 		return s
 	}
 	return ""

@@ -46,7 +46,7 @@ const MaxBlock = maxFrame - maxEvent
 // Event adds an event. One that is larger than any that the probes make is lost,
 // and counted in the block.
 func (b *Block) Event(ev *event.Event) {
-	if len(ev.Head)+len(ev.Tail)+len(ev.Listener)+len(ev.Program)+len(ev.Operation) > maxEvent/2 {
+	if len(ev.Head)+len(ev.Tail)+len(ev.Listener)+len(ev.Program)+len(ev.Operation)+len(ev.SR)+len(ev.VDI)+diskBytes(ev.Disk) > maxEvent/2 {
 		b.Lost(ev.Time, 1)
 		return
 	}

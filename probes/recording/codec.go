@@ -45,11 +45,15 @@ const (
 	hasDetail
 	hasPeerIno
 	hasPeerTGID
+	hasRequest
+	hasDisk
+	hasSR
+	hasVDI
 	numFields = iota
 )
 
 // lastKind is the greatest kind that this version knows.
-const lastKind = event.KindTime
+const lastKind = event.KindRequest
 
 // appendEvent appends ev to b. now is the time of the item before.
 func appendEvent(b []byte, ev *event.Event, now event.Time) []byte {
@@ -89,6 +93,10 @@ func appendEvent(b []byte, ev *event.Event, now event.Time) []byte {
 	mark(hasDetail, ev.Detail != 0)
 	mark(hasPeerIno, ev.PeerIno != 0)
 	mark(hasPeerTGID, ev.PeerTGID != 0)
+	mark(hasRequest, ev.Request != event.Request{})
+	mark(hasDisk, ev.Disk != nil)
+	mark(hasSR, ev.SR != "")
+	mark(hasVDI, ev.VDI != "")
 
 	b = append(b, byte(ev.Kind), byte(ev.Component))
 	b = binary.AppendVarint(b, int64(ev.Time-now))
@@ -160,6 +168,14 @@ func appendEvent(b []byte, ev *event.Event, now event.Time) []byte {
 	number(hasDetail, ev.Detail)
 	number(hasPeerIno, ev.PeerIno)
 	number(hasPeerTGID, uint64(ev.PeerTGID))
+	if has&hasRequest != 0 {
+		b = appendRequest(b, &ev.Request)
+	}
+	if has&hasDisk != 0 {
+		b = appendDisk(b, ev.Disk)
+	}
+	text(hasSR, ev.SR)
+	text(hasVDI, ev.VDI)
 	return b
 }
 
@@ -337,4 +353,12 @@ func (c *cursor) event(ev *event.Event, now event.Time, names names) {
 	ev.Detail = number(hasDetail, 64)
 	ev.PeerIno = number(hasPeerIno, 64)
 	ev.PeerTGID = uint32(number(hasPeerTGID, 32))
+	if has&hasRequest != 0 {
+		c.request(&ev.Request)
+	}
+	if has&hasDisk != 0 {
+		ev.Disk = c.disk(names)
+	}
+	ev.SR = text(hasSR)
+	ev.VDI = text(hasVDI)
 }

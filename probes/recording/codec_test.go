@@ -1,10 +1,12 @@
 package recording
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/go-quicktest/qt"
@@ -26,6 +28,8 @@ func leaves(v reflect.Value, path string, fn func(path string, v reflect.Value))
 		for i := range v.Len() {
 			leaves(v.Index(i), path+"[]", fn)
 		}
+	case v.Type() == reflect.TypeFor[*event.GuestDisk]():
+		fn(path, v)
 	default:
 		fn(path, v)
 	}
@@ -49,6 +53,19 @@ func fill(t testing.TB, path string, v reflect.Value, n int) {
 		return
 	case *string:
 		*x = path
+		return
+	case *[]string:
+		*x = []string{path, ""}
+		return
+	case *bool:
+		*x = true
+		return
+	case **event.GuestDisk:
+		*x = new(event.GuestDisk)
+		leaves(reflect.ValueOf(*x).Elem(), path, func(path string, v reflect.Value) {
+			n++
+			fill(t, path, v, n)
+		})
 		return
 	}
 	switch {
@@ -111,6 +128,9 @@ func TestExtremes(t *testing.T) {
 		{Kind: event.KindOpen, Peer: netip.AddrPortFrom(netip.Addr{}, 80)},
 		{Kind: event.KindTime, Syscall: -1, Spent: event.Times{event.NumSpent - 1: -5}},
 		{Kind: event.KindLost, Count: math.MaxUint64, Flags: math.MaxUint16},
+		{Kind: event.KindRequest, Disk: &event.GuestDisk{}},
+		{Kind: event.KindRequest, Disk: &event.GuestDisk{Images: slices.Repeat([]string{"x"}, maxList)}},
+		{Kind: event.KindRequest, Request: event.Request{Layers: event.Layers{event.NumLayers - 1: math.MinInt64}, Offset: math.MaxUint64}},
 	} {
 		same(t, roundTrip(t, &ev, math.MinInt64), ev)
 	}
@@ -127,9 +147,21 @@ func TestEventsOfNewerVersions(t *testing.T) {
 	kind := append([]byte{byte(lastKind) + 1}, good[1:]...)
 	err := read(kind)
 	qt.Check(t, qt.ErrorIs(err, ErrNewer))
-	qt.Check(t, qt.ErrorMatches(err, `made by a newer dtagent than this one, which cannot read it: event of kind 10`))
+	qt.Check(t, qt.ErrorMatches(err, `made by a newer dtagent than this one, which cannot read it: event of kind 11`))
 	component := append([]byte{good[0], 200}, good[2:]...)
 	qt.Check(t, qt.ErrorIs(read(component), ErrNewer))
+	request := appendEvent(nil, &event.Event{Kind: event.KindRequest, Request: event.Request{Bytes: 1}}, 0)
+	qt.Assert(t, qt.IsNil(read(request)))
+	for _, bits := range []uint64{1 << event.NumLayers, requestEnd} {
+		b := binary.AppendUvarint(request[:len(request)-4:len(request)-4], bits)
+		qt.Check(t, qt.ErrorIs(read(append(b, 0, 0, 0)), ErrNewer))
+	}
+	disk := appendEvent(nil, &event.Event{Kind: event.KindRequest, Disk: &event.GuestDisk{Images: []string{"a"}}}, 0)
+	for n := range disk {
+		qt.Check(t, qt.ErrorIs(read(disk[:n]), ErrDamaged))
+	}
+	texts := bytes.Replace(disk, []byte{0, 0, 9}, []byte{0, 0, 10}, 1)
+	qt.Check(t, qt.ErrorIs(read(texts), ErrNewer))
 	field := binary.AppendUvarint([]byte{byte(event.KindFork), 0, 0}, 1<<numFields)
 	qt.Check(t, qt.ErrorIs(read(field), ErrNewer))
 	for n := range good {

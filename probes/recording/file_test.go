@@ -35,6 +35,12 @@ func blocks(n int) []*Block {
 			b.Event(&event.Event{Kind: event.KindData, Dir: event.In, TGID: 7, TID: uint32(j), Time: at + event.Time(j), Bytes: 300, Head: bytes.Repeat([]byte("POST / HTTP/1.1\r\n"), 5)})
 		}
 		b.Event(&event.Event{Kind: event.KindLost, Time: at, Count: 3})
+		b.Event(&event.Event{Kind: event.KindExec, TGID: 9, Time: at + 1, Program: "vhd-util", SR: "sr", VDI: "vdi"})
+		b.Event(&event.Event{
+			Kind: event.KindRequest, Component: event.Tapdisk, TGID: 8, Time: at + 2, First: at, Last: at + 2,
+			Request: event.Request{Layers: event.Layers{event.LayerTotal: 2, event.LayerDevice: 2}, Usual: 1, Offset: 1 << 40, Bytes: 4096, IOs: 1, Write: true, Slow: true},
+			Disk:    &event.GuestDisk{Domid: 3, Devid: 51712, Device: "xvda", VM: "vm", Images: []string{"a", "b"}, Devices: []string{"253:1"}},
+		})
 		b.Tick(at + 50)
 		b.Lost(at+60, 2)
 		out = append(out, b)
@@ -74,7 +80,9 @@ func read(t testing.TB, file []byte) (items []string, err error) {
 		}
 		switch it.Kind {
 		case ItemEvent:
-			items = append(items, fmt.Sprintf("event %+v", it.Event))
+			disk := it.Event.Disk
+			it.Event.Disk = nil
+			items = append(items, fmt.Sprintf("event %+v of %+v", it.Event, disk))
 		case ItemTick:
 			items = append(items, fmt.Sprintf("tick %d", it.Now))
 		case ItemClock:
@@ -94,10 +102,10 @@ func TestFile(t *testing.T) {
 		qt.Check(t, qt.DeepEquals(r.Header(), testHeader()))
 		items, err := read(t, file)
 		qt.Check(t, qt.Equals(err, io.EOF))
-		qt.Assert(t, qt.HasLen(items, 3*9))
+		qt.Assert(t, qt.HasLen(items, 3*11))
 		qt.Check(t, qt.StringContains(items[0], "clock [{1000 5} {0 -5}]"))
-		qt.Check(t, qt.Equals(items[7], "tick 1050"))
-		qt.Check(t, qt.Equals(items[8], "lost 1060 2"))
+		qt.Check(t, qt.Equals(items[9], "tick 1050"))
+		qt.Check(t, qt.Equals(items[10], "lost 1060 2"))
 
 		// Block by block it is the same, and can be written as it was read.
 		var copied bytes.Buffer
@@ -108,7 +116,7 @@ func TestFile(t *testing.T) {
 			qt.Assert(t, qt.IsNil(w.Block(&b)))
 		}
 		qt.Check(t, qt.Equals(err, io.EOF))
-		qt.Check(t, qt.DeepEquals(r.Trailer(), &Trailer{"done", Totals{Events: 18, Lost: 6, Missing: 9, First: 1000, Last: 3060}}))
+		qt.Check(t, qt.DeepEquals(r.Trailer(), &Trailer{"done", Totals{Events: 24, Lost: 6, Missing: 9, First: 1000, Last: 3060}}))
 		qt.Check(t, qt.DeepEquals(r.Totals(), r.Trailer().Totals))
 		qt.Assert(t, qt.IsNil(w.End("done")))
 		qt.Check(t, qt.IsTrue(bytes.Equal(copied.Bytes(), file)))
@@ -130,7 +138,7 @@ func TestTorn(t *testing.T) {
 			}
 			qt.Assert(t, qt.ErrorIs(err, ErrTorn), qt.Commentf("%d bytes", n))
 			qt.Assert(t, qt.DeepEquals(items, all[:len(items)]), qt.Commentf("%d bytes", n))
-			qt.Assert(t, qt.Equals(len(items)%9, 0), qt.Commentf("%d bytes", n)) // whole blocks
+			qt.Assert(t, qt.Equals(len(items)%11, 0), qt.Commentf("%d bytes", n)) // whole blocks
 		}
 	}
 }
@@ -192,7 +200,7 @@ func TestNewer(t *testing.T) {
 		"frame":  {frameOf('Z', 0, 1, []byte{1}), ErrNewer, `frame 'Z'`},
 		"codec":  {frameOf('B', 9, 1, []byte{1}), ErrNewer, `codec 9`},
 		"item":   {frameOf('B', 0, 1, []byte{77}), ErrNewer, `item of kind 77`},
-		"event":  {frameOf('B', 0, 3, []byte{byte(ItemEvent), byte(lastKind) + 1, 0}), ErrNewer, `event of kind 10`},
+		"event":  {frameOf('B', 0, 3, []byte{byte(ItemEvent), byte(lastKind) + 1, 0}), ErrNewer, `event of kind 11`},
 		"length": {frameOf('B', 0, 2, []byte{1}), ErrDamaged, `1 bytes instead of 2`},
 		"zstd":   {frameOf('B', 1, 2, []byte{1, 2}), ErrDamaged, ``},
 		"clock":  {frameOf('B', 0, 3, []byte{byte(ItemClock), 0xff, 0x7f}), ErrDamaged, `16383 offsets`},

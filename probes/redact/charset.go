@@ -34,6 +34,7 @@ var (
 	setProxy   = chars(digits + letters + ":. ")
 	setRef     = chars(digits + letters + ":%-")
 	setKey     = chars(digits + letters + "_-")
+	setNoQuery = chars(" &;\"\\'|<>)}]\r\n") // ends a value of a query
 )
 
 // all tells whether b has from 1 to most bytes, all of the set.

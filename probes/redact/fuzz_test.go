@@ -37,6 +37,7 @@ func FuzzStream(f *testing.F) {
 
 func FuzzLog(f *testing.F) {
 	f.Add([]byte("<175>Aug 21 02:00:23 xenopsd-xc: [debug|00-1-2-01|31 |Async.VM.start R:8ae06e1ea3d1|xenops_server] Task 51 reference x: [\"VM_start\",[\"u\",false]]"))
+	f.Add([]byte("<175>Nov 22 12:23:14 xapi: [debug||63 |VM.start R:a3c936a85333|audit] VM.start: VM = '91b928e6-5e4c-9f1a-6147-fb162417c0e0 (x)'; SR = '"))
 	f.Add([]byte("<1>[|a] Queue.push [\"A\",{}] onto x"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		ev := event.Event{Kind: event.KindLog, Head: bytes.Clone(b)}

@@ -57,7 +57,7 @@ func members(p policy, name []byte) (policy, bool) {
 		switch string(name) {
 		case "debug_info", "dbg":
 			return keepDebug, true
-		case "id", "vm", "vm_id", "task", "task_id":
+		case "id", "vm", "vm_id", "sr", "vdi", "task", "task_id":
 			return keepIdent, true
 		}
 		return keepParams, false

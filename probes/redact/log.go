@@ -121,6 +121,38 @@ func (r *Redactor) logMessage(i, n int) {
 			}
 			return
 		}
+	default:
+		r.logObjects(i, n)
+	}
+}
+
+// logObjects keeps of a line that says what a call works at the method and the uuids,
+// but not the names in brackets behind them:
+//
+//	VM.pool_migrate: VM = '<uuid> (name)'; host = '<uuid> (name)'
+func (r *Redactor) logObjects(i, n int) {
+	c := &r.c
+	j := i + setCode.run(c.src[i:n])
+	if j == i || j-i > 64 || c.src[i] < 'A' || c.src[i] > 'Z' || !c.at(j, ": ") || bytes.IndexByte(c.src[i:j], '.') < 0 {
+		return
+	}
+	j += len(": ")
+	for range 4 {
+		v := 0
+		for _, kind := range [...]string{"VM = '", "VDI = '", "SR = '"} {
+			if c.at(j, kind) {
+				v = j + len(kind)
+			}
+		}
+		if v > 0 && v+36 <= n && isUUID(c.src[v:v+36]) && (c.at(v+36, "'") || c.at(v+36, " ")) {
+			c.keep(i, min(v+37, n))
+		}
+		k := bytes.Index(c.src[j:n], []byte("; "))
+		if k < 0 {
+			return
+		}
+		i = j + k
+		j = i + len("; ")
 	}
 }
 

@@ -7,8 +7,8 @@
 //   - HTTP: the PROXY and FRAME prefix, the start line without query and user
 //     information, header names, and the values of the headers in headerRules;
 //   - XML-RPC and JSON-RPC: punctuation and tags, the method, the id, failure
-//     codes, the member debug_info or dbg, VM uuids and task ids of toolstack
-//     services;
+//     codes, the member debug_info or dbg, uuids of VMs, SRs and VDIs and task ids of
+//     toolstack services;
 //   - message-switch: queue names, message numbers, kinds and, inside the
 //     payload, what is kept of JSON-RPC;
 //   - the command word of a /cli body;

@@ -403,6 +403,18 @@ func TestLogLines(t *testing.T) {
 	} {
 		qt.Check(t, qt.Equals(logEvent(line), line))
 	}
+	const sr = "f0e1d2c3-0000-4000-8000-00000000aaaa"
+	for line, want := range map[string]string{
+		`VM.start_on: VM = '` + vm + ` (` + canary + `)'; host '` + vm + ` (vm)'`: `VM.start_on: VM = '` + vm + ` ***`,
+		`SR.scan: SR = '` + sr + `'`:                              `SR.scan: SR = '` + sr + `'`,
+		`VDI.pool_migrate: VDI = '` + vm + `'; SR = '` + sr + `'`: `VDI.pool_migrate: VDI = '` + vm + `'; SR = '` + sr + `'`,
+		`VM.x: VM = 'OpaqueRef:` + vm + `'`:                       `****`,
+		`session.x: session = '` + vm + `'`:                       `****`,
+	} {
+		got := logEvent(head + line)
+		qt.Check(t, qt.StringContains(got, head+want))
+		qt.Check(t, qt.Equals(leaks([]byte(got), secrets...), ""), qt.Commentf("%s", got))
+	}
 	push := logEvent(head + `Queue.push ["VM_start",["` + vm + `",false]] onto ` + vm + `:[ ["VM_rename","` + canary + `"] ]`)
 	qt.Check(t, qt.StringContains(push, `Queue.push ["VM_start",["`+vm+`",false]] onto `+vm+":*"))
 	failed := logEvent(head + `Task 12 failed; exception = ["Internal_error","` + canary + `"]\x0A; duration = 0`)
@@ -428,6 +440,8 @@ func TestLogSecrets(t *testing.T) {
 		"<30>Aug 21 02:00:23 SM: password " + canary,
 		"<175>Aug 21 02:00:23 xapi: [debug|a|b] task |31 |x|sm] SM call <methodCall>" + canary + " created ",
 		head + "x] Task 12 failed; Failure(\"" + canary + "\") ([S(" + canary + ")",
+		head + "audit] VM.start: VM = '" + vm + " (" + canary + ")'; x = '" + canary + "'; VM = '" + canaryRef + "'",
+		head + "audit] VM." + canary + ": VM = '" + canary + "'",
 		canary,
 		"[" + canary + "|a] " + canary,
 	} {

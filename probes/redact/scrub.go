@@ -6,7 +6,8 @@ import "bytes"
 // '=' or ':' has a value that is masked.
 var secretWords = []string{
 	"secret", "passw", "pwd", "session_id", "sessionid", "session_ref", "token",
-	"credential", "private_key", "apikey", "api_key",
+	"credential", "private_key", "private-key", "apikey", "api_key", "api-key",
+	"accesskey", "access_key", "access-key", "signature",
 }
 
 // secretLines: of a name that holds one of these the whole line is masked.
@@ -15,13 +16,17 @@ var secretLines = []string{"authoriz", "cookie"}
 const shortest = len("pwd")
 
 // scrub masks secrets in text that is kept otherwise: references, the values
-// of names that sound like secrets, credentials after Basic and Bearer, user
-// information of URLs.
+// of names that sound like secrets, credentials after Basic and Bearer; of URLs user
+// information and, since any may be a token, all values of the query and the fragment.
 func scrub(b []byte) {
 	for i := 0; i < len(b); {
 		if !setKey[b[i]] {
 			if b[i] == ':' && bytes.HasPrefix(b[i:], []byte("://")) {
 				i = scrubUser(b, i+3)
+				continue
+			}
+			if b[i] == '?' {
+				i = scrubQuery(b, i+1)
 				continue
 			}
 			i++
@@ -110,6 +115,28 @@ func scrubUser(b []byte, i int) int {
 	}
 	mask(b[i:]) // cut before it says what it is
 	return len(b)
+}
+
+// scrubQuery masks the query that starts at i but for its names, and the fragment behind
+// it, and returns where they end. It may be no query at all, but text with a question
+// mark in it.
+func scrubQuery(b []byte, i int) int {
+	for {
+		if n := i + setKey.run(b[i:]); n > i && n < len(b) && b[n] == '=' {
+			i = n + 1
+			if quoted := bytes.TrimLeft(b[i:], `\`); len(quoted) > 0 && (quoted[0] == '"' || quoted[0] == '\'') {
+				i = scrubValue(b, i)
+			}
+		}
+		for i < len(b) && !setNoQuery[b[i]] {
+			b[i] = Mask
+			i++
+		}
+		if i == len(b) || b[i] != '&' && b[i] != ';' {
+			return i
+		}
+		i++
+	}
 }
 
 func holdsAny(word []byte, list []string) bool {

@@ -25,6 +25,16 @@ func TestScrub(t *testing.T) {
 		"https://root:pw":                                 "https://*******",
 		"00-3100a3ead5c4210a99c27e3e5578158c-34991b62-00": "00-3100a3ead5c4210a99c27e3e5578158c-34991b62-00",
 		"token%3Dabc&x":                                   "token%3D***&x",
+		"https://h/api?token=abc&x=1;y=2#z w":             "https://h/api?token=***&x=*;y=*** w",
+		"https://k.s3.x/?X-Amz-Signature=a%2Fb&c d":       "https://k.s3.x/?X-Amz-Signature=*****&* d",
+		"GET /rrd_updates?session_id=a&start=1 R:1":       "GET /rrd_updates?session_id=*&start=* R:1",
+		"PUT /import?a= R:8ae06e1ea3d1":                   "PUT /import?a= R:8ae06e1ea3d1",
+		"x?\\na?sig=b\\n{\"c\":1}":                        "x?\\na?sig=*\\n{\"c\":1}",
+		"https://h/?sig=\"a b\" c":                        "https://h/?sig=\"***\" c",
+		"https://h/?sig=\\\"a b\\\" c":                    "https://h/?sig=\\\"****\" c",
+		"why? because=x":                                  "why? because=x",
+		"x-goog-signature: abc":                           "x-goog-signature: ***",
+		"AWSAccessKeyId=abc":                              "AWSAccessKeyId=***",
 		"":                                                "",
 	} {
 		b := []byte(in)

@@ -129,7 +129,7 @@ func (r *Redactor) memberName(b []byte, response bool, structs int) policy {
 	switch string(b) {
 	case "debug_info", "dbg":
 		return keepDebug
-	case "id", "vm", "vm_id", "task", "task_id":
+	case "id", "vm", "vm_id", "sr", "vdi", "task", "task_id":
 		return keepIdent
 	}
 	return keepNone

@@ -284,7 +284,7 @@ func TestExecs(t *testing.T) {
 	}
 	cmd := exec.Command("/bin/true")
 	qt.Assert(t, qt.IsNil(cmd.Run()))
-	timeout := time.After(5 * time.Second)
+	timeout := time.After(2 * time.Minute)
 	for {
 		select {
 		case tgid := <-seen:
@@ -300,7 +300,7 @@ func TestExecs(t *testing.T) {
 	select {
 	case err := <-ended:
 		qt.Check(t, qt.IsNil(err))
-	case <-time.After(2 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("does not end with its context")
 	}
 }

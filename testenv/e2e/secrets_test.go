@@ -31,7 +31,7 @@ func TestSecretsGoNowhere(t *testing.T) {
 	page := filepath.Join(t.TempDir(), "page.sock")
 	l := newXapiLab(t, testenv.Options{Knobs: testenv.Knobs{Verbose: true}}, "--log-level", "debug", "--metrics", "unix:"+page)
 	l.connected()
-	l.observe("endpoints=bugtool,http://user:CANARYpassword77@127.0.0.1:1/api/v2/spans", "attributes:dtagent.metrics=true", "attributes:dtagent.logs=true")
+	l.observe("endpoints=bugtool,http://user:CANARYpassword77@127.0.0.1:1/api/v2/spans?token=CANARYpassword77&X-Amz-Signature=CANARYpassword77#CANARYpassword77", "attributes:dtagent.metrics=true", "attributes:dtagent.logs=true")
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	streamed := make(chan string, 1)
@@ -46,7 +46,8 @@ func TestSecretsGoNowhere(t *testing.T) {
 	for _, shape := range []client.Shape{client.Python, client.Node, client.JSON1} {
 		for _, transport := range []string{"unix", "tcp", "tls"} {
 			c := l.dial(transport, client.Options{Shape: shape, KeepAlive: true,
-				Header: []string{"Cookie: session_id=" + canary + "; pool_secret=" + canary, "Authorization: Basic " + canary, "X-Unknown: " + canary}})
+				Header: []string{"Cookie: session_id=" + canary + "; pool_secret=" + canary, "Authorization: Basic " + canary, "X-Unknown: " + canary,
+					"User-Agent: partner (https://partner.example/?key=" + canary + "&sig=" + canary + ")", "x-http-other-config-dbg: PUT /import?ticket=" + canary}})
 			v, err := c.Call(ctx, "session.login_with_password", "root", canary, "1.0", "partner")
 			qt.Assert(t, qt.IsNil(err))
 			session, ok := v.(string)
@@ -63,6 +64,8 @@ func TestSecretsGoNowhere(t *testing.T) {
 	_, _ = c.Xe(ctx, "vm-list", "password="+canary, "secret="+canary) // how it ends does not matter
 	_, _, _ = c.Request(ctx, "GET", "/rrd_updates?session_id=OpaqueRef:"+canary+"&pool_secret="+canary, nil)
 	_, _, _ = c.Request(ctx, "PUT", "/import?session_id=OpaqueRef:"+canary+"&task_id=OpaqueRef:0", []byte(canary))
+	_, _, _ = c.Request(ctx, "GET", "/export?uuid=0&session_id=OpaqueRef:"+canary+"&task_id=OpaqueRef:"+canary+"&token="+canary+"#"+canary, nil)
+	_, _, _ = c.Request(ctx, "GET", "http://host/vm_rrd?X-Amz-Signature="+canary, nil)
 	session := l.session()
 	secrets = append(secrets, strings.TrimPrefix(session, "OpaqueRef:"))
 	// The SM script gets the session in its argument.

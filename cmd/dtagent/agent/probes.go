@@ -12,6 +12,7 @@ import (
 var kindNames = map[event.Kind]string{
 	event.KindData: "data", event.KindLog: "log", event.KindOpen: "open", event.KindClose: "close",
 	event.KindFork: "fork", event.KindExec: "exec", event.KindExit: "exit", event.KindLost: "lost", event.KindTime: "time",
+	event.KindRequest: "request",
 }
 
 // probeStats asks the probes. While they are attached or detached they answer

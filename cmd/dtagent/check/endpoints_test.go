@@ -74,6 +74,12 @@ func TestAsk(t *testing.T) {
 	qt.Check(t, qt.Equals(i.State, Fails))
 	qt.Check(t, qt.StringContains(i.Why, "401 Unauthorized"))
 	qt.Check(t, qt.IsFalse(strings.Contains(i.Name+i.Why+i.Advice, "wrong@")))
+	for _, e := range []string{good.URL, "http://127.0.0.1:1", "http://127.0.0.1:x", "ftp://h"} {
+		i = look(e + "/?token=CANARY&X-Amz-Signature=CANARY#CANARY")
+		qt.Check(t, qt.Equals(i.State == Works, e == good.URL))
+		qt.Check(t, qt.StringContains(i.Name, "?token=xxxxx&X-Amz-Signature=xxxxx"))
+		qt.Check(t, qt.IsFalse(strings.Contains(i.Name+i.Detail+i.Why+i.Advice, "CANARY")))
+	}
 
 	for code, want := range map[int]struct {
 		state  State

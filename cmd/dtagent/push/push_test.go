@@ -297,7 +297,7 @@ func TestRetries(t *testing.T) {
 			s.got(t, upTo(9)...)
 			qt.Check(t, qt.Equals(sum.Retries, 1))
 			qt.Check(t, qt.Equals(sum.Requests, 2))
-			qt.Check(t, qt.IsTrue(time.Since(begin) >= c.least && time.Since(begin) < c.least+2*time.Second), qt.Commentf("%v", time.Since(begin)))
+			qt.Check(t, qt.IsTrue(time.Since(begin) >= c.least), qt.Commentf("%v", time.Since(begin)))
 		})
 	}
 }
@@ -421,19 +421,15 @@ func TestInterrupt(t *testing.T) {
 		}
 		return s.bodies > 1
 	}
-	begin := time.Now()
-	sum, err := push(t, ctx, path, Options{URL: s.url(), BodyBytes: 1})
+	sum, err := push(t, ctx, path, Options{URL: s.url(), BodyBytes: 1, Timeout: time.Hour})
 	qt.Check(t, qt.ErrorIs(err, context.Canceled))
-	qt.Check(t, qt.IsTrue(time.Since(begin) < 3*time.Second))
 	qt.Check(t, qt.Equals(sum.Stopped, path+": line 2 and what follows it was not sent"))
 	qt.Check(t, qt.Equals(sum.Spans, 1))
 	// In the pause before a retry, too.
 	ctx, cancel = context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
-	begin = time.Now()
 	_, err = push(t, ctx, path, Options{URL: "http://127.0.0.1:1/", BackOff: time.Hour})
 	qt.Check(t, qt.ErrorIs(err, context.DeadlineExceeded))
-	qt.Check(t, qt.IsTrue(time.Since(begin) < 3*time.Second))
 }
 
 func TestOTLP(t *testing.T) {

@@ -47,8 +47,8 @@ func MountDisk() (mount, dev int, err error) {
 }
 
 // ServeLate answers the kernel on dev until the file system is gone. The file is
-// size bytes of memory. Its reads, writes and fsyncs take longer by what delay
-// returns when they come.
+// size bytes of memory, and knows every ioctl. Its reads, writes, fsyncs and ioctls
+// take longer by what delay returns when they come.
 func ServeLate(dev int, size int64, delay func() time.Duration) error {
 	type heldReply struct {
 		due time.Time
@@ -90,7 +90,7 @@ func ServeLate(dev int, size int64, delay func() time.Duration) error {
 		r := reply{unique, d.answer(op, body)}
 		switch op {
 		case opForget, opInterrupt: // they have no reply
-		case opRead, opWrite, opFsync:
+		case opRead, opWrite, opFsync, opIoctl:
 			due := time.Now().Add(delay())
 			at := slices.IndexFunc(held, func(h heldReply) bool { return h.due.After(due) })
 			if at < 0 {
@@ -145,6 +145,8 @@ func (d disk) answer(op uint32, body []byte) any {
 			return unix.ENOSPC
 		}
 		return writeOut{Size: uint32(copy(d[at:], data))}
+	case opIoctl:
+		return ioctlOut{}
 	case opFsync, opFlush, opRelease:
 		return nil
 	}
