@@ -199,42 +199,43 @@ type legacyTapdiskDtTap struct {
 		Asleep uint64
 		Queued uint64
 	}
-	Asleep       uint64
-	Queued       uint64
-	Dozing       uint64
-	DozingQueued uint64
-	Woken        uint64
-	WokenQueued  uint64
-	Waiting      uint64
-	Ring         uint64
-	Seen         uint32
-	Entries      uint32
-	Head         uint32
-	Off          uint8
-	Threads      uint8
-	Pad          uint16
-	Copying      uint64
-	Buffer       uint64
-	Copied       uint32
-	Writes       uint32
-	Low          uint64
-	High         uint64
-	Iocbs        uint64
-	N            uint32
-	At           uint32
-	Iocb         uint64
-	Vector       uint64
-	Vectors      uint32
-	Next         uint32
-	Now          uint64
-	Io           legacyTapdiskDtIocb
-	Of           uint64
-	OfLeft       uint32
-	OfAt         uint32
-	Returned     [8]uint64
-	Submits      uint32
-	Owns         uint32
-	Own          [8]struct {
+	Asleep        uint64
+	Queued        uint64
+	Dozing        uint64
+	DozingQueued  uint64
+	Woken         uint64
+	WokenQueued   uint64
+	Waiting       uint64
+	Ring          uint64
+	Seen          uint32
+	Entries       uint32
+	Head          uint32
+	Off           uint8
+	Threads       uint8
+	Pad           uint16
+	Copying       uint64
+	CopyingQueued uint64
+	Buffer        uint64
+	Copied        uint32
+	Writes        uint32
+	Low           uint64
+	High          uint64
+	Iocbs         uint64
+	N             uint32
+	At            uint32
+	Iocb          uint64
+	Vector        uint64
+	Vectors       uint32
+	Next          uint32
+	Now           uint64
+	Io            legacyTapdiskDtIocb
+	Of            uint64
+	OfLeft        uint32
+	OfAt          uint32
+	Returned      [8]uint64
+	Submits       uint32
+	Owns          uint32
+	Own           [8]struct {
 		_      structs.HostLayout
 		Offset uint64
 		Begun  struct {

@@ -389,6 +389,13 @@ static __always_inline void dt_finish(struct dt_tap *t, const struct dt_times *b
 	f->layer[DT_L_RUNQ] = runq;
 }
 
+/* What is seen first of a tapdisk may be within a round. */
+static __always_inline void dt_known(struct dt_tap *t, __u64 now)
+{
+	if (!t->round.at)
+		t->round.at = now;
+}
+
 /* ---- some I/O is done ---- */
 
 /* A vector of a write that is done. */
@@ -659,6 +666,7 @@ static __always_inline int dt_submit(void *ctx, __u64 ring, __u32 n, __u64 iocbs
 		return 0;
 	dt_take_up(ctx, t);
 	t->now = bpf_ktime_get_ns();
+	dt_known(t, t->now);
 	if (ring != t->ring) {
 		t->ring = ring;
 		t->entries = 0;
@@ -755,14 +763,21 @@ static __always_inline int dt_copy(void *ctx, __u64 arg)
 		t->low = DT_PAGE(t->buffer);
 	if (t->buffer + DT_BUFFER > t->high)
 		t->high = t->buffer + DT_BUFFER;
+	t->copying_queued = t->queued;
 	t->copying = bpf_ktime_get_ns();
+	dt_known(t, t->copying);
 	return 0;
+}
+
+static __always_inline __u64 dt_copy_took(const struct dt_tap *t, __u64 now)
+{
+	return dt_since(now - t->copying, t->queued - t->copying_queued);
 }
 
 static __always_inline void dt_fetched(struct dt_tap *t, __u64 now)
 {
 	struct dt_io_key k = { .at = DT_PAGE(t->buffer), .tgid = bpf_get_current_pid_tgid() >> 32, .write = 1 };
-	struct dt_part p = { .begun = t->round, .copy = now - t->copying, .bytes = t->copied, .left = t->copied };
+	struct dt_part p = { .begun = t->round, .copy = dt_copy_took(t, now), .bytes = t->copied, .left = t->copied };
 
 	if (bpf_map_update_elem(&dt_parts, &k, &p, BPF_ANY))
 		dt_lost(DT_LOSS_PARTS);
@@ -770,7 +785,7 @@ static __always_inline void dt_fetched(struct dt_tap *t, __u64 now)
 
 static __always_inline void dt_delivered(void *ctx, struct dt_tap *t, __u64 now)
 {
-	struct dt_ended e = { .copy = now - t->copying, .bytes = t->copied };
+	struct dt_ended e = { .copy = dt_copy_took(t, now), .bytes = t->copied };
 
 	t->claim = t->buffer;
 	t->claim_left = t->copied;
@@ -867,15 +882,16 @@ static __always_inline int dt_rise(void)
 	struct dt_tap *t = dt_tap();
 	__u64 now, dozing;
 
-	if (!t || !t->dozing || (__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
+	if (!t || (__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
 		return 0;
 	now = bpf_ktime_get_ns();
 	dozing = t->dozing;
 	t->dozing = 0;
-	t->asleep += dt_since(now - dozing, t->queued - t->dozing_queued);
+	if (dozing) /* else it was not seen to begin */
+		t->asleep += dt_since(now - dozing, t->queued - t->dozing_queued);
 	t->round.at = now;
 	t->round.queued = t->queued;
-	if (t->woken > dozing) {
+	if (dozing && t->woken > dozing) {
 		t->round.at = t->woken;
 		t->round.queued = t->woken_queued;
 	}

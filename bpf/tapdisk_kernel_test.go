@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/go-quicktest/qt"
 
@@ -24,7 +25,7 @@ type tapOf struct {
 // startTap starts one; every request that it serves is told of.
 func startTap(t *testing.T, c *collector, o tapdisk.Options) *tapOf {
 	t.Helper()
-	if o.Image == "" {
+	if o.Image == "" && o.Device == nil {
 		o.Image = newLoop(t, plainFile(t, t.TempDir(), diskSize)).Path
 	}
 	d, err := tapdisk.Start(t.Context(), o)
@@ -204,7 +205,12 @@ func TestTapdiskMetadataKernel(t *testing.T) {
 
 // layerMetadata is DT_L_METADATA, and so on.
 const (
+	layerRunQueue = 1
+	layerTapdisk  = 2
 	layerMetadata = 3
+	layerCopy     = 4
+	layerSubmit   = 5
+	layerQueue    = 6
 	layerDevice   = 7
 )
 
@@ -225,9 +231,98 @@ func TestTapdiskDeviceKernel(t *testing.T) {
 				qt.Check(t, qt.HasLen(recs, 10))
 				for _, r := range recs {
 					// The clock of a driver's timer is not ours: half of the delay is surely its.
-					if r.Flags&RequestUnsplit != 0 || r.Layer[layerDevice] < uint64(injectedDelay/2) {
+					took := r.Layer[layerDevice]
+					if d.Layer() == fault.DeviceMapper { // from Linux 5.18 on it is seen when that hands it on
+						took += r.Layer[layerQueue]
+					}
+					if r.Flags&RequestUnsplit != 0 || r.First == 0 || took < uint64(injectedDelay/2) {
 						t.Errorf("%+v", r)
 					}
+				}
+				c.noLosses()
+			})
+		})
+	}
+}
+
+// mean is the mean of a layer over the requests of both kinds, in ns.
+func (k *tapOf) mean(recs []RequestRec, layer int) uint64 {
+	var sum uint64
+	for i := range recs {
+		sum += recs[i].Layer[layer]
+	}
+	return sum / uint64(max(1, len(recs)))
+}
+
+// Time that is lost in a layer is told to be lost there.
+func TestTapdiskLayersKernel(t *testing.T) {
+	const vhdSize = 48 << 20
+	for _, inject := range []struct {
+		what   tapdisk.Layer
+		size   time.Duration
+		device string // kind of fault.Device; "": none
+		layer  int
+		least  time.Duration // mean of it, or most when the CPU is taken away now and then
+		load   tapdisk.Load
+		o      tapdisk.Options
+	}{
+		{what: tapdisk.Device, size: injectedDelay, device: "loop-fuse", layer: layerDevice, least: injectedDelay / 2, load: tapdisk.Load{Requests: 40, Depth: 4}},
+		{what: tapdisk.Queue, size: injectedDelay, device: "throttle", layer: layerQueue, least: injectedDelay / 2, load: tapdisk.Load{Requests: 40, Depth: 4}},
+		{what: tapdisk.Submit, size: injectedDelay, device: "loop-fuse", layer: layerSubmit, least: injectedDelay, load: tapdisk.Load{Requests: 96, Depth: 32}},
+		{what: tapdisk.RunQueue, size: injectedDelay, layer: layerRunQueue, least: injectedDelay / 4, load: tapdisk.Load{Time: 30 * injectedDelay}},
+		{what: tapdisk.Busy, size: injectedDelay / 10, layer: layerTapdisk, least: injectedDelay / 10, load: tapdisk.Load{Requests: 100, Depth: 4}},
+		{what: tapdisk.Copy, size: injectedDelay, layer: layerCopy, least: injectedDelay, load: tapdisk.Load{Requests: 40}, o: tapdisk.Options{SlowCopy: true}},
+		{what: tapdisk.Metadata, size: 1, device: "loop-fuse", layer: layerMetadata, least: injectedDelay / 2, load: tapdisk.Load{Requests: 40}, o: tapdisk.Options{Type: tapdisk.VHD}},
+	} {
+		t.Run(string(inject.what), func(t *testing.T) {
+			openKernel(t, Legacy, Options{})
+			o := inject.o
+			if inject.device != "" {
+				d, err := fault.Open(t.Context(), inject.device, fault.Options{Size: 64 << 20})
+				if missing := (*fault.MissingError)(nil); errors.As(err, &missing) {
+					t.Skip(err)
+				}
+				qt.Assert(t, qt.IsNil(err))
+				t.Cleanup(func() { qt.Check(t, qt.IsNil(d.Close())) })
+				if o.Type == tapdisk.VHD {
+					qt.Assert(t, qt.IsNil(tapdisk.CreateVHD(d.Path(), tapdisk.Content{Size: vhdSize, Blocks: 1, Sectors: 1})))
+				}
+				o.Device = d
+			}
+			inTiers(t, func(t *testing.T, c *collector) {
+				k := startTap(t, c, o)
+				inject.load.Random, inject.load.Span = true, 40<<20
+				if o.Type != tapdisk.VHD {
+					inject.load.Reads, inject.load.Writes = 1, 1
+				}
+				warm := inject.load
+				warm.Requests, warm.Time, warm.Depth = 64, 0, 4
+				_, healthy := k.serve(warm)
+				if inject.what == tapdisk.Metadata { // takes what the device does
+					qt.Assert(t, qt.IsNil(k.Inject(tapdisk.Device, injectedDelay)))
+				}
+				qt.Assert(t, qt.IsNil(k.Inject(inject.what, inject.size)))
+				_, slow := k.serve(inject.load)
+				qt.Assert(t, qt.IsNil(k.Inject(inject.what, 0)))
+				if inject.what == tapdisk.Metadata {
+					qt.Assert(t, qt.IsNil(k.Inject(tapdisk.Device, 0)))
+				}
+				qt.Assert(t, qt.IsTrue(len(slow) > 0))
+				var before, after [NumLayers]time.Duration
+				for l := range NumLayers {
+					before[l], after[l] = time.Duration(k.mean(healthy, l)), time.Duration(k.mean(slow, l))
+				}
+				t.Logf("without: %v", before)
+				t.Logf("with:    %v", after)
+				got := after[inject.layer]
+				if inject.what == tapdisk.RunQueue {
+					got = 0
+					for i := range slow {
+						got = max(got, time.Duration(slow[i].Layer[inject.layer]))
+					}
+				}
+				if got < inject.least {
+					t.Errorf("layer %d: %v, at least %v was injected", inject.layer, got, inject.least)
 				}
 				c.noLosses()
 			})

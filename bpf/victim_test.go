@@ -152,6 +152,22 @@ func (v *victim) polls() {
 	})
 }
 
+// pollsAgain waits until a thread sleeps in poll that has slept more often than so,
+// and returns how often.
+func (v *victim) pollsAgain(tid, slept int) (n int) {
+	v.t.Helper()
+	what := fmt.Sprintf("thread %d sleeps in poll for more than %d times", tid, slept)
+	v.threads(what, func([]string) bool {
+		dir := fmt.Sprintf("/proc/%d/task/%d/", v.pid(), tid)
+		call, _ := os.ReadFile(dir + "syscall")
+		status, _ := os.ReadFile(dir + "status")
+		_, after, _ := strings.Cut(string(status), "\nvoluntary_ctxt_switches:")
+		fmt.Sscan(after, &n)
+		return n > slept && strings.HasPrefix(string(call), fmt.Sprintf("%d ", unix.SYS_POLL))
+	})
+	return n
+}
+
 // quiet waits until all threads sleep: what was done is also traced.
 func (v *victim) quiet() {
 	v.t.Helper()
@@ -205,6 +221,7 @@ func victimMain() {
 			threads[o.Thread] = jobs
 			go func() {
 				runtime.LockOSThread()
+				deafen()
 				for j := range jobs {
 					j.done <- obey(j.o)
 				}
@@ -213,6 +230,16 @@ func victimMain() {
 		done := make(chan outcome, 1)
 		jobs <- job{o, done}
 		results <- done
+	}
+}
+
+// deafen keeps the signal from the calling thread by which the Go runtime takes the
+// CPU from goroutines: sent just before a system call that waits, it cuts the wait.
+func deafen() {
+	var set unix.Sigset_t
+	set.Val[0] = 1 << (unix.SIGURG - 1)
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil); err != nil {
+		panic(err)
 	}
 }
 
@@ -367,6 +394,16 @@ func obeyOnce(o order) outcome {
 		p := [1]unix.PollFd{{Fd: int32(o.FD), Events: unix.POLLIN}}
 		n, _, e := unix.Syscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, ^uintptr(0))
 		set(n, e)
+	case "polls": // N times, each until there is something; the Go runtime does not know, so that nothing of it wakes the thread
+		p := [1]unix.PollFd{{Fd: int32(o.FD), Events: unix.POLLIN}}
+		for range o.N {
+			n, _, e := unix.RawSyscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, ^uintptr(0))
+			if n != 1 {
+				r.Errno = int(e)
+				break
+			}
+			r.Ret++
+		}
 	case "futex": // waits N milliseconds for nobody
 		var word uint32
 		t := unix.NsecToTimespec(int64(o.N) * 1e6)

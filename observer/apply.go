@@ -87,6 +87,7 @@ func (s *Set) converge(obs []Observer) {
 			sub.claims, sub.outlets = sub.claimed(0, now), sub.connected(nil, now)
 		}
 	}
+	s.sampled = wanted.Requests.Sample
 	s.mu.Unlock()
 	for k, p := range s.pipes {
 		if !taken[p] {
@@ -155,6 +156,7 @@ func (s *Set) subscribe(o Observer, st Steering, want event.Components, pipes []
 	}
 	s.mu.Lock()
 	sub.tags, sub.size, sub.edit, sub.native = tags, size, st.Edit, st.UnderNative
+	sub.requests = st.Requests()
 	sub.claims, sub.outlets = sub.claimed(want, now), sub.connected(pipes, now)
 	if i < 0 {
 		s.subs = append(s.subs, sub)

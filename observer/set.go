@@ -56,11 +56,16 @@ type Wanted struct {
 	// from which duration on: the shortest of those that do.
 	Waits         bool
 	WaitThreshold time.Duration
+	// Requests of guests to their disks, none while nobody wants the component tapdisk.
+	Requests Requests
 }
 
 // add makes w what is wanted when an Observer wants c and steers so, too.
 func (w *Wanted) add(c event.Components, st *Steering) {
 	w.Components |= c
+	if c.Has(event.Tapdisk) {
+		w.Requests.add(st.Requests())
+	}
 	if st.Processor.NoWaits {
 		return
 	}
@@ -81,6 +86,8 @@ type Set struct {
 
 	mu   sync.RWMutex // held for reading while spans are handed on: subs do not change under it
 	subs []*subscription
+	// sampled is Requests.Sample of what is wanted in all.
+	sampled uint32
 
 	apply   sync.Mutex // guards all below; taken before mu
 	host    Host
@@ -143,7 +150,7 @@ func (s *Set) Export(sp *correlate.Span) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, sub := range s.subs {
-		if sub.wants(sp) {
+		if sub.wants(sp) && (sp.Guest == nil || sub.requests.take(sp, s.sampled)) {
 			sub.pipeline.OnEnd(sp)
 		}
 	}

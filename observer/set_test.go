@@ -219,7 +219,7 @@ func TestSetWaits(t *testing.T) {
 	b.Apply([]Observer{none})
 	b.Apply([]Observer{none, slow})
 	b.Apply([]Observer{none, slow, fine})
-	qt.Check(t, qt.Equals(b.Wanted(), Wanted{event.Of(event.Xapi), true, 200 * time.Microsecond}))
+	qt.Check(t, qt.Equals(b.Wanted(), Wanted{Components: event.Of(event.Xapi), Waits: true, WaitThreshold: 200 * time.Microsecond}))
 	for _, d := range []time.Duration{100 * time.Microsecond, 200 * time.Microsecond, 9 * time.Millisecond, 10 * time.Millisecond} {
 		sp := span(event.Xapi, "lock "+d.String())
 		sp.Wait, sp.End = event.Lock, sp.Start+int64(d)

@@ -56,6 +56,13 @@ var settings = []setting{
 	{"wait_threshold", "duration, 100us to 1h", "1ms",
 		"a wait that takes at least so long is a span",
 		"10ms", func(s *steerer, v string) { s.duration(v, &s.WaitThreshold, minWait, time.Hour) }},
+	{"tapdisk.slow", "`x` and a factor, duration, `off`", "`x" + strconv.Itoa(DefaultFactor) + "`",
+		"from when on a guest's disk request is a span, with the component `tapdisk`: so many times what 99 of 100 such requests of the disk take, and at least " + durationText(LeastSlow) +
+			" (" + durationText(UnlearnedSlow) + " until that is learned); or a time from " + durationText(minSlow) + " to " + durationText(maxSlow),
+		"50ms", (*steerer).tapdiskSlow},
+	{"tapdisk.sample", "1 to " + strconv.Itoa(maxSample), "none",
+		"one of so many disk requests is a span, too, however long it takes",
+		"10000", (*steerer).tapdiskSample},
 	{"min_duration", "duration", "off",
 		"filters shorter spans, but none that failed or is incomplete",
 		"500us", func(s *steerer, v string) { s.duration(v, &s.Processor.MinDuration, 0, math.MaxInt64) }},
@@ -103,6 +110,7 @@ type steerer struct {
 	rename map[string]string
 
 	wrongSampler bool
+	hasTapdisk   bool // the component is in the Observer's own list
 
 	key      string // of the setting that is being read
 	given    []string
@@ -292,6 +300,14 @@ func (s *steerer) together() {
 	}
 	if s.key = "wait_threshold"; p.NoWaits && s.has(s.key) {
 		s.warn("it has no effect with %swaits=false", steeringPrefix)
+	}
+	for _, key := range []string{"tapdisk.slow", "tapdisk.sample"} {
+		if s.key = key; s.has(key) && !s.hasTapdisk && !s.Components.Has(event.Tapdisk) {
+			s.warn("it has no effect without the component tapdisk; add it to %scomponents", steeringPrefix)
+		}
+	}
+	if s.key = "tapdisk.slow"; s.Tapdisk.Off && s.Tapdisk.Sample == 0 {
+		s.warn("off without %stapdisk.sample leaves no request to be told", steeringPrefix)
 	}
 	s.key = "hold"
 	switch slow := p.KeepSlow + processor.SlowMargin; {

@@ -21,14 +21,15 @@ type Steering struct {
 	Components    event.Components // asked for besides Observer.Components
 	Endpoints     []string         // besides Observer.Endpoints; also otlp+http:// and otlp+https://
 	Processor     processor.Config
-	WaitThreshold time.Duration // a wait that takes so long is a span, unless Processor says that none is; 0: the default
-	Edit          *export.Edit  // of the tags; nil: none
-	BatchInterval time.Duration // of remote endpoints; 0: the default
-	BatchSpans    int           // of remote endpoints; 0: the default
-	CAFile        string        // PEM file that https receivers are checked against; "": the agent's
-	Metrics       bool          // make metrics from the spans
-	Logs          bool          // make log records from the spans
-	UnderNative   bool          // hang spans under those of the toolstack's own tracing
+	WaitThreshold time.Duration   // a wait that takes so long is a span, unless Processor says that none is; 0: the default
+	Edit          *export.Edit    // of the tags; nil: none
+	BatchInterval time.Duration   // of remote endpoints; 0: the default
+	BatchSpans    int             // of remote endpoints; 0: the default
+	CAFile        string          // PEM file that https receivers are checked against; "": the agent's
+	Metrics       bool            // make metrics from the spans
+	Logs          bool            // make log records from the spans
+	Tapdisk       TapdiskSteering // which requests of guests it gets: see Requests
+	UnderNative   bool            // hang spans under those of the toolstack's own tracing
 }
 
 // Steering returns what the attributes dtagent.* say, and warnings, each about
@@ -38,7 +39,7 @@ func (o Observer) Steering() (Steering, []string) {
 	if !o.steered() {
 		return Steering{}, nil
 	}
-	s := steerer{}
+	s := steerer{hasTapdisk: slices.Contains(o.Components, event.Tapdisk.String())}
 	known := 0
 	for i := range settings {
 		v, ok := o.Attributes[steeringPrefix+settings[i].key]

@@ -54,6 +54,8 @@ func TestSteeringExamples(t *testing.T) {
 			words = append(words, "sampler.arg=0.1")
 		case "sampler.arg":
 			words = append(words, "sampler=traceidratio")
+		case "tapdisk.slow", "tapdisk.sample":
+			words = append(words, "components=tapdisk")
 		case "hold":
 			words = append(words, "keep.errors=true")
 		}
@@ -109,7 +111,18 @@ func TestSteeringMistakes(t *testing.T) {
 		{"rename=a=c,b=c", `rename": "b=c": a is renamed to it already`, Steering{Edit: export.NewEdit(nil, map[string]string{"a": "c"})}},
 		{"rename=a=" + strings.Repeat("x", 256), `rename": "a=xxx`, Steering{}},
 		{"components=qemuu,smapi", `components": no component "qemuu", did you mean qemu?; there are xapi, xenopsd, `, Steering{Components: event.Of(event.SMAPI)}},
-		{"components=tapdisk", `components": tapdisk gives no spans in this version, which lacks a probe for it: guest disk requests`, Steering{Components: event.Of(event.Tapdisk)}},
+		{"components=xenstored", `components": xenstored gives no spans in this version, which lacks a probe for it: the xenstore protocol`, Steering{Components: event.Of(event.Xenstored)}},
+		{"components=tapdisk|tapdisk.slow=x", `tapdisk.slow": "x" must be x and a number from 1 to 1000, such as x8`, Steering{Components: event.Of(event.Tapdisk)}},
+		{"components=tapdisk|tapdisk.slow=x0.5", `tapdisk.slow": "x0.5" must be`, Steering{Components: event.Of(event.Tapdisk)}},
+		{"components=tapdisk|tapdisk.slow=xNaN", `tapdisk.slow": "xNaN" must be`, Steering{Components: event.Of(event.Tapdisk)}},
+		{"components=tapdisk|tapdisk.slow=5", `tapdisk.slow": "5" is neither a duration nor a factor; write`, Steering{Components: event.Of(event.Tapdisk)}},
+		{"components=tapdisk|tapdisk.slow=10us", `tapdisk.slow": 10µs must be from 100µs to 1h; it has no effect`, Steering{Components: event.Of(event.Tapdisk)}},
+		{"components=tapdisk|tapdisk.slow=0", ``, Steering{Components: event.Of(event.Tapdisk)}},
+		{"components=tapdisk|tapdisk.sample=0", `tapdisk.sample": "0" must be a whole number from 1 to 1000000000`, Steering{Components: event.Of(event.Tapdisk)}},
+		{"components=tapdisk|tapdisk.sample=1/5", `tapdisk.sample": "1/5" must be`, Steering{Components: event.Of(event.Tapdisk)}},
+		{"components=tapdisk|tapdisk.slow=off", `tapdisk.slow": off without dtagent.tapdisk.sample leaves no request`, Steering{Components: event.Of(event.Tapdisk), Tapdisk: TapdiskSteering{Off: true}}},
+		{"components=tapdisk|tapdisk.slow=off|tapdisk.sample=7", ``, Steering{Components: event.Of(event.Tapdisk), Tapdisk: TapdiskSteering{Off: true, Sample: 7}}},
+		{"tapdisk.slow=x5|tapdisk.sample=9", `tapdisk.slow": it has no effect without the component tapdisk; add it to dtagent.components|tapdisk.sample": it has no effect`, Steering{Tapdisk: TapdiskSteering{Factor: 5, Sample: 9}}},
 		{"endpoints=ftp://u:secret@h,bugtool", `endpoints": "ftp://u:xxxxx@h": the scheme "ftp" is not supported, only http, https, otlp+http and otlp+https; write bugtool or`, Steering{Endpoints: []string{"bugtool"}}},
 		{"endpoints=http://u:sec;ret@h:80/", `endpoints": "http://u:xxxxx": is not a URL|endpoints": "xxxxx": must be bugtool`, Steering{}},
 		{"endpoints=ftp://h/?token=CANARY,bugtol", `endpoints": "ftp://h/?token=xxxxx": the scheme|endpoints": "xxxxx": must be bugtool`, Steering{}},
@@ -120,7 +133,7 @@ func TestSteeringMistakes(t *testing.T) {
 		{"ca_file=ca.pem", `ca_file": "ca.pem" must be an absolute path, such as /etc/dtagent/ca.pem`, Steering{}},
 		{"metrics=1|logs=True", `metrics": "1" must be true or false|logs": "True" must be`, Steering{}},
 		{"keep_slow=2s", `keep_slow": this dtagent has no such setting, did you mean dtagent.keep.slow?; it has no effect`, Steering{}},
-		{"component=qemu|sampler_arg=1|tapdisk.slow=1s", `component": this dtagent has no such setting, did you mean dtagent.components?; it has no effect|sampler_arg": this dtagent has no such setting, did you mean dtagent.sampler.arg?|tapdisk.slow": this dtagent has no such setting; it has no effect`, Steering{}},
+		{"component=qemu|sampler_arg=1|xenstored.slow=1s", `component": this dtagent has no such setting, did you mean dtagent.components?; it has no effect|sampler_arg": this dtagent has no such setting, did you mean dtagent.sampler.arg?|xenstored.slow": this dtagent has no such setting; it has no effect`, Steering{}},
 	} {
 		st, warnings := steered(strings.Split(c.words, "|")...).Steering()
 		var want []string

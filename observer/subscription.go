@@ -23,12 +23,13 @@ type subscription struct {
 	pipeline *processor.Pipeline
 
 	// What follows is changed under Set.mu held for writing.
-	tags    []attribute.KeyValue
-	size    int // bytes of tags, an estimate
-	edit    *export.Edit
-	native  bool // spans hang under the toolstack's own
-	claims  []claim
-	outlets []outlet
+	tags     []attribute.KeyValue
+	size     int // bytes of tags, an estimate
+	edit     *export.Edit
+	requests Requests
+	native   bool // spans hang under the toolstack's own
+	claims   []claim
+	outlets  []outlet
 }
 
 // claim is to the spans of some components.

@@ -58,7 +58,9 @@ type Manager struct {
 	wanted  event.Components
 	waits   bool
 	targets map[uint32]*daemon
-	stop    context.CancelFunc // of the watcher; nil while nothing is wanted
+	stop    context.CancelFunc // of the watcher; nil while no target is wanted
+	// stopClock ends the look at the wall clock; nil while nothing is wanted.
+	stopClock context.CancelFunc
 	closed  bool
 
 	watching  sync.WaitGroup
@@ -141,9 +143,13 @@ func (m *Manager) want(c event.Components) error {
 	m.wanted = c
 	need := target.Watches(c)
 	if need == 0 { // also for components that have no probe yet
-		return m.detach()
+		err := m.detach()
+		if c.Has(event.Tapdisk) { // guestio has its requests told; their times are the wall's here
+			err = errors.Join(err, m.keepTime())
+		}
+		return err
 	}
-	if err := m.clock.Refresh(); err != nil {
+	if err := m.keepTime(); err != nil {
 		return err
 	}
 	if err := errors.Join(
@@ -162,13 +168,26 @@ func (m *Manager) want(c event.Components) error {
 		ctx, stop := context.WithCancel(context.Background())
 		m.stop = stop
 		m.watching.Go(func() { m.watch(ctx) })
-		m.watching.Go(func() {
-			if err := m.clock.Run(ctx); err != nil {
-				m.log.Warn("wall time may be off", "err", err)
-			}
-		})
 	}
 	return err
+}
+
+// keepTime has ktime become wall time rightly until detach.
+func (m *Manager) keepTime() error {
+	if err := m.clock.Refresh(); err != nil {
+		return err
+	}
+	if m.stopClock != nil {
+		return nil
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	m.stopClock = stop
+	m.watching.Go(func() {
+		if err := m.clock.Run(ctx); err != nil {
+			m.log.Warn("wall time may be off", "err", err)
+		}
+	})
+	return nil
 }
 
 // probe attaches or detaches one probe. Sockets that the kernel side knew are
@@ -194,6 +213,10 @@ func (m *Manager) detach() error {
 	if m.stop != nil {
 		m.stop()
 		m.stop = nil
+	}
+	if m.stopClock != nil {
+		m.stopClock()
+		m.stopClock = nil
 	}
 	errs := []error{m.probe(bpf.Wait, false), m.probe(bpf.Stream, false), m.probe(bpf.Process, false)}
 	clear(m.targets)

@@ -122,6 +122,7 @@ struct dt_tap {
 
 	/* the grant copy that it is in */
 	__u64 copying; /* since, 0: none */
+	__u64 copying_queued;
 	__u64 buffer;
 	__u32 copied; /* bytes */
 	__u32 writes;

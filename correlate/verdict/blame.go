@@ -488,7 +488,7 @@ func (j *judge) loaded(g *judged) verdict {
 func (j *judge) beside(g *judged, requests uint64) verdict {
 	d := g.d
 	v := verdict{cause: Healthy}
-	if e := d.Emulated; e != nil && float64(e.Requests) >= emulatedMany*j.w.Duration.Seconds() && e.Requests >= requests {
+	if e := d.Emulated; e != nil && float64(e.Requests) >= emulatedMany*j.w.Duration.Seconds() && e.Requests >= requests && e.CPU >= emulatorWorks {
 		v.cause, v.place, v.confirmed = EmulatedDisk, placeEmulator, 0
 		v.add("%d requests came by the emulated disk, %d by the guest's own driver", e.Requests, requests)
 		v.add("the emulator ran for %.0f %% of the time", 100*e.CPU)
@@ -555,7 +555,10 @@ func (j *judge) waits(g *judged, v *verdict) bool {
 		return false
 	}
 	full := d.Ring.Full >= fullOften
-	if !manyBarriers && !full {
+	// Barriers of a tapdisk's guest are not counted anywhere. When tapdisk leaves requests
+	// on the ring and nothing of dom0 keeps it from them, it waits for those before one.
+	guessed := d.Barriers == 0 && !full && usual > 0 && d.Ring.Waiting >= waitingRatio*max(usual, waitingLeast) && g.idleThread() && !j.stolen()
+	if !manyBarriers && !full && !guessed {
 		return false
 	}
 	v.place = placeRing
@@ -570,7 +573,18 @@ func (j *judge) waits(g *judged, v *verdict) bool {
 		v.add("the guest sent %.0f barriers a second, for %.0f requests: nothing more is taken off the ring until all before one are done", barriers, g.rate)
 		return true
 	}
-	v.cause = QueueLimit
-	fullWords(d, v)
+	if full {
+		v.cause = QueueLimit
+		fullWords(d, v)
+		return true
+	}
+	v.cause, v.confirmed = FlushStorm, -1
+	v.add("tapdisk has CPU left, a free place and no pause: it leaves them there while it waits for those before a barrier. Barriers themselves are not seen")
 	return true
+}
+
+// idleThread tells whether nothing is seen that keeps tapdisk from the ring.
+func (g *judged) idleThread() bool {
+	p := g.d.Process
+	return p != nil && p.CPU < 0.5 && p.RunQueue < 0.05 && p.Paused == 0 && p.NoSlots < fullOften
 }

@@ -186,6 +186,17 @@ var troubles = []trouble{
 				d.Barriers = uint64(0.3 * rate * win.Duration.Seconds())
 			})
 		}},
+	{name: "barriers not seen", want: []Cause{FlushStorm}, at: []int{0, 1, 2, 3},
+		bring: func(w *world, size float64) map[string]*injected {
+			return changed(w, func(win *Window, d *Disk) {
+				rate, _ := load(d, win)
+				d.Ring.Waiting = max(4, rate*(size-1)*w.guests[0].total()/1e9)
+				d.Process.CPU = min(d.Process.CPU, 0.3)
+			})
+		},
+		still: func(w *world) map[string]*injected {
+			return changed(w, func(_ *Window, d *Disk) { d.Ring.Waiting = 1.5 })
+		}},
 	{name: "emulated disk", want: []Cause{EmulatedDisk}, at: []int{0, 1, 2, 3},
 		bring: func(w *world, size float64) map[string]*injected {
 			return changed(w, func(win *Window, d *Disk) {

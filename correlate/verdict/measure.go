@@ -40,6 +40,10 @@ const (
 	rateGrown    = 1.3
 	depthGrown   = 1.3
 	workRatio    = 1.3
+	threadRatio  = 3.0 // that tapdisk's own work may take longer with more at once
+	hadTime      = 0.8 // part of the time that a disk is busy
+	servesMore   = 1.15
+	busyMore     = 0.35 // of what it had left
 )
 
 // grows are the layers in which a request waits for those before it.
@@ -259,6 +263,9 @@ func (j *judge) compare(m *measure, d *Disk, r *Requests, u usual) {
 	failed := t.deviation() / math.Sqrt(float64(t.Count))
 	m.excess = isMore(m.mean[event.LayerTotal], &scaled, m.n, failed)
 	m.grown = !m.excess && m.factor > 1 && isMore(m.mean[event.LayerTotal], &u, m.n, failed)
+	if m.grown && m.elsewhere(d) {
+		m.grown, m.excess = false, true
+	}
 
 	long := max(tailRatio*scaled.longest, tailFloor)
 	one := max(tailOneRatio*scaled.longest, tailOneFloor)
@@ -274,19 +281,41 @@ func (j *judge) compare(m *measure, d *Disk, r *Requests, u usual) {
 	}
 
 	reference := &scaled
-	if m.grown {
+	if m.grown || m.excess && m.mean[event.LayerTotal] < scaled.mean[event.LayerTotal] {
 		reference = &u
 	}
 	m.added = [event.NumLayers]float64{}
-	for l := event.LayerTotal + 1; l < event.NumLayers; l++ {
-		if m.excess || m.grown {
-			m.added[l] = max(m.mean[l]-reference.mean[l], 0) * float64(m.n)
-		} else if m.tail {
-			_, sum := r.Layers[l].over(time.Duration(m.from / 4))
-			m.added[l] = float64(sum)
+	for part := 2.0; part <= 8 && m.added[event.LayerTotal] == 0; part *= 2 { // of long requests one layer has most
+		for l := event.LayerTotal + 1; l < event.NumLayers; l++ {
+			if m.excess || m.grown {
+				m.added[l] = max(m.mean[l]-reference.mean[l], 0) * float64(m.n)
+			} else if m.tail {
+				_, sum := r.Layers[l].over(time.Duration(m.from / part))
+				m.added[l] = float64(sum)
+			}
+			m.added[event.LayerTotal] += m.added[l]
 		}
-		m.added[event.LayerTotal] += m.added[l]
 	}
+}
+
+// elsewhere tells whether most of what the load could explain is where requests do not
+// wait for those before them at the storage.
+func (m *measure) elsewhere(d *Disk) bool {
+	u := &m.usual.mean
+	added := func(usual float64, layers ...event.Layer) float64 {
+		sum := 0.0
+		for _, l := range layers {
+			sum += m.mean[l]
+		}
+		return max(sum-usual, 0)
+	}
+	// In tapdisk they wait for what it does for the others.
+	work := u[event.LayerTapdisk] + u[event.LayerCopy] + u[event.LayerSubmit] + u[event.LayerPickup]
+	sum := added(u[event.LayerRunQueue], event.LayerRunQueue) + added(u[event.LayerCopy], event.LayerCopy)
+	if !threadBusy(d) {
+		sum += added(threadRatio*m.factor*work, event.LayerTapdisk, event.LayerPickup)
+	}
+	return sum >= 0.5*(m.mean[event.LayerTotal]-u[event.LayerTotal])
 }
 
 // isMore tells whether a mean is more than usual, and not by chance.
@@ -327,10 +356,16 @@ func loadFactor(rate, inside, depth, work float64, u *usual) float64 {
 		return max(1, inside/max(u.inside, 1))
 	case depth > 0 && u.depth > 0:
 		// It explains nothing when fewer are served than usual, nor when the disk is
-		// busy for longer with each.
-		if depth > depthGrown*u.depth && rate >= 0.8*u.rate && work <= workRatio*u.work {
-			return depth / u.depth
+		// busy for longer with each. Nor when it had time left and serves no more all the
+		// same, unless the requests come together and leave it as much time as before.
+		if depth <= depthGrown*u.depth || rate < 0.8*u.rate || work > workRatio*u.work {
+			return 1
 		}
+		busy, usual := work*rate/1e9, u.work*u.rate/1e9
+		if usual < hadTime && rate < servesMore*u.rate && busy > usual+busyMore*(1-usual) {
+			return 1
+		}
+		return depth / u.depth
 	case rate > rateGrown*u.rate && u.inside > 0:
 		return max(1, inside/u.inside)
 	}

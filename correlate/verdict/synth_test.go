@@ -99,10 +99,12 @@ func (g *guest) disk(rng *rand.Rand, w *Window, in *injected, exact bool) Disk {
 	m[event.LayerTotal] = 0
 	seconds := w.Duration.Seconds()
 	weather := math.Exp(cmp.Or(g.weather, 0.08) * rng.NormFloat64()) // of the storage in this window
-	if !g.closed && in == nil {                                      // those that come wait for those that are there
-		weather /= 1 - min(0.9, g.rate/g.capacity())
+	crowd := 1.0
+	if !g.closed { // those that come wait for those that are there
+		crowd = 1 / (1 - min(0.9, g.rate/g.capacity()))
 	}
-	m[event.LayerDevice] *= weather
+	m[event.LayerDevice] *= weather * crowd
+	waits := m[event.LayerDevice] * (1 - 1/crowd)
 	for l := event.LayerTotal + 1; l < event.NumLayers; l++ {
 		m[l] *= math.Exp(0.04 * rng.NormFloat64())
 		if in != nil {
@@ -127,10 +129,11 @@ func (g *guest) disk(rng *rand.Rand, w *Window, in *injected, exact bool) Disk {
 		if n == 0 {
 			continue
 		}
-		draw := min(n, samplesOfModel)
+		f := (n + samplesOfModel - 1) / samplesOfModel
 		if exact {
-			draw = n // so that none of a long tail is there many times
+			f = 1 // so that none of a long tail is there many times
 		}
+		draw := n / f
 		r := &d.Requests[op]
 		for range draw {
 			var total time.Duration
@@ -139,13 +142,17 @@ func (g *guest) disk(rng *rand.Rand, w *Window, in *injected, exact bool) Disk {
 				if l == event.LayerDevice || l == event.LayerQueue {
 					sigma = g.at.spread
 				}
-				v := time.Duration(m[l] * math.Exp(sigma*rng.NormFloat64()-sigma*sigma/2))
+				z := rng.NormFloat64()
+				if f > 1 { // one that is there many times must be none of a kind
+					z = min(z, 3)
+				}
+				v := time.Duration(m[l] * math.Exp(sigma*z-sigma*sigma/2))
 				r.Layers[l].Observe(v)
 				total += v
 			}
 			r.Layers[event.LayerTotal].Observe(total)
 		}
-		if f := uint64(n / draw); f > 1 {
+		if f := uint64(f); f > 1 {
 			for l := range r.Layers {
 				h := &r.Layers[l]
 				h.Count, h.Sum = h.Count*f, h.Sum*time.Duration(f)
@@ -169,7 +176,7 @@ func (g *guest) disk(rng *rand.Rand, w *Window, in *injected, exact bool) Disk {
 		r.Bytes = uint64(float64(r.Layers[event.LayerTotal].Count) * g.bytes)
 	}
 	inside := rate * m[event.LayerTotal] / 1e9
-	occupied := inside / (1 - math.Exp(-inside)) // while there is any
+	occupied := inside / (1 - math.Exp(-rate*(m[event.LayerTotal]-waits)/1e9)) // while there is any
 	if g.closed {
 		occupied = depth
 	}

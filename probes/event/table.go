@@ -8,12 +8,13 @@ const (
 	WatchStreams   Watch = 1 << iota // what they read and write on sockets
 	WatchLogs                        // what they tell the system log
 	WatchProcesses                   // their threads and children
+	WatchRequests                    // the disk requests of guests that they serve
 	WatchAll       = WatchStreams | WatchLogs | WatchProcesses
 )
 
 // Words names what w has.
 func (w Watch) Words() (out []string) {
-	for i, name := range [...]string{"streams", "logs", "processes"} {
+	for i, name := range [...]string{"streams", "logs", "processes", "disk requests"} {
 		if w&(1<<i) != 0 {
 			out = append(out, name)
 		}
@@ -170,8 +171,10 @@ var components = [numComponents]Description{
 	},
 	Tapdisk: {
 		Name: "tapdisk", Is: "the disk backend",
-		Cost:  "every disk request of a guest passes through it",
-		Lacks: "guest disk requests",
+		Programs: []Program{{"tapdisk", Tapdisk, WatchRequests}},
+		Cost:     "every disk request of a guest passes through it",
+		Spans:    "one a guest's disk request that is slow or a sample (`dtagent.tapdisk.slow`, `dtagent.tapdisk.sample`), named `guest read xvdb`, with one for each layer that took its part, and links to what the toolstack did meanwhile to the VM, the disk or its repository",
+		Lacks:    "requests of emulated disks, which have no guest's memory in them; disks whose backend is not a tapdisk",
 	},
 }
 

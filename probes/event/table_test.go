@@ -32,7 +32,7 @@ func TestTable(t *testing.T) {
 			qt.Check(t, qt.IsFalse(seen[p.Name]), qt.Commentf("%s: %s twice", c, p.Name))
 			seen[p.Name] = true
 			qt.Check(t, qt.IsTrue(p.Of.Exists()), qt.Commentf("%s: %s is nobody's", c, p.Name))
-			qt.Check(t, qt.Not(qt.Equals(p.Watch&WatchAll, 0)), qt.Commentf("%s: %s", c, p.Name))
+			qt.Check(t, qt.Not(qt.Equals(p.Watch, 0)), qt.Commentf("%s: %s", c, p.Name))
 			qt.Check(t, qt.IsFalse(strings.Contains(p.Name, "/")), qt.Commentf("%s: %s", c, p.Name))
 			if p.Of != c { // watched for its children only, which forkexecd makes for those that ask
 				if p.Name != "forkexecd" || p.Watch == WatchProcesses {
@@ -102,5 +102,6 @@ func TestStoredAndDefault(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(WatchAll.Words(), []string{"streams", "logs", "processes"}))
+	qt.Check(t, qt.DeepEquals(WatchRequests.Words(), []string{"disk requests"}))
 	qt.Check(t, qt.DeepEquals(WatchLogs.Words(), []string{"logs"}))
 }
