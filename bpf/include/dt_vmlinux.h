@@ -232,7 +232,12 @@ struct bio___old {
 	struct gendisk *bi_disk; /* until 5.11 */
 };
 
+struct thread_info {
+	__u32 status;
+};
+
 struct task_struct {
+	struct thread_info thread_info;
 	struct files_struct *files;
 	struct signal_struct *signal;
 	struct sched_entity se;
