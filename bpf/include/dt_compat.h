@@ -197,12 +197,18 @@ static __always_inline long dt_output(void *ctx, void *rec, __u64 size, const st
 
 /*
  * Whether the system call at raw_syscalls:* is one of 32-bit programs, which have
- * numbers of their own. 64-bit ones can make them, too, by int 0x80.
+ * numbers of their own. 64-bit ones can make them, too, by int 0x80. All calls of all
+ * processes pay for it: from 5.11 on it takes no helper to read.
  */
 static __always_inline int dt_compat_call(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
+	struct task_struct *task;
 
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
+		task = bpf_get_current_task_btf();
+		return task->thread_info.status & TS_COMPAT;
+	}
+	task = (void *)bpf_get_current_task();
 	return BPF_CORE_READ(task, thread_info.status) & TS_COMPAT;
 }
 

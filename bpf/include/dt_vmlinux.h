@@ -232,6 +232,10 @@ struct bio___old {
 	struct gendisk *bi_disk; /* until 5.11 */
 };
 
+enum bpf_func_id {
+	BPF_FUNC_get_current_task_btf = 158,
+};
+
 struct thread_info {
 	__u32 status;
 };
