@@ -62,6 +62,7 @@ type server struct {
 	parent                    int // the process that started it
 
 	// The scheduler's.
+	woke              int64 // when it last had something to do
 	wait              [3]fdSet
 	timeout           [2]int64
 	checkRing, forget int64 // when to: never, or a time
@@ -198,6 +199,7 @@ func (s *server) waitForEvents() {
 		}
 	}
 	now = nanotime()
+	s.woke = now
 	read := &s.wait[0]
 	if n <= 0 {
 		*read, s.wait[1] = fdSet{}, fdSet{}
