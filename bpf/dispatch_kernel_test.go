@@ -77,8 +77,8 @@ func TestEntries(t *testing.T) {
 	for _, p := range allProbes {
 		var calls []found
 		for _, h := range hooks[p] {
-			if h.group == "syscalls" {
-				calls = append(calls, found{h, h.ways[len(h.ways)-1]})
+			if last := h.ways[len(h.ways)-1]; last.by == ByDispatcher {
+				calls = append(calls, found{h, last})
 			}
 		}
 		got, err := entries(p, calls)

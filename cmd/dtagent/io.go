@@ -19,6 +19,7 @@ import (
 	"github.com/xenserver/dtagent/cmd/dtagent/control"
 	"github.com/xenserver/dtagent/cmd/dtagent/judge"
 	"github.com/xenserver/dtagent/correlate/verdict"
+	"github.com/xenserver/dtagent/probes/event"
 	"github.com/xenserver/dtagent/probes/guestio"
 )
 
@@ -32,6 +33,7 @@ type ioFlags struct {
 	sort        string
 	vm, sr, vbd string
 	heatmap     string
+	layers      string
 	verdict     string
 	length      time.Duration
 }
@@ -44,12 +46,15 @@ func newIO() *cobra.Command {
 second and how long they took, for each disk. They are watched while this runs, by
 tracepoints of the block layer in dom0 and xenstore; it needs no Observer.
 
-With --heatmap it draws how the latencies are spread, a line for each interval. With
---verdict it watches for some time, says which layer of a disk's way through dom0
-holds its requests up, and why, and ends: with exit code 4 when it found something.`,
+With --layers it shows where the requests' time went on their way through dom0. With
+--heatmap it draws how the latencies are spread, a line for each interval.
+With --verdict it watches for some time, says which layer of a disk's way through
+dom0 holds its requests up, and why, and ends: with exit code 4 when it found
+something.`,
 		Example: `  dtagent io
   dtagent io --once --interval 10s --json
   dtagent io --vm web --sort p99
+  dtagent io --layers=p99 --sort device
   dtagent io --heatmap --vbd web/xvda
   dtagent io --verdict all --for 1m`,
 		Args: cobra.NoArgs,
@@ -65,6 +70,8 @@ holds its requests up, and why, and ends: with exit code 4 when it found somethi
 	flags.StringVar(&f.vm, "vm", "", "only disks of this VM: uuid or name")
 	flags.StringVar(&f.sr, "sr", "", "only disks on this SR: uuid")
 	flags.StringVar(&f.vbd, "vbd", "", "only this disk: uuid of its VBD or VDI, or VM/device")
+	flags.StringVar(&f.layers, "layers", "", "show how long requests were in each layer: mean, p50, p99, max")
+	flags.Lookup("layers").NoOptDefVal = "mean"
 	flags.StringVar(&f.heatmap, "heatmap", "", "draw the latencies of all I/O, or of that kind: all, read, write")
 	flags.Lookup("heatmap").NoOptDefVal = "all"
 	flags.StringVar(&f.verdict, "verdict", "", "say what holds up the disks of this VM, VBD or SR, or all")
@@ -81,6 +88,9 @@ holds its requests up, and why, and ends: with exit code 4 when it found somethi
 		}
 		out := cmd.OutOrStdout()
 		show := func(s *guestio.Sample) error {
+			if f.layers != "" {
+				return printLayers(out, s, time.Local, f.layers, f.totals, onTerminal(out) && f.count != 1)
+			}
 			return printIO(out, s, time.Local, f.totals, onTerminal(out) && f.count != 1)
 		}
 		if asJSON(cmd) {
@@ -106,10 +116,14 @@ func (f *ioFlags) check(length bool) error {
 		return fmt.Errorf("--sort %s: one of %s", f.sort, strings.Join(sortColumns(), ", "))
 	case f.heatmap != "" && !slices.Contains([]string{"all", "read", "write"}, f.heatmap):
 		return fmt.Errorf("--heatmap=%s: all, read or write", f.heatmap)
+	case f.layers != "" && layerFigures[f.layers] == nil:
+		return fmt.Errorf("--layers=%s: mean, p50, p99 or max", f.layers)
+	case f.layers != "" && f.heatmap != "":
+		return errors.New("--layers and --heatmap exclude each other")
 	case f.heatmap != "" && f.totals:
 		return errors.New("--heatmap shows intervals, --totals all the time: one of them")
-	case f.verdict != "" && (f.heatmap != "" || f.totals || f.once || f.count > 0):
-		return errors.New("--verdict goes with none of --heatmap, --totals, --once, --count")
+	case f.verdict != "" && (f.heatmap != "" || f.layers != "" || f.totals || f.once || f.count > 0):
+		return errors.New("--verdict goes with none of --layers, --heatmap, --totals, --once, --count")
 	case length && f.verdict == "":
 		return errors.New("--for is how long --verdict watches: name a disk, VM or SR, or --verdict all")
 	case f.length < judge.MinTime || f.length > judge.MaxTime:
@@ -202,6 +216,15 @@ var sorts = map[string]func(*guestio.VBD) float64{
 	"p99":         longest(func(l *guestio.Latency) float64 { return l.P99 }),
 	"max":         longest(func(l *guestio.Latency) float64 { return l.Max }),
 	"mean":        longest(func(l *guestio.Latency) float64 { return l.Mean }),
+	"total":       layerMean(event.LayerTotal),
+	"runq":        layerMean(event.LayerRunQueue),
+	"tapdisk":     layerMean(event.LayerTapdisk),
+	"metadata":    layerMean(event.LayerMetadata),
+	"copy":        layerMean(event.LayerCopy),
+	"submit":      layerMean(event.LayerSubmit),
+	"queue":       layerMean(event.LayerQueue),
+	"device":      layerMean(event.LayerDevice),
+	"pickup":      layerMean(event.LayerPickup),
 }
 
 func sortColumns() []string {

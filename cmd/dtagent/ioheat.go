@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/xenserver/dtagent/probes/event"
 	"github.com/xenserver/dtagent/probes/guestio"
 )
 
@@ -39,14 +40,22 @@ func heatOf(s *guestio.Sample, kind string) *heatLine {
 	l := &heatLine{Time: s.Time, Seconds: s.Seconds, Octaves: []uint64{}}
 	for i := range s.VBDs {
 		v := &s.VBDs[i]
-		if v.Seen {
+		if v.Seen || v.Layers != nil {
 			l.Disks++
 		}
 		for name, io := range map[string]*guestio.IO{"read": &v.Read, "write": &v.Write} {
-			if kind != "all" && kind != name || io.Interval.Latency == nil {
+			if kind != "all" && kind != name {
 				continue
 			}
-			for at, n := range io.Interval.Latency.Octaves {
+			var octaves []uint64
+			if r := requestsOf(v, name == "write", false); r != nil { // all the way through dom0
+				if l := r.Layers[event.LayerTotal.String()].Latency; l != nil {
+					octaves = l.Octaves
+				}
+			} else if l := io.Interval.Latency; l != nil {
+				octaves = l.Octaves
+			}
+			for at, n := range octaves {
 				if at >= heatOctaves {
 					at = heatOctaves - 1
 				}

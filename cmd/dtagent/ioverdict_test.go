@@ -183,3 +183,29 @@ func TestHeatmap(t *testing.T) {
 	qt.Check(t, qt.IsTrue(utf8Locale(func(n string) string { return map[string]string{"LANG": "en_US.utf8"}[n] })))
 	qt.Check(t, qt.IsFalse(utf8Locale(func(n string) string { return map[string]string{"LANG": "en_US.utf8", "LC_ALL": "C"}[n] })))
 }
+
+func TestPrintLayers(t *testing.T) {
+	s := ioSample()
+	layers := map[string]guestio.Layer{}
+	for l := event.LayerTotal; l < event.NumLayers; l++ {
+		us := 100 * float64(l)
+		if l == event.LayerTotal {
+			us = 3600
+		}
+		layers[l.String()] = guestio.Layer{Count: 7, Latency: &guestio.Latency{Mean: us, P50: us, P99: 10 * us, Max: 100 * us, Octaves: []uint64{0, 7}}}
+	}
+	s.VBDs[0].Layers = &guestio.Layers{Read: guestio.GuestIO{Total: guestio.Requests{Requests: 700, Layers: layers}, Interval: guestio.Requests{Requests: 7, Layers: layers}}}
+	var out bytes.Buffer
+	qt.Assert(t, qt.IsNil(printLayers(&out, s, time.UTC, "p99", false, false)))
+	qt.Assert(t, qt.IsNil(printLayers(&out, s, time.UTC, "mean", true, false)))
+	golden := filepath.Join("testdata", "layers.txt")
+	if *update {
+		qt.Assert(t, qt.IsNil(os.WriteFile(golden, out.Bytes(), 0o644)))
+	}
+	want, err := os.ReadFile(golden)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(out.String(), string(want)))
+	qt.Check(t, qt.DeepEquals(heatOf(s, "read").Octaves, []uint64{0, 7}))
+	qt.Check(t, qt.Equals(sorts["device"](&s.VBDs[0]), 700))
+	qt.Check(t, qt.Equals(sorts["device"](&s.VBDs[1]), 0))
+}

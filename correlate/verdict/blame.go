@@ -488,7 +488,7 @@ func (j *judge) loaded(g *judged) verdict {
 func (j *judge) beside(g *judged, requests uint64) verdict {
 	d := g.d
 	v := verdict{cause: Healthy}
-	if e := d.Emulated; e != nil && float64(e.Requests) >= emulatedMany*j.w.Duration.Seconds() && e.Requests >= requests {
+	if e := d.Emulated; e != nil && float64(e.Requests) >= emulatedMany*j.w.Duration.Seconds() && e.Requests >= requests && e.CPU >= emulatorWorks {
 		v.cause, v.place, v.confirmed = EmulatedDisk, placeEmulator, 0
 		v.add("%d requests came by the emulated disk, %d by the guest's own driver", e.Requests, requests)
 		v.add("the emulator ran for %.0f %% of the time", 100*e.CPU)

@@ -35,6 +35,7 @@ const (
 	waitingLeast   = 1.0 // requests on the ring
 	waitingRatio   = 3.0
 	emulatedMany   = 10.0 // requests a second
+	emulatorWorks  = 0.02 // of a CPU; less, and it is others that read the disk in dom0
 )
 
 type judge struct {

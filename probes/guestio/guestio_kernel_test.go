@@ -17,6 +17,7 @@ import (
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/testenv/loop"
+	standin "github.com/xenserver/dtagent/testenv/tapdisk"
 	"github.com/xenserver/dtagent/testenv/xenstored"
 )
 
@@ -25,6 +26,7 @@ import (
 const backendEnv = "DTAGENT_GUESTIO_TEST_BACKEND"
 
 func TestMain(m *testing.M) {
+	standin.Main()
 	if path := os.Getenv(backendEnv); path != "" {
 		if err := backend(path); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -133,6 +135,18 @@ func newDevice(t testing.TB) *loop.Device {
 	return d
 }
 
+// newRealLab has a real kernel, and processes that are real.
+func newRealLab(t testing.TB, session *bpf.Session) *lab {
+	t.Helper()
+	l := &lab{t: t, path: t.TempDir() + "/socket", shm: t.TempDir()}
+	var err error
+	l.store, err = xenstored.Start(l.path)
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { l.store.Close() })
+	l.p = New(Options{Kernel: session, Xenstore: []string{l.path}, Shm: l.shm})
+	return l
+}
+
 // Guests do I/O; whose it is, how much, and at which disk, is told by their domains.
 func TestGuestsKernel(t *testing.T) {
 	for _, legacy := range []bool{true, false} {
@@ -148,11 +162,7 @@ func TestGuestsKernel(t *testing.T) {
 			session, err := k.Load()
 			qt.Assert(t, qt.IsNil(err))
 			defer session.Close()
-			l := &lab{t: t, path: t.TempDir() + "/socket"}
-			l.store, err = xenstored.Start(l.path)
-			qt.Assert(t, qt.IsNil(err))
-			defer l.store.Close()
-			l.p = New(Options{Kernel: session, Xenstore: []string{l.path}})
+			l := newRealLab(t, session)
 
 			// Guest 4005 has a device for itself, 4006 and 4007 share one.
 			own, shared := newDevice(t), newDevice(t)

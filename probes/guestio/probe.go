@@ -73,6 +73,7 @@ type Probe struct {
 	trouble  error               // with xenstore
 	refused  map[bpf.Probe]error // why a probe is not attached; no entry: it is
 	figures  figures
+	leftOut  map[string]int // now, of what
 	stop     context.CancelFunc
 	ended    chan struct{}
 	wake     chan struct{} // has what is there looked at anew
@@ -112,7 +113,7 @@ func New(o Options) *Probe {
 	return &Probe{
 		o:     o,
 		host:  host{proc: cmp.Or(o.Proc, "/proc"), sys: cmp.Or(o.Sys, "/sys"), shm: shm.Dir(cmp.Or(o.Shm, shm.Root))},
-		disks: map[key]*disk{}, wants: map[*Want]bool{}, wake: make(chan struct{}, 1),
+		disks: map[key]*disk{}, wants: map[*Want]bool{}, leftOut: map[string]int{}, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -390,10 +391,11 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	defer cancel()
 	now := map[key]*vbd{}
 	if changed == nil {
-		keys, err := listVBDs(ctx, c)
+		keys, more, err := listVBDs(ctx, c)
 		if err != nil {
 			return err
 		}
+		p.leaveOut("disks in xenstore", more)
 		changed = map[key]bool{}
 		for _, k := range keys {
 			changed[k] = true
@@ -418,12 +420,17 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	order := slices.SortedFunc(maps.Values(now), func(a, b *vbd) int {
 		return cmp.Or(cmp.Compare(a.domid, b.domid), cmp.Compare(a.devid, b.devid), cmp.Compare(a.kind, b.kind))
 	})
-	taps, err := p.host.tapdisks() // without them there is still what xenstore says
+	taps, more, err := p.host.tapdisks() // without them there is still what xenstore says
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		p.o.Log.Debug("tapdisks are known by xenstore only", "err", err)
 	}
-	p.notePauses(taps, time.Now())
+	p.leaveOut("tapdisks in shared memory", more)
 	plans := p.host.plans(order, taps)
+	more = 0
+	for _, pl := range plans {
+		more += pl.more
+	}
+	p.leaveOut("images of tapdisks", more)
 	places := p.host.places(order, plans)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -433,21 +440,18 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	return nil
 }
 
-// notePauses tells the disks whether their tapdisks have their images open, and the
-// tapdisks whether they are paused.
-func (p *Probe) notePauses(taps []tapdisk, now time.Time) {
+// leaveOut notes how many there are now that are not looked at, for being too many.
+func (p *Probe) leaveOut(what string, n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	by := map[uint32]*tapdisk{}
-	for i := range taps {
-		by[taps[i].TGID] = &taps[i]
+	if n == 0 {
+		delete(p.leftOut, what)
+		return
 	}
-	for _, d := range p.disks {
-		if t := d.tap; t != nil && by[t.TGID].same(t) {
-			d.pauses.look(by[t.TGID].Open, now)
-			by[t.TGID].paused = !d.pauses.since.IsZero()
-		}
+	if p.leftOut[what] == 0 {
+		p.o.Log.Warn("too many to look at all", "what", what, "left out", n)
 	}
+	p.leftOut[what] = n
 }
 
 // apply makes the disks those of order. What goes makes place for what comes. It
@@ -458,11 +462,16 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 		here[v.key] = v
 	}
 	// A tapdisk that is paused has closed its images, and will open them again.
+	looked := time.Now()
 	for k, d := range p.disks {
-		if pl := plans[k]; !d.pauses.since.IsZero() && pl.tap.same(d.tap) {
-			why := pl.why
+		pl, ok := plans[k]
+		if !ok || !pl.tap.same(d.tap) {
+			continue
+		}
+		if d.pauses.look(pl.tap.Open, len(pl.images) > 0, looked); !d.pauses.since.IsZero() {
+			now := pl.tap
 			pl = d.plan
-			pl.why = why
+			pl.tap, pl.why = now, fmt.Sprintf("tapdisk %d is paused", now.TGID)
 			plans[k], places[k] = pl, d.whose
 		}
 	}
@@ -506,7 +515,7 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 		d.vbd, d.plan, d.whose = *v, plans[v.key], whose
 		if d.tap != nil && !d.tap.same(tap) {
 			d.pauses, d.done = pauses{}, figure{}
-			d.pauses.look(d.tap.Open, time.Now())
+			d.pauses.look(d.tap.Open, len(d.images) > 0, looked)
 		}
 		switch {
 		case !p.attached(bpf.Disk):

@@ -5,6 +5,7 @@ package guestio
 import (
 	"cmp"
 	"context"
+	"maps"
 	"math/bits"
 	"slices"
 	"strings"
@@ -235,6 +236,9 @@ func (w *Watcher) Sample() *Sample {
 				s.Losses = append(s.Losses, Loss{l.Cause, l.Count})
 			}
 		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(p.leftOut)) {
+		s.Losses = append(s.Losses, Loss{"left out now, too many: " + what, uint64(p.leftOut[what])})
 	}
 	if !p.figures.when.Equal(w.host.now.when) {
 		w.host.before, w.host.now = w.host.now, p.figures

@@ -16,8 +16,7 @@ import (
 // number before.
 type tapdisk struct {
 	shm.Tapdisk
-	start  uint64
-	paused bool // its image was open, and is not
+	start uint64
 }
 
 func (t *tapdisk) same(o *tapdisk) bool {
@@ -56,10 +55,10 @@ func parseStat(b []byte) (comm string, start uint64, ok bool) {
 	return string(b[open+1 : shut]), start, err == nil
 }
 
-// tapdisks returns those that serve guests' disks, by what they have in shared memory.
-func (h host) tapdisks() ([]tapdisk, error) {
-	all, _, err := h.shm.Tapdisks()
-	var out []tapdisk
+// tapdisks returns those that serve guests' disks, by what they have in shared memory,
+// and how many more there are than are looked at.
+func (h host) tapdisks() (out []tapdisk, more int, err error) {
+	all, more, err := h.shm.Tapdisks()
 	for _, s := range all {
 		if len(s.VBDs) == 0 { // attached to dom0
 			continue
@@ -69,27 +68,27 @@ func (h host) tapdisks() ([]tapdisk, error) {
 			out = append(out, *t)
 		}
 	}
-	return out, err
+	return out, more, err
 }
 
-// pauses keeps how long a tapdisk was paused.
+// pauses keeps how long a tapdisk was paused: it has closed its images then, and taken
+// away the file in shared memory that tells of them.
 type pauses struct {
-	seen  bool          // its image was open some time
-	since time.Time     // zero: it is not paused
-	total time.Duration // of those that have ended
-	count uint64        // that began
+	file, images bool          // were there some time
+	since        time.Time     // zero: it is not paused
+	total        time.Duration // of those that have ended
+	count        uint64        // that began
 }
 
-// look is told whether the image is open.
-func (p *pauses) look(open bool, now time.Time) {
+// look is told whether the file and the images are there.
+func (p *pauses) look(file, images bool, now time.Time) {
+	paused := p.file && !file || p.images && !images
+	p.file, p.images = p.file || file, p.images || images
 	switch {
-	case open:
-		p.seen = true
-		if !p.since.IsZero() {
-			p.total += now.Sub(p.since)
-			p.since = time.Time{}
-		}
-	case p.seen && p.since.IsZero():
+	case !paused && !p.since.IsZero():
+		p.total += now.Sub(p.since)
+		p.since = time.Time{}
+	case paused && p.since.IsZero():
 		p.since = now
 		p.count++
 	}

@@ -96,6 +96,13 @@ func (l *lab) repository(fstype, source, options string) (dir string, on device)
 	return dir, on
 }
 
+// figuresRead returns when that was last.
+func (l *lab) figuresRead() time.Time {
+	l.p.mu.Lock()
+	defer l.p.mu.Unlock()
+	return l.p.figures.when
+}
+
 func (l *lab) until(what string, f func() bool) {
 	l.t.Helper()
 	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(time.Millisecond) {
@@ -314,14 +321,8 @@ func TestFigures(t *testing.T) {
 	l.sched(77, 79, 7e8, 0) // a thread that was not there
 	l.sched(90, 90, 3e9, 0)
 	l.cpu(2000, 1500, 100)
-	l.p.mu.Lock()
-	before := l.p.figures.when
-	l.p.mu.Unlock()
-	l.until("the figures are read again", func() bool {
-		l.p.mu.Lock()
-		defer l.p.mu.Unlock()
-		return l.p.figures.when.After(before)
-	})
+	before := l.figuresRead()
+	l.until("the figures are read again", func() bool { return l.figuresRead().After(before) })
 	s := w.Sample()
 	v := s.VBDs[0]
 	p := v.Tapdisk

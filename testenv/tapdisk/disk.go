@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -221,8 +222,10 @@ func start(ctx context.Context, o Options) (_ *Disk, failed error) {
 	if o.Wrap == nil {
 		d.cmd.Args[0] = "tapdisk"
 	}
-	d.cmd.Env = append(os.Environ(), tapdiskd.Env+"="+string(options), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOGC=off")
+	d.cmd.Env = append(os.Environ(), tapdiskd.Env+"="+string(options), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOGC=off",
+		"GORACE=atexit_sleep_ms=0") // else the race detector waits for 1 s
 	d.cmd.ExtraFiles = files
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // as a daemon: it gets no signals of a terminal
 	var said saying
 	d.cmd.Stderr = &said
 	out, outW, err := os.Pipe()

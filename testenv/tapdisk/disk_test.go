@@ -3,6 +3,7 @@
 package tapdisk_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,11 +15,24 @@ import (
 	"github.com/xenserver/dtagent/testenv/tapdisk"
 )
 
+// orphanEnv is the variable that makes a test's process start a disk of that image, and
+// wait to be killed.
+const orphanEnv = "DTAGENT_TAPDISK_ORPHAN"
+
 func TestMain(m *testing.M) {
 	tapdisk.Main()
 	if pid := os.Getenv(tracerEnv); pid != "" {
 		traceMain(pid)
 		return
+	}
+	if image := os.Getenv(orphanEnv); image != "" {
+		d, err := tapdisk.Start(context.Background(), tapdisk.Options{Image: image})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(d.PID())
+		select {}
 	}
 	os.Exit(m.Run())
 }

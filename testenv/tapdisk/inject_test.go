@@ -89,6 +89,23 @@ func TestInjectQueue(t *testing.T) {
 	least(t, load(t, d, tapdisk.Load{Requests: 20, Depth: 4, Random: true}), 0.25, injected, func(r *tapdisk.Request) int64 { return r.Picked - r.Submit })
 }
 
+// TestNeighbour has two guests share what a device can do in a second.
+func TestNeighbour(t *testing.T) {
+	dev := device(t, "throttle")
+	d := start(t, tapdisk.Options{Device: dev})
+	other := start(t, tapdisk.Options{Domid: 2, Device: dev})
+	qt.Assert(t, qt.IsNil(d.Inject(tapdisk.Queue, injected)))
+	done := make(chan int)
+	go func() {
+		res, err := other.Guest().Run(t.Context(), tapdisk.Load{Requests: 20, Depth: 16, Random: true, Seed: 1})
+		qt.Check(t, qt.IsNil(err))
+		done <- len(res.Requests)
+	}()
+	begin := time.Now()
+	n := len(load(t, d, tapdisk.Load{Requests: 20, Depth: 4, Random: true})) + <-done
+	qt.Check(t, qt.IsTrue(time.Since(begin) > time.Duration(n)*injected/2), qt.Commentf("%d in %v", n, time.Since(begin)))
+}
+
 func TestInjectSubmit(t *testing.T) {
 	d := start(t, tapdisk.Options{Device: device(t, "loop-fuse")})
 	load(t, d, tapdisk.Load{Requests: 20})

@@ -15,26 +15,108 @@ import (
 func Window(s *guestio.Sample) *verdict.Window {
 	d := time.Duration(s.Seconds * float64(time.Second))
 	w := &verdict.Window{Start: s.Time.Add(-d), Duration: d}
+	if h := s.Host; h != nil && h.Seconds > 0 {
+		w.Host = &verdict.Host{CPUs: h.CPUs, Idle: h.Idle, Steal: h.Steal}
+	}
 	for i := range s.VBDs {
-		if v := &s.VBDs[i]; v.Seen {
+		if v := &s.VBDs[i]; seen(v) {
 			w.Disks = append(w.Disks, diskOf(v))
 		}
+	}
+	for i := range s.SRs {
+		w.SRs = append(w.SRs, srOf(&s.SRs[i]))
 	}
 	return w
 }
 
+// seen tells whether the requests of a disk are counted anywhere.
+func seen(v *guestio.VBD) bool { return v.Seen || v.Counted != nil }
+
 func diskOf(v *guestio.VBD) verdict.Disk {
 	d := verdict.Disk{
-		ID: v.Backend, Backend: v.Kind, Barriers: v.Flush.Interval.Ops,
-		GuestDisk: event.GuestDisk{Domid: v.Domid, Devid: v.Devid, Device: v.Device, VM: v.VMUUID, Name: v.Domain, Devices: v.Devices},
+		ID: v.Backend, Backend: v.Kind,
+		GuestDisk: event.GuestDisk{
+			Domid: v.Domid, Devid: v.Devid, Device: v.Device, VM: v.VMUUID, Name: v.Domain, VDI: v.VDI, SR: v.SR, SRType: v.SRType,
+			Type: v.ImageType, Images: v.Images, Devices: v.Devices, Server: v.Server,
+		},
 	}
 	if v.VMUUID != "" { // a domain id does not outlive a reboot
 		d.ID = v.Kind + " " + v.VMUUID + " " + v.Device
 	}
-	for op, io := range []*guestio.IO{verdict.Read: &v.Read, verdict.Write: &v.Write} {
-		d.Requests[op] = blockOf(&io.Interval)
+	for _, name := range v.Images {
+		d.Chain = append(d.Chain, verdict.Image{Name: name})
 	}
+	if c := v.Counted; c != nil {
+		d.Layered = true
+		for op := range c.Requests {
+			d.Requests[op] = requestsOf(&c.Requests[op])
+		}
+		own := kernelHist(&c.OwnIO)
+		d.Own = &own
+	} else {
+		for op, io := range []*guestio.IO{verdict.Read: &v.Read, verdict.Write: &v.Write} {
+			d.Requests[op] = blockOf(&io.Interval)
+		}
+	}
+	if v.Tapdisk == nil { // what a tapdisk flushes is no barrier of the guest
+		d.Barriers = v.Flush.Interval.Ops
+	}
+	around(v, &d)
 	return d
+}
+
+// around fills in what is known without eBPF.
+func around(v *guestio.VBD, d *verdict.Disk) {
+	if r := v.Ring; r != nil && r.Samples > 0 {
+		d.Ring = &verdict.Ring{Size: r.Size, Occupied: r.Occupied, Waiting: r.Waiting, Full: float64(r.Full) / float64(r.Samples), Samples: uint32(r.Samples)}
+	}
+	if t := v.Tapdisk; t != nil && t.Seconds > 0 {
+		d.Process = &verdict.Process{CPU: t.CPU, RunQueue: t.RunQueue, Paused: time.Duration(t.PausedSeconds * float64(time.Second))}
+		d.Shm = &verdict.Shm{Outstanding: t.MeanInFlight, Samples: uint32(t.Busy)}
+		for op, p := range []*guestio.Processed{verdict.Read: &t.Read, verdict.Write: &t.Write} {
+			d.Shm.Mean[op], d.Shm.Done[op] = time.Duration(p.MeanUs*1e3), p.Done
+		}
+		if v.QEMU != nil {
+			d.Emulated = &verdict.Emulated{Requests: t.Aside, CPU: v.QEMU.CPU}
+		}
+	}
+}
+
+func requestsOf(r *bpf.RequestStats) verdict.Requests {
+	q := verdict.Requests{Bytes: r.Bytes, Failed: r.Failed, Merged: r.Merged, Unsplit: r.Unsplit}
+	for l := range r.Layers {
+		q.Layers[l] = kernelHist(&r.Layers[l])
+	}
+	return q
+}
+
+func srOf(s *guestio.SR) verdict.SR {
+	r := verdict.SR{UUID: s.UUID, Type: s.Type}
+	if n := s.NFS; n != nil {
+		r.NFS = &verdict.NFS{Server: s.Server}
+		for _, c := range []*guestio.RPC{&n.Read, &n.Write} {
+			r.NFS.Ops += c.Ops
+			r.NFS.Backlog += time.Duration(float64(c.Ops) * c.BacklogUs * 1e3)
+			r.NFS.RTT += time.Duration(float64(c.Ops) * c.RTTUs * 1e3)
+			r.NFS.Retrans += c.Retransmitted
+			r.NFS.Timeouts += c.Timeouts
+		}
+	}
+	if len(s.TCP) > 0 {
+		r.TCP = &verdict.TCP{}
+		var sum, n float64
+		var peers []string
+		for _, t := range s.TCP {
+			peers = append(peers, t.Server)
+			sum += t.RTTUs * float64(t.Connections)
+			n += float64(t.Connections)
+			r.TCP.Segments += t.Segments
+			r.TCP.Retrans += t.Retransmitted
+		}
+		r.TCP.Peer = strings.Join(peers, ", ")
+		r.TCP.RTT = time.Duration(sum / max(n, 1) * 1e3)
+	}
+	return r
 }
 
 // blockOf is of I/O that is seen from the block layer on only.
@@ -63,14 +145,20 @@ func histOf(l *guestio.Latency) verdict.Hist {
 	if l.Hist == nil {
 		return verdict.Hist{}
 	}
-	h := verdict.Hist{Count: l.Hist.Count, Sum: time.Duration(l.Hist.SumNs), Max: time.Duration(l.Max * 1e3)}
+	h := kernelHist(l.Hist)
+	h.Max = time.Duration(l.Max * 1e3)
+	return h
+}
+
+func kernelHist(k *bpf.Hist) verdict.Hist {
+	h := verdict.Hist{Count: k.Count, Sum: time.Duration(k.SumNs), Max: time.Duration(k.MaxNs)}
 	last := -1
-	for i, n := range l.Hist.Bucket {
+	for i, n := range k.Bucket {
 		if n > 0 {
 			last = i
 		}
 	}
-	h.Buckets = append(h.Buckets, l.Hist.Bucket[:last+1]...)
+	h.Buckets = append(h.Buckets, k.Bucket[:last+1]...)
 	return h
 }
 

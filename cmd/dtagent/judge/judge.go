@@ -22,7 +22,7 @@ import (
 
 const (
 	windowTime = 10 * time.Second // what is learned at a time
-	stepTime   = 2 * time.Second  // between samples of one such
+	stepTime   = 2 * time.Second  // between samples; figures without eBPF are read each second
 	saveTime   = 10 * time.Minute // between writes of the file while it is learned
 	mostBytes  = 64 << 20         // of the file
 )
@@ -250,7 +250,7 @@ func (j *Judge) Verdict(ctx context.Context, d time.Duration, tell func(time.Dur
 		return nil, err
 	}
 	defer w.Close()
-	step := min(j.o.Step, d, time.Second)
+	step := min(j.o.Step, d)
 	tick := time.NewTicker(step)
 	defer tick.Stop()
 	var all *verdict.Window
@@ -280,8 +280,8 @@ func (j *Judge) Verdict(ctx context.Context, d time.Duration, tell func(time.Dur
 	r.Findings = j.base.Judge(all)
 	j.mu.Unlock()
 	for i := range last.VBDs {
-		if v := &last.VBDs[i]; !v.Seen {
-			r.Unseen = append(r.Unseen, Unseen{verdict.Who{ID: v.Backend, VM: v.VMUUID, Name: v.Domain, Domid: v.Domid, Device: v.Device}, cmp.Or(v.Why, "it is not watched yet")})
+		if v := &last.VBDs[i]; !seen(v) {
+			r.Unseen = append(r.Unseen, Unseen{WhoOf(v), cmp.Or(v.Why, v.LayersWhy, "it is not watched yet")})
 		}
 	}
 	return r, nil

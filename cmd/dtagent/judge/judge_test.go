@@ -164,3 +164,42 @@ func TestNames(t *testing.T) {
 		qt.Check(t, qt.Equals([3]bool{IsVM(&w, what), IsVBD(&w, what), IsSR(&w, what)}, want), qt.Commentf("%q", what))
 	}
 }
+
+// All that a sample says of a tapdisk, its host and its SR comes to the verdict.
+func TestWindowOfTapdisk(t *testing.T) {
+	c := &bpf.TapdiskStats{OwnIO: bpf.Hist{Count: 3, SumNs: 3e6}}
+	r := &c.Requests[bpf.GuestWrite]
+	r.Bytes, r.Failed, r.Merged, r.Unsplit = 4096, 1, 2, 3
+	for l := range r.Layers {
+		r.Layers[l] = bpf.Hist{Count: 9, SumNs: uint64(l) * 9000, MaxNs: 77}
+		r.Layers[l].Bucket[5] = 9
+	}
+	s := &guestio.Sample{Time: time.Unix(1e9, 0), Seconds: 2, Host: &guestio.Host{Seconds: 2, CPUs: 4, Idle: 0.25, Steal: 0.125}, VBDs: []guestio.VBD{{
+		Backend: "/b", Kind: "vbd3", Device: "xvda", VDI: "vdi", SR: "sr", SRType: "nfs", ImageType: "vhd", Images: []string{"leaf", "root"}, Server: "h:/p", Counted: c,
+		Flush:   guestio.IO{Interval: guestio.Rates{Counts: guestio.Counts{Ops: 5}}},
+		Ring:    &guestio.Ring{Size: 32, Occupied: 4, Waiting: 2, Full: 1, Samples: 4},
+		Tapdisk: &guestio.Process{Seconds: 2, CPU: 0.5, RunQueue: 0.25, PausedSeconds: 1.5, Aside: 8, Busy: 7, MeanInFlight: 3, Write: guestio.Processed{Done: 9, MeanUs: 12}},
+		QEMU:    &guestio.QEMU{CPU: 0.75},
+	}}, SRs: []guestio.SR{{UUID: "sr", Type: "nfs", Server: "h:/p",
+		NFS: &guestio.NFS{Read: guestio.RPC{Ops: 2, RTTUs: 10, BacklogUs: 1, Timeouts: 1}, Write: guestio.RPC{Ops: 1, RTTUs: 40, Retransmitted: 3}, Other: guestio.RPC{Ops: 99, RTTUs: 1e6}},
+		TCP: []guestio.TCP{{Server: "192.0.2.1:2049", Connections: 1, RTTUs: 100, Segments: 5}, {Server: "192.0.2.2:2049", Connections: 3, RTTUs: 200, Segments: 6, Retransmitted: 2}},
+	}}}
+	w := Window(s)
+	d := &w.Disks[0]
+	qt.Check(t, qt.IsTrue(d.Layered))
+	qt.Check(t, qt.Equals(d.ID, "/b"))
+	qt.Check(t, qt.Equals(d.SR, "sr"))
+	qt.Check(t, qt.Equals(d.Barriers, 0))
+	qt.Check(t, qt.HasLen(d.Chain, 2))
+	q := &d.Requests[verdict.Write]
+	qt.Check(t, qt.DeepEquals([]uint64{q.Bytes, q.Failed, q.Merged, q.Unsplit}, []uint64{4096, 1, 2, 3}))
+	qt.Check(t, qt.DeepEquals(q.Layers[event.LayerDevice], verdict.Hist{Count: 9, Sum: 9000 * time.Duration(event.LayerDevice), Max: 77, Buckets: []uint32{5: 9}}))
+	qt.Check(t, qt.Equals(d.Own.Mean(), time.Millisecond))
+	qt.Check(t, qt.DeepEquals(d.Ring, &verdict.Ring{Size: 32, Occupied: 4, Waiting: 2, Full: 0.25, Samples: 4}))
+	qt.Check(t, qt.DeepEquals(d.Process, &verdict.Process{CPU: 0.5, RunQueue: 0.25, Paused: 1500 * time.Millisecond}))
+	qt.Check(t, qt.DeepEquals(d.Shm, &verdict.Shm{Mean: [2]time.Duration{verdict.Write: 12 * time.Microsecond}, Done: [2]uint64{verdict.Write: 9}, Outstanding: 3, Samples: 7}))
+	qt.Check(t, qt.DeepEquals(d.Emulated, &verdict.Emulated{Requests: 8, CPU: 0.75}))
+	qt.Check(t, qt.DeepEquals(w.Host, &verdict.Host{CPUs: 4, Idle: 0.25, Steal: 0.125}))
+	qt.Check(t, qt.DeepEquals(w.SRs[0].NFS, &verdict.NFS{Server: "h:/p", Ops: 3, RTT: 60 * time.Microsecond, Backlog: 2 * time.Microsecond, Retrans: 3, Timeouts: 1}))
+	qt.Check(t, qt.DeepEquals(w.SRs[0].TCP, &verdict.TCP{Peer: "192.0.2.1:2049, 192.0.2.2:2049", RTT: 175 * time.Microsecond, Segments: 11, Retrans: 2}))
+}

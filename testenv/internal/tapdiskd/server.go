@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -59,6 +58,7 @@ type server struct {
 	progress                 int64
 
 	quiesced, pausing, paused bool
+	parent                    int // the process that started it
 
 	// The scheduler's.
 	wait              [3]fdSet
@@ -69,13 +69,9 @@ type server struct {
 
 // Run is the life of the process.
 func Run(options string) error {
-	s := &server{checkRing: never, forget: never, stopPolling: never}
+	s := &server{checkRing: never, forget: never, stopPolling: never, parent: os.Getppid()}
 	if err := json.Unmarshal([]byte(options), &s.Options); err != nil {
 		return fmt.Errorf("options: %w", err)
-	}
-	// Who started it takes it along.
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return err
 	}
 	// Whoever wants to may trace it; it is an error where there is nothing to permit.
 	_ = unix.Prctl(unix.PR_SET_PTRACER, ^uintptr(0), 0, 0, 0)
@@ -96,7 +92,7 @@ func Run(options string) error {
 	if s.rw, err = newQueue(limit); err != nil {
 		return err
 	}
-	if err := s.control.listen(filepath.Join(s.ControlDir, fmt.Sprintf("ctl%d", os.Getpid()))); err != nil {
+	if err := s.control.listen(s.ControlDir, s.Minor); err != nil {
 		return err
 	}
 	for i, path := range s.Images {
@@ -179,6 +175,9 @@ func (s *server) waitForEvents() {
 	watch(0, s.ro.eventfd)
 	watch(0, s.rw.eventfd)
 	watch(0, s.control.fd)
+	for _, fd := range s.control.nbd {
+		watch(0, fd)
+	}
 	if s.control.conn >= 0 {
 		set := 0
 		if s.control.answering {
@@ -190,6 +189,11 @@ func (s *server) waitForEvents() {
 		watch(0, EventFD)
 	}
 	n := s.sleep(most+1, wait)
+	if n == 0 && wait == idle && s.paused { // else the end of the event channel tells
+		if parent, _ := call(unix.SYS_GETPPID); int(parent) != s.parent {
+			s.control.ended = true
+		}
+	}
 	now = nanotime()
 	read := &s.wait[0]
 	if n <= 0 {
@@ -202,6 +206,11 @@ func (s *server) waitForEvents() {
 		s.control.accept()
 	} else if s.control.conn >= 0 && (read.has(s.control.conn) || s.wait[1].has(s.control.conn)) {
 		s.control.event(s)
+	}
+	for _, fd := range s.control.nbd {
+		if read.has(fd) {
+			s.control.refuse(fd)
+		}
 	}
 	if ro {
 		s.ro.event()
