@@ -66,9 +66,6 @@ func requestsOf(s *bpf.RequestStats) Requests {
 		for l := range s.Layers {
 			r.Layers[event.Layer(l).String()] = layerOf(&s.Layers[l])
 		}
-		total := r.Layers[event.LayerTotal.String()]
-		total.Octaves = octaves(s.Layers[event.LayerTotal].Bucket[:])
-		r.Layers[event.LayerTotal.String()] = total
 	}
 	return r
 }
