@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -51,7 +52,7 @@ func (s *Session) Measure(ctx context.Context, d time.Duration) (c Costs, err er
 			defer stats.Close()
 		}
 	}
-	m, err := calibrate()
+	m, err := calibrate(s.ways())
 	if err != nil {
 		return c, err
 	}
@@ -179,15 +180,28 @@ type prices struct {
 	empty time.Duration         // what the kernel's statistics say that such a program takes, where they are kept
 }
 
+// ways returns those by which something is attached, and that of tracepoints.
+func (s *Session) ways() []Way {
+	out := []Way{ByTracepoint}
+	for _, p := range allProbes {
+		for _, a := range s.attachedTo(p) {
+			if !slices.Contains(out, a.by) {
+				out = append(out, a.by)
+			}
+		}
+	}
+	return out
+}
+
 // calibrate finds the prices. Other work on the machine makes things look dearer,
 // so each is the least that was seen, with and without in turn.
-func calibrate() (m prices, err error) {
+func calibrate(ways []Way) (m prices, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	m.call, m.entry = callTime(), map[Way]time.Duration{}
 	with := map[Way]time.Duration{}
 	for range 3 {
-		for _, by := range []Way{ByTracepoint, ByRawTracepoint} {
+		for _, by := range ways {
 			t, stats, err := hookedTime(by)
 			if err != nil {
 				return m, fmt.Errorf("calibrate: %w", err)
@@ -210,8 +224,11 @@ func calibrate() (m prices, err error) {
 func hookedTime(by Way) (t, stats time.Duration, err error) {
 	spec := &ebpf.ProgramSpec{Name: "dt_try", Type: ebpf.TracePoint, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}}
 	f := found{hook{group: "syscalls", name: "sys_enter_getppid"}, way{by: by}}
-	if by == ByRawTracepoint {
+	switch {
+	case by == ByRawTracepoint:
 		f.name, spec.Type = "sys_enter", ebpf.RawTracepoint
+	case f.function():
+		f.symbol, spec.Type = "__x64_sys_getppid", ebpf.Kprobe
 	}
 	p, err := ebpf.NewProgram(spec)
 	if err != nil {

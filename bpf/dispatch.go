@@ -68,18 +68,19 @@ type entry struct {
 func entries(p Probe, dispatched []found) (out []entry, err error) {
 	seen := map[string]int{}
 	for _, f := range dispatched {
+		_, name := f.tracepoint()
 		at := "sys_enter"
-		call, ok := strings.CutPrefix(f.name, "sys_enter_")
+		call, ok := strings.CutPrefix(name, "sys_enter_")
 		if !ok {
 			at = "sys_exit"
-			call, ok = strings.CutPrefix(f.name, "sys_exit_")
+			call, ok = strings.CutPrefix(name, "sys_exit_")
 		}
 		nr, known := callNumbers[call]
 		if !ok || !known {
 			return nil, fmt.Errorf("%s is no hook of a known system call", f)
 		}
-		skip := seen[f.name]
-		seen[f.name]++
+		skip := seen[name]
+		seen[name]++
 		var to *dispatcher
 		for _, d := range dispatchers[p] {
 			if d.name == at {
@@ -91,7 +92,7 @@ func entries(p Probe, dispatched []found) (out []entry, err error) {
 			}
 		}
 		if to == nil {
-			return nil, fmt.Errorf("no dispatcher calls program %d of %s", seen[f.name], f)
+			return nil, fmt.Errorf("no dispatcher calls program %d of %s", seen[name], f)
 		}
 		out = append(out, entry{to.table, to.first + nr, f.program})
 	}

@@ -3,7 +3,11 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -16,6 +20,7 @@ type HookCheck struct {
 	Hook     string // "syscalls:sys_enter_read"
 	Program  string // that is attached, "" if none is
 	Way      Way    // in which it is attached, "" if it cannot be
+	Function string // of the kernel that it is attached to, "" if that is a tracepoint
 	Wider    bool   // a narrower way than Way does not work here
 	Optional bool   // the hook of a system call that this kernel may lack
 	Why      string // why not, or why not by a narrower way
@@ -32,23 +37,53 @@ type found struct {
 	way
 }
 
+// tracepoint returns the names of the tracepoint that the way goes by.
+func (f found) tracepoint() (group, name string) {
+	if group, name, ok := strings.Cut(f.event, ":"); ok {
+		return group, name
+	}
+	return f.group, f.hook.name
+}
+
+// same tells whether the same program goes to the same place.
+func (f found) same(o found) bool {
+	fg, fn := f.tracepoint()
+	og, on := o.tracepoint()
+	if f.symbol != "" {
+		fg, fn, og, on = "", "", "", ""
+	}
+	return f.by == o.by && f.program == o.program && f.symbol == o.symbol && fg == og && fn == on
+}
+
+// errNoTracepoint is why a way does not work.
+var errNoTracepoint = errors.New("the kernel has no such tracepoint")
+
+// lacks tells whether the tracepoint of a way is missing.
+func (f found) lacks(tracefs string) error {
+	if f.function() {
+		return nil
+	}
+	group, name := f.tracepoint()
+	has, err := hasTracepoint(tracefs, group, name)
+	if err != nil {
+		return fmt.Errorf("tracepoint %s:%s: %w", group, name, err)
+	}
+	if !has {
+		return errNoTracepoint
+	}
+	return nil
+}
+
 // findHooks notes the hooks of a probe that the kernel has, each with the
 // narrowest way that works. cannot says why a way does not, if it does not.
 func (k *Kernel) findHooks(tracefs string, p Probe, cannot func(way) error) (detail string, err error) {
 	var lacks []string
 	for _, h := range hooks[p] {
 		c := HookCheck{Probe: p, Hook: h.String(), Optional: h.optional}
-		has, err := hasTracepoint(tracefs, h.group, h.name)
-		switch {
-		case err != nil:
-			return "", fmt.Errorf("tracepoint %s: %w", h, err)
-		case has:
-			k.choose(&c, h, cannot)
-		case h.optional:
-			c.Why = "the kernel has no such tracepoint, nor the system call"
+		k.choose(&c, h, tracefs, cannot)
+		if c.Way == "" && h.optional {
+			c.Why += ", nor the system call"
 			lacks = append(lacks, h.name)
-		default:
-			c.Why = "the kernel has no such tracepoint"
 		}
 		if !c.OK() && c.Advice == "" {
 			c.Advice = "the kernel needs CONFIG_FTRACE_SYSCALLS"
@@ -69,32 +104,65 @@ func (k *Kernel) findHooks(tracefs string, p Probe, cannot func(way) error) (det
 }
 
 // choose takes the narrowest way that works.
-func (k *Kernel) choose(c *HookCheck, h hook, cannot func(way) error) {
-	var why []string
-	wider := false
+func (k *Kernel) choose(c *HookCheck, h hook, tracefs string, cannot func(way) error) {
+	var (
+		why    []string
+		absent = true // the tracepoint, which is all that is wrong
+		loses  bool   // the way that is taken instead of others
+	)
 	for _, w := range h.ways {
-		if err := cannot(w); err != nil {
-			why = append(why, fmt.Sprintf("%s: %v", w.by, err))
-			wider = wider || !w.calls // the way that is taken instead of those loses nothing
+		f := found{h, w}
+		err := f.lacks(tracefs)
+		if err == nil {
+			err = cannot(w)
+		}
+		if err != nil {
+			why = append(why, fmt.Sprintf("%s: %v", w.place(), err))
+			absent = absent && errors.Is(err, errNoTracepoint)
+			c.Wider = c.Wider || !w.calls // the dispatcher that is taken instead of those loses nothing
+			loses = loses || !w.calls && !w.function()
 			continue
 		}
-		c.Program, c.Way, c.Wider = w.program, w.by, wider
-		if w.by == ByDispatcher {
-			k.dispatch(c.Probe, found{h, w})
-		} else {
-			k.hooks[c.Probe] = append(k.hooks[c.Probe], found{h, w})
-		}
+		c.Program, c.Way, c.Function = w.program, w.by, w.symbol
+		k.take(c.Probe, f)
 		break
 	}
-	if wider || c.Way == "" {
+	switch {
+	case c.Way == "" && absent:
+		c.Why = errNoTracepoint.Error()
+	case c.Way == "" || c.Wider:
 		c.Why = strings.Join(why, "; ")
 	}
 	switch {
-	case c.Wider:
-		c.Advice = "nothing: it works all the same, at a higher cost and with losses, which are counted"
 	case c.Way == "":
-		c.Advice = "allow bpf (BPF_RAW_TRACEPOINT_OPEN) in seccomp, or run with CAP_BPF and CAP_PERFMON; it is in Linux 4.17 and later"
+		c.Wider = false
+		if !absent {
+			c.Advice = "allow bpf (BPF_RAW_TRACEPOINT_OPEN) in seccomp, or run with CAP_BPF and CAP_PERFMON; it is in Linux 4.17 and later"
+		}
+	case c.Wider && loses:
+		c.Advice = "nothing: it works all the same, at a higher cost and with losses, which are counted"
+	case c.Wider:
+		c.Advice = "nothing: it works all the same, at a higher cost"
 	}
+}
+
+// take notes a way to be gone when its probe is attached. Where several hooks come
+// to the same program at the same place it is attached once.
+func (k *Kernel) take(p Probe, f found) {
+	if slices.ContainsFunc(append(slices.Clone(k.hooks[p]), k.dispatched[p]...), f.same) {
+		return
+	}
+	if f.by == ByDispatcher {
+		k.dispatch(p, f)
+		return
+	}
+	at := len(k.hooks[p])
+	if f.function() { // of the programs at one place the kernel runs the one that came last first
+		if i := slices.IndexFunc(k.hooks[p], func(o found) bool { return o.by == f.by && o.symbol == f.symbol }); i >= 0 {
+			at = i
+		}
+	}
+	k.hooks[p] = slices.Insert(k.hooks[p], at, f)
 }
 
 // dispatch puts a hook behind the probe's dispatchers, which are attached where the
@@ -114,8 +182,14 @@ func (k *Kernel) Hooks() []HookCheck { return k.hookChecks }
 
 // attach attaches a program that is made for the way.
 func (f found) attach(p *ebpf.Program) (link.Link, error) {
-	if f.by == ByRawTracepoint {
-		return link.AttachRawTracepoint(link.RawTracepointOptions{Name: f.name, Program: p})
+	group, name := f.tracepoint()
+	switch f.by {
+	case ByRawTracepoint:
+		return link.AttachRawTracepoint(link.RawTracepointOptions{Name: name, Program: p})
+	case ByKprobe:
+		return link.Kprobe(f.symbol, p, nil)
+	case ByKretprobe:
+		return link.Kretprobe(f.symbol, p, &link.KprobeOptions{RetprobeMaxActive: maxReturning, TraceFSPrefix: returnsPrefix + strconv.Itoa(os.Getpid())})
 	}
-	return link.Tracepoint(f.group, f.name, p, nil)
+	return link.Tracepoint(group, name, p, nil)
 }

@@ -19,14 +19,20 @@ const (
 	// from Linux 7 on, which takes the CPU from programs at the calls' own
 	// tracepoints.
 	ByDispatcher Way = "dispatcher"
+	// ByKprobe is at a function of the kernel, with the arguments that it is given.
+	// Who does not call it pays nothing, while a program at the tracepoint of one
+	// system call takes all processes by the slow path for all of theirs.
+	ByKprobe Way = "kprobe"
+	// ByKretprobe is where a function returns.
+	ByKretprobe Way = "kretprobe"
 )
 
-// hook is a tracepoint and the programs that can go there. Several hooks can share
-// a program.
+// hook is a tracepoint, or something else that happens, and the programs that can go
+// there. Several hooks can share a program.
 type hook struct {
-	group, name string
-	ways        []way // the narrowest first
-	optional    bool  // system calls that some kernels lack
+	group, name string // of the tracepoint; else the probe and what is watched
+	ways        []way  // the narrowest first
+	optional    bool   // system calls that some kernels lack
 }
 
 // way is one way to attach to a hook, and what is attached.
@@ -36,6 +42,24 @@ type way struct {
 	task    bool // it has to know where things are in a task_struct
 	btf     bool // it has to know structs that only BTF describes: the modern tier's
 	calls   bool // it is at a tracepoint of system calls, where it may lose the CPU from Linux 7 on
+
+	symbol string // the function, of ByKprobe and ByKretprobe
+	module string // which has the function or the tracepoint, "" if the kernel itself has
+	event  string // the tracepoint, "group:name", "" if the hook is named after it
+}
+
+// function tells whether it leads to a function of the kernel.
+func (w way) function() bool { return w.by == ByKprobe || w.by == ByKretprobe }
+
+// place is what the way leads to, as cannot be told by the name of the hook.
+func (w way) place() string {
+	if w.symbol != "" {
+		return string(w.by) + " " + w.symbol
+	}
+	if w.event != "" {
+		return string(w.by) + " " + w.event
+	}
+	return string(w.by)
 }
 
 func (h hook) String() string { return h.group + ":" + h.name }
@@ -54,6 +78,31 @@ func at(group, name, program string) hook {
 func maybe(group, name, program string) hook {
 	h := at(group, name, program)
 	h.optional = true
+	return h
+}
+
+// entering is the way to where a function of the kernel begins, leaving to where it
+// ends. A function of a module is not there until the module is loaded.
+func entering(symbol, module, program string) way {
+	return way{by: ByKprobe, symbol: symbol, module: module, program: program}
+}
+
+func leaving(symbol, module, program string) way {
+	return way{by: ByKretprobe, symbol: symbol, module: module, program: program}
+}
+
+// seen is a hook that is no tracepoint: what a probe watches by functions, or else by
+// the tracepoint of a system call.
+func seen(p Probe, what, event, program string, functions ...way) hook {
+	h := hook{group: p.String(), name: what, ways: functions}
+	return h.otherwise(event, program)
+}
+
+// otherwise adds the tracepoint of a system call to the ways.
+func (h hook) otherwise(event, program string) hook {
+	h.ways = append(h.ways,
+		way{by: ByTracepoint, event: "syscalls:" + event, program: program, calls: true},
+		way{by: ByDispatcher, event: "syscalls:" + event, program: program})
 	return h
 }
 
@@ -127,21 +176,24 @@ var hooks = map[Probe][]hook{
 		at("block", "block_bio_queue", "dt_d_queue"),
 	},
 	Tapdisk: {
-		at("syscalls", "sys_exit_ioctl", "dt_t_ioctled"),
-		at("syscalls", "sys_exit_io_submit", "dt_t_submitd"),
-		at("syscalls", "sys_exit_read", "dt_t_read"),
-		at("syscalls", "sys_exit_select", "dt_t_selectd"),
-		at("syscalls", "sys_exit_pselect6", "dt_t_selectd"),
+		seen(Tapdisk, "end of grant copy", "sys_exit_ioctl", "dt_t_ioctled",
+			leaving("gntdev_ioctl", "xen_gntdev", "dt_t_kioctled"), leaving("__x64_sys_ioctl", "", "dt_t_kioctled")),
+		seen(Tapdisk, "end of io_submit", "sys_exit_io_submit", "dt_t_submitd", leaving("__x64_sys_io_submit", "", "dt_t_ksubmitd")),
+		seen(Tapdisk, "eventfd read", "sys_exit_read", "dt_t_read", leaving("eventfd_read", "", "dt_t_keventfd")),
+		seen(Tapdisk, "end of select", "sys_exit_select", "dt_t_selectd", leaving("__x64_sys_select", "", "dt_t_kselectd")),
+		seen(Tapdisk, "end of pselect6", "sys_exit_pselect6", "dt_t_selectd", leaving("__x64_sys_pselect6", "", "dt_t_kselectd")),
 		{group: "sched", name: "sched_wakeup", ways: []way{{by: ByRawTracepoint, program: "dt_t_rwakeup", task: true}, {by: ByTracepoint, program: "dt_t_wakeup"}}},
 		at("sched", "sched_switch", "dt_t_switch"),
 		at("block", "block_rq_issue", "dt_t_issue"),
 		at("block", "block_bio_remap", "dt_t_remap"),
-		at("syscalls", "sys_enter_ioctl", "dt_t_ioctl"),
-		at("syscalls", "sys_enter_ioctl", "dt_t_notify"),
-		at("syscalls", "sys_enter_io_submit", "dt_t_submit"),
-		at("syscalls", "sys_enter_select", "dt_t_select"),
-		at("syscalls", "sys_enter_select", "dt_t_doze"),
-		at("syscalls", "sys_enter_pselect6", "dt_t_select"),
-		at("syscalls", "sys_enter_pselect6", "dt_t_doze"),
+		seen(Tapdisk, "grant copy", "sys_enter_ioctl", "dt_t_ioctl",
+			entering("gntdev_ioctl", "xen_gntdev", "dt_t_kcopy"), entering("__x64_sys_ioctl", "", "dt_t_scopy")),
+		seen(Tapdisk, "notify", "sys_enter_ioctl", "dt_t_notify",
+			entering("evtchn_ioctl", "xen_evtchn", "dt_t_knotify"), entering("__x64_sys_ioctl", "", "dt_t_snotify")),
+		seen(Tapdisk, "io_submit", "sys_enter_io_submit", "dt_t_submit", entering("__x64_sys_io_submit", "", "dt_t_ksubmit")),
+		seen(Tapdisk, "select", "sys_enter_select", "dt_t_select", entering("__x64_sys_select", "", "dt_t_kselect")),
+		seen(Tapdisk, "sleep in select", "sys_enter_select", "dt_t_doze", entering("__x64_sys_select", "", "dt_t_kdoze")),
+		seen(Tapdisk, "pselect6", "sys_enter_pselect6", "dt_t_select", entering("__x64_sys_pselect6", "", "dt_t_kselect")),
+		seen(Tapdisk, "sleep in pselect6", "sys_enter_pselect6", "dt_t_doze", entering("__x64_sys_pselect6", "", "dt_t_kdoze")),
 	},
 }

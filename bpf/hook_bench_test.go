@@ -138,7 +138,7 @@ func BenchmarkMeasure(b *testing.B) {
 			for _, p := range allProbes {
 				maps.Copy(progs, c.s.progs[p])
 			}
-			m, err := calibrate()
+			m, err := calibrate([]Way{ByTracepoint, ByRawTracepoint})
 			qt.Assert(b, qt.IsNil(err))
 			before := programStats(b, progs)
 			var estimate float64

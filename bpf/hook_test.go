@@ -22,9 +22,12 @@ func tracefsOf419(t *testing.T) string {
 			if slices.Contains(later, h.name) {
 				continue
 			}
-			event := filepath.Join(dir, "events", h.group, h.name)
-			qt.Assert(t, qt.IsNil(os.MkdirAll(event, 0o755)))
-			qt.Assert(t, qt.IsNil(os.WriteFile(filepath.Join(event, "id"), []byte("1\n"), 0o644)))
+			for _, w := range h.ways {
+				group, name := found{h, w}.tracepoint()
+				event := filepath.Join(dir, "events", group, name)
+				qt.Assert(t, qt.IsNil(os.MkdirAll(event, 0o755)))
+				qt.Assert(t, qt.IsNil(os.WriteFile(filepath.Join(event, "id"), []byte("1\n"), 0o644)))
+			}
 		}
 	}
 	return dir

@@ -385,41 +385,52 @@ type legacyTapdiskDtThread struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	legacyTapdiskMapDtBelows     = "dt_belows"
-	legacyTapdiskMapDtBios       = "dt_bios"
-	legacyTapdiskMapDtBlockConf  = "dt_block_conf"
-	legacyTapdiskMapDtConfig     = "dt_config"
-	legacyTapdiskMapDtDisks      = "dt_disks"
-	legacyTapdiskMapDtEvents     = "dt_events"
-	legacyTapdiskMapDtIocbs      = "dt_iocbs"
-	legacyTapdiskMapDtLoss       = "dt_loss"
-	legacyTapdiskMapDtParts      = "dt_parts"
-	legacyTapdiskMapDtSeq        = "dt_seq"
-	legacyTapdiskMapDtT_calls    = "dt_t_calls"
-	legacyTapdiskMapDtT_rets     = "dt_t_rets"
-	legacyTapdiskMapDtTapConfs   = "dt_tap_confs"
-	legacyTapdiskMapDtTapHists   = "dt_tap_hists"
-	legacyTapdiskMapDtTaps       = "dt_taps"
-	legacyTapdiskMapDtTargets    = "dt_targets"
-	legacyTapdiskMapDtThreadZero = "dt_thread_zero"
-	legacyTapdiskMapDtThreads    = "dt_threads"
-	legacyTapdiskProgDtT_call    = "dt_t_call"
-	legacyTapdiskProgDtT_call2   = "dt_t_call2"
-	legacyTapdiskProgDtT_doze    = "dt_t_doze"
-	legacyTapdiskProgDtT_ioctl   = "dt_t_ioctl"
-	legacyTapdiskProgDtT_ioctled = "dt_t_ioctled"
-	legacyTapdiskProgDtT_issue   = "dt_t_issue"
-	legacyTapdiskProgDtT_notify  = "dt_t_notify"
-	legacyTapdiskProgDtT_read    = "dt_t_read"
-	legacyTapdiskProgDtT_remap   = "dt_t_remap"
-	legacyTapdiskProgDtT_ret     = "dt_t_ret"
-	legacyTapdiskProgDtT_rwakeup = "dt_t_rwakeup"
-	legacyTapdiskProgDtT_select  = "dt_t_select"
-	legacyTapdiskProgDtT_selectd = "dt_t_selectd"
-	legacyTapdiskProgDtT_submit  = "dt_t_submit"
-	legacyTapdiskProgDtT_submitd = "dt_t_submitd"
-	legacyTapdiskProgDtT_switch  = "dt_t_switch"
-	legacyTapdiskProgDtT_wakeup  = "dt_t_wakeup"
+	legacyTapdiskMapDtBelows      = "dt_belows"
+	legacyTapdiskMapDtBios        = "dt_bios"
+	legacyTapdiskMapDtBlockConf   = "dt_block_conf"
+	legacyTapdiskMapDtConfig      = "dt_config"
+	legacyTapdiskMapDtDisks       = "dt_disks"
+	legacyTapdiskMapDtEvents      = "dt_events"
+	legacyTapdiskMapDtIocbs       = "dt_iocbs"
+	legacyTapdiskMapDtLoss        = "dt_loss"
+	legacyTapdiskMapDtParts       = "dt_parts"
+	legacyTapdiskMapDtSeq         = "dt_seq"
+	legacyTapdiskMapDtT_calls     = "dt_t_calls"
+	legacyTapdiskMapDtT_rets      = "dt_t_rets"
+	legacyTapdiskMapDtTapConfs    = "dt_tap_confs"
+	legacyTapdiskMapDtTapHists    = "dt_tap_hists"
+	legacyTapdiskMapDtTaps        = "dt_taps"
+	legacyTapdiskMapDtTargets     = "dt_targets"
+	legacyTapdiskMapDtThreadZero  = "dt_thread_zero"
+	legacyTapdiskMapDtThreads     = "dt_threads"
+	legacyTapdiskProgDtT_call     = "dt_t_call"
+	legacyTapdiskProgDtT_call2    = "dt_t_call2"
+	legacyTapdiskProgDtT_doze     = "dt_t_doze"
+	legacyTapdiskProgDtT_ioctl    = "dt_t_ioctl"
+	legacyTapdiskProgDtT_ioctled  = "dt_t_ioctled"
+	legacyTapdiskProgDtT_issue    = "dt_t_issue"
+	legacyTapdiskProgDtT_kcopy    = "dt_t_kcopy"
+	legacyTapdiskProgDtT_kdoze    = "dt_t_kdoze"
+	legacyTapdiskProgDtT_keventfd = "dt_t_keventfd"
+	legacyTapdiskProgDtT_kioctled = "dt_t_kioctled"
+	legacyTapdiskProgDtT_knotify  = "dt_t_knotify"
+	legacyTapdiskProgDtT_kselect  = "dt_t_kselect"
+	legacyTapdiskProgDtT_kselectd = "dt_t_kselectd"
+	legacyTapdiskProgDtT_ksubmit  = "dt_t_ksubmit"
+	legacyTapdiskProgDtT_ksubmitd = "dt_t_ksubmitd"
+	legacyTapdiskProgDtT_notify   = "dt_t_notify"
+	legacyTapdiskProgDtT_read     = "dt_t_read"
+	legacyTapdiskProgDtT_remap    = "dt_t_remap"
+	legacyTapdiskProgDtT_ret      = "dt_t_ret"
+	legacyTapdiskProgDtT_rwakeup  = "dt_t_rwakeup"
+	legacyTapdiskProgDtT_scopy    = "dt_t_scopy"
+	legacyTapdiskProgDtT_select   = "dt_t_select"
+	legacyTapdiskProgDtT_selectd  = "dt_t_selectd"
+	legacyTapdiskProgDtT_snotify  = "dt_t_snotify"
+	legacyTapdiskProgDtT_submit   = "dt_t_submit"
+	legacyTapdiskProgDtT_submitd  = "dt_t_submitd"
+	legacyTapdiskProgDtT_switch   = "dt_t_switch"
+	legacyTapdiskProgDtT_wakeup   = "dt_t_wakeup"
 )
 
 // loadLegacyTapdisk returns the embedded CollectionSpec for legacyTapdisk.
@@ -464,23 +475,34 @@ type legacyTapdiskSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type legacyTapdiskProgramSpecs struct {
-	DtT_call    *ebpf.ProgramSpec `ebpf:"dt_t_call"`
-	DtT_call2   *ebpf.ProgramSpec `ebpf:"dt_t_call2"`
-	DtT_doze    *ebpf.ProgramSpec `ebpf:"dt_t_doze"`
-	DtT_ioctl   *ebpf.ProgramSpec `ebpf:"dt_t_ioctl"`
-	DtT_ioctled *ebpf.ProgramSpec `ebpf:"dt_t_ioctled"`
-	DtT_issue   *ebpf.ProgramSpec `ebpf:"dt_t_issue"`
-	DtT_notify  *ebpf.ProgramSpec `ebpf:"dt_t_notify"`
-	DtT_read    *ebpf.ProgramSpec `ebpf:"dt_t_read"`
-	DtT_remap   *ebpf.ProgramSpec `ebpf:"dt_t_remap"`
-	DtT_ret     *ebpf.ProgramSpec `ebpf:"dt_t_ret"`
-	DtT_rwakeup *ebpf.ProgramSpec `ebpf:"dt_t_rwakeup"`
-	DtT_select  *ebpf.ProgramSpec `ebpf:"dt_t_select"`
-	DtT_selectd *ebpf.ProgramSpec `ebpf:"dt_t_selectd"`
-	DtT_submit  *ebpf.ProgramSpec `ebpf:"dt_t_submit"`
-	DtT_submitd *ebpf.ProgramSpec `ebpf:"dt_t_submitd"`
-	DtT_switch  *ebpf.ProgramSpec `ebpf:"dt_t_switch"`
-	DtT_wakeup  *ebpf.ProgramSpec `ebpf:"dt_t_wakeup"`
+	DtT_call     *ebpf.ProgramSpec `ebpf:"dt_t_call"`
+	DtT_call2    *ebpf.ProgramSpec `ebpf:"dt_t_call2"`
+	DtT_doze     *ebpf.ProgramSpec `ebpf:"dt_t_doze"`
+	DtT_ioctl    *ebpf.ProgramSpec `ebpf:"dt_t_ioctl"`
+	DtT_ioctled  *ebpf.ProgramSpec `ebpf:"dt_t_ioctled"`
+	DtT_issue    *ebpf.ProgramSpec `ebpf:"dt_t_issue"`
+	DtT_kcopy    *ebpf.ProgramSpec `ebpf:"dt_t_kcopy"`
+	DtT_kdoze    *ebpf.ProgramSpec `ebpf:"dt_t_kdoze"`
+	DtT_keventfd *ebpf.ProgramSpec `ebpf:"dt_t_keventfd"`
+	DtT_kioctled *ebpf.ProgramSpec `ebpf:"dt_t_kioctled"`
+	DtT_knotify  *ebpf.ProgramSpec `ebpf:"dt_t_knotify"`
+	DtT_kselect  *ebpf.ProgramSpec `ebpf:"dt_t_kselect"`
+	DtT_kselectd *ebpf.ProgramSpec `ebpf:"dt_t_kselectd"`
+	DtT_ksubmit  *ebpf.ProgramSpec `ebpf:"dt_t_ksubmit"`
+	DtT_ksubmitd *ebpf.ProgramSpec `ebpf:"dt_t_ksubmitd"`
+	DtT_notify   *ebpf.ProgramSpec `ebpf:"dt_t_notify"`
+	DtT_read     *ebpf.ProgramSpec `ebpf:"dt_t_read"`
+	DtT_remap    *ebpf.ProgramSpec `ebpf:"dt_t_remap"`
+	DtT_ret      *ebpf.ProgramSpec `ebpf:"dt_t_ret"`
+	DtT_rwakeup  *ebpf.ProgramSpec `ebpf:"dt_t_rwakeup"`
+	DtT_scopy    *ebpf.ProgramSpec `ebpf:"dt_t_scopy"`
+	DtT_select   *ebpf.ProgramSpec `ebpf:"dt_t_select"`
+	DtT_selectd  *ebpf.ProgramSpec `ebpf:"dt_t_selectd"`
+	DtT_snotify  *ebpf.ProgramSpec `ebpf:"dt_t_snotify"`
+	DtT_submit   *ebpf.ProgramSpec `ebpf:"dt_t_submit"`
+	DtT_submitd  *ebpf.ProgramSpec `ebpf:"dt_t_submitd"`
+	DtT_switch   *ebpf.ProgramSpec `ebpf:"dt_t_switch"`
+	DtT_wakeup   *ebpf.ProgramSpec `ebpf:"dt_t_wakeup"`
 }
 
 // legacyTapdiskMapSpecs contains maps before they are loaded into the kernel.
@@ -586,23 +608,34 @@ type legacyTapdiskVariables struct {
 //
 // It can be passed to loadLegacyTapdiskObjects or ebpf.CollectionSpec.LoadAndAssign.
 type legacyTapdiskPrograms struct {
-	DtT_call    *ebpf.Program `ebpf:"dt_t_call"`
-	DtT_call2   *ebpf.Program `ebpf:"dt_t_call2"`
-	DtT_doze    *ebpf.Program `ebpf:"dt_t_doze"`
-	DtT_ioctl   *ebpf.Program `ebpf:"dt_t_ioctl"`
-	DtT_ioctled *ebpf.Program `ebpf:"dt_t_ioctled"`
-	DtT_issue   *ebpf.Program `ebpf:"dt_t_issue"`
-	DtT_notify  *ebpf.Program `ebpf:"dt_t_notify"`
-	DtT_read    *ebpf.Program `ebpf:"dt_t_read"`
-	DtT_remap   *ebpf.Program `ebpf:"dt_t_remap"`
-	DtT_ret     *ebpf.Program `ebpf:"dt_t_ret"`
-	DtT_rwakeup *ebpf.Program `ebpf:"dt_t_rwakeup"`
-	DtT_select  *ebpf.Program `ebpf:"dt_t_select"`
-	DtT_selectd *ebpf.Program `ebpf:"dt_t_selectd"`
-	DtT_submit  *ebpf.Program `ebpf:"dt_t_submit"`
-	DtT_submitd *ebpf.Program `ebpf:"dt_t_submitd"`
-	DtT_switch  *ebpf.Program `ebpf:"dt_t_switch"`
-	DtT_wakeup  *ebpf.Program `ebpf:"dt_t_wakeup"`
+	DtT_call     *ebpf.Program `ebpf:"dt_t_call"`
+	DtT_call2    *ebpf.Program `ebpf:"dt_t_call2"`
+	DtT_doze     *ebpf.Program `ebpf:"dt_t_doze"`
+	DtT_ioctl    *ebpf.Program `ebpf:"dt_t_ioctl"`
+	DtT_ioctled  *ebpf.Program `ebpf:"dt_t_ioctled"`
+	DtT_issue    *ebpf.Program `ebpf:"dt_t_issue"`
+	DtT_kcopy    *ebpf.Program `ebpf:"dt_t_kcopy"`
+	DtT_kdoze    *ebpf.Program `ebpf:"dt_t_kdoze"`
+	DtT_keventfd *ebpf.Program `ebpf:"dt_t_keventfd"`
+	DtT_kioctled *ebpf.Program `ebpf:"dt_t_kioctled"`
+	DtT_knotify  *ebpf.Program `ebpf:"dt_t_knotify"`
+	DtT_kselect  *ebpf.Program `ebpf:"dt_t_kselect"`
+	DtT_kselectd *ebpf.Program `ebpf:"dt_t_kselectd"`
+	DtT_ksubmit  *ebpf.Program `ebpf:"dt_t_ksubmit"`
+	DtT_ksubmitd *ebpf.Program `ebpf:"dt_t_ksubmitd"`
+	DtT_notify   *ebpf.Program `ebpf:"dt_t_notify"`
+	DtT_read     *ebpf.Program `ebpf:"dt_t_read"`
+	DtT_remap    *ebpf.Program `ebpf:"dt_t_remap"`
+	DtT_ret      *ebpf.Program `ebpf:"dt_t_ret"`
+	DtT_rwakeup  *ebpf.Program `ebpf:"dt_t_rwakeup"`
+	DtT_scopy    *ebpf.Program `ebpf:"dt_t_scopy"`
+	DtT_select   *ebpf.Program `ebpf:"dt_t_select"`
+	DtT_selectd  *ebpf.Program `ebpf:"dt_t_selectd"`
+	DtT_snotify  *ebpf.Program `ebpf:"dt_t_snotify"`
+	DtT_submit   *ebpf.Program `ebpf:"dt_t_submit"`
+	DtT_submitd  *ebpf.Program `ebpf:"dt_t_submitd"`
+	DtT_switch   *ebpf.Program `ebpf:"dt_t_switch"`
+	DtT_wakeup   *ebpf.Program `ebpf:"dt_t_wakeup"`
 }
 
 func (p *legacyTapdiskPrograms) Close() error {
@@ -613,13 +646,24 @@ func (p *legacyTapdiskPrograms) Close() error {
 		p.DtT_ioctl,
 		p.DtT_ioctled,
 		p.DtT_issue,
+		p.DtT_kcopy,
+		p.DtT_kdoze,
+		p.DtT_keventfd,
+		p.DtT_kioctled,
+		p.DtT_knotify,
+		p.DtT_kselect,
+		p.DtT_kselectd,
+		p.DtT_ksubmit,
+		p.DtT_ksubmitd,
 		p.DtT_notify,
 		p.DtT_read,
 		p.DtT_remap,
 		p.DtT_ret,
 		p.DtT_rwakeup,
+		p.DtT_scopy,
 		p.DtT_select,
 		p.DtT_selectd,
+		p.DtT_snotify,
 		p.DtT_submit,
 		p.DtT_submitd,
 		p.DtT_switch,

@@ -273,6 +273,11 @@ func TestLintCanFail(t *testing.T) {
 	}
 }
 
+// programTypes are those of the programs that are attached in each way.
+var programTypes = map[Way]ebpf.ProgramType{
+	ByTracepoint: ebpf.TracePoint, ByDispatcher: ebpf.TracePoint, ByRawTracepoint: ebpf.RawTracepoint, ByKprobe: ebpf.Kprobe, ByKretprobe: ebpf.Kprobe,
+}
+
 // Each hook has its program, each program its hook.
 func TestHooksAndPrograms(t *testing.T) {
 	for _, tier := range []Tier{Legacy, Modern} {
@@ -285,7 +290,7 @@ func TestHooksAndPrograms(t *testing.T) {
 					used[w.program] = true
 					spec := objects[p].Programs[w.program]
 					qt.Assert(t, qt.IsNotNil(spec), qt.Commentf("%s", h))
-					qt.Check(t, qt.Equals(spec.Type, map[Way]ebpf.ProgramType{ByTracepoint: ebpf.TracePoint, ByDispatcher: ebpf.TracePoint, ByRawTracepoint: ebpf.RawTracepoint}[w.by]))
+					qt.Check(t, qt.Equals(spec.Type, programTypes[w.by]))
 				}
 			}
 			for _, d := range dispatchers[p] {

@@ -385,41 +385,52 @@ type modernTapdiskDtThread struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	modernTapdiskMapDtBelows     = "dt_belows"
-	modernTapdiskMapDtBios       = "dt_bios"
-	modernTapdiskMapDtBlockConf  = "dt_block_conf"
-	modernTapdiskMapDtConfig     = "dt_config"
-	modernTapdiskMapDtDisks      = "dt_disks"
-	modernTapdiskMapDtEvents     = "dt_events"
-	modernTapdiskMapDtIocbs      = "dt_iocbs"
-	modernTapdiskMapDtLoss       = "dt_loss"
-	modernTapdiskMapDtParts      = "dt_parts"
-	modernTapdiskMapDtSeq        = "dt_seq"
-	modernTapdiskMapDtT_calls    = "dt_t_calls"
-	modernTapdiskMapDtT_rets     = "dt_t_rets"
-	modernTapdiskMapDtTapConfs   = "dt_tap_confs"
-	modernTapdiskMapDtTapHists   = "dt_tap_hists"
-	modernTapdiskMapDtTaps       = "dt_taps"
-	modernTapdiskMapDtTargets    = "dt_targets"
-	modernTapdiskMapDtThreadZero = "dt_thread_zero"
-	modernTapdiskMapDtThreads    = "dt_threads"
-	modernTapdiskProgDtT_call    = "dt_t_call"
-	modernTapdiskProgDtT_call2   = "dt_t_call2"
-	modernTapdiskProgDtT_doze    = "dt_t_doze"
-	modernTapdiskProgDtT_ioctl   = "dt_t_ioctl"
-	modernTapdiskProgDtT_ioctled = "dt_t_ioctled"
-	modernTapdiskProgDtT_issue   = "dt_t_issue"
-	modernTapdiskProgDtT_notify  = "dt_t_notify"
-	modernTapdiskProgDtT_read    = "dt_t_read"
-	modernTapdiskProgDtT_remap   = "dt_t_remap"
-	modernTapdiskProgDtT_ret     = "dt_t_ret"
-	modernTapdiskProgDtT_rwakeup = "dt_t_rwakeup"
-	modernTapdiskProgDtT_select  = "dt_t_select"
-	modernTapdiskProgDtT_selectd = "dt_t_selectd"
-	modernTapdiskProgDtT_submit  = "dt_t_submit"
-	modernTapdiskProgDtT_submitd = "dt_t_submitd"
-	modernTapdiskProgDtT_switch  = "dt_t_switch"
-	modernTapdiskProgDtT_wakeup  = "dt_t_wakeup"
+	modernTapdiskMapDtBelows      = "dt_belows"
+	modernTapdiskMapDtBios        = "dt_bios"
+	modernTapdiskMapDtBlockConf   = "dt_block_conf"
+	modernTapdiskMapDtConfig      = "dt_config"
+	modernTapdiskMapDtDisks       = "dt_disks"
+	modernTapdiskMapDtEvents      = "dt_events"
+	modernTapdiskMapDtIocbs       = "dt_iocbs"
+	modernTapdiskMapDtLoss        = "dt_loss"
+	modernTapdiskMapDtParts       = "dt_parts"
+	modernTapdiskMapDtSeq         = "dt_seq"
+	modernTapdiskMapDtT_calls     = "dt_t_calls"
+	modernTapdiskMapDtT_rets      = "dt_t_rets"
+	modernTapdiskMapDtTapConfs    = "dt_tap_confs"
+	modernTapdiskMapDtTapHists    = "dt_tap_hists"
+	modernTapdiskMapDtTaps        = "dt_taps"
+	modernTapdiskMapDtTargets     = "dt_targets"
+	modernTapdiskMapDtThreadZero  = "dt_thread_zero"
+	modernTapdiskMapDtThreads     = "dt_threads"
+	modernTapdiskProgDtT_call     = "dt_t_call"
+	modernTapdiskProgDtT_call2    = "dt_t_call2"
+	modernTapdiskProgDtT_doze     = "dt_t_doze"
+	modernTapdiskProgDtT_ioctl    = "dt_t_ioctl"
+	modernTapdiskProgDtT_ioctled  = "dt_t_ioctled"
+	modernTapdiskProgDtT_issue    = "dt_t_issue"
+	modernTapdiskProgDtT_kcopy    = "dt_t_kcopy"
+	modernTapdiskProgDtT_kdoze    = "dt_t_kdoze"
+	modernTapdiskProgDtT_keventfd = "dt_t_keventfd"
+	modernTapdiskProgDtT_kioctled = "dt_t_kioctled"
+	modernTapdiskProgDtT_knotify  = "dt_t_knotify"
+	modernTapdiskProgDtT_kselect  = "dt_t_kselect"
+	modernTapdiskProgDtT_kselectd = "dt_t_kselectd"
+	modernTapdiskProgDtT_ksubmit  = "dt_t_ksubmit"
+	modernTapdiskProgDtT_ksubmitd = "dt_t_ksubmitd"
+	modernTapdiskProgDtT_notify   = "dt_t_notify"
+	modernTapdiskProgDtT_read     = "dt_t_read"
+	modernTapdiskProgDtT_remap    = "dt_t_remap"
+	modernTapdiskProgDtT_ret      = "dt_t_ret"
+	modernTapdiskProgDtT_rwakeup  = "dt_t_rwakeup"
+	modernTapdiskProgDtT_scopy    = "dt_t_scopy"
+	modernTapdiskProgDtT_select   = "dt_t_select"
+	modernTapdiskProgDtT_selectd  = "dt_t_selectd"
+	modernTapdiskProgDtT_snotify  = "dt_t_snotify"
+	modernTapdiskProgDtT_submit   = "dt_t_submit"
+	modernTapdiskProgDtT_submitd  = "dt_t_submitd"
+	modernTapdiskProgDtT_switch   = "dt_t_switch"
+	modernTapdiskProgDtT_wakeup   = "dt_t_wakeup"
 )
 
 // loadModernTapdisk returns the embedded CollectionSpec for modernTapdisk.
@@ -464,23 +475,34 @@ type modernTapdiskSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type modernTapdiskProgramSpecs struct {
-	DtT_call    *ebpf.ProgramSpec `ebpf:"dt_t_call"`
-	DtT_call2   *ebpf.ProgramSpec `ebpf:"dt_t_call2"`
-	DtT_doze    *ebpf.ProgramSpec `ebpf:"dt_t_doze"`
-	DtT_ioctl   *ebpf.ProgramSpec `ebpf:"dt_t_ioctl"`
-	DtT_ioctled *ebpf.ProgramSpec `ebpf:"dt_t_ioctled"`
-	DtT_issue   *ebpf.ProgramSpec `ebpf:"dt_t_issue"`
-	DtT_notify  *ebpf.ProgramSpec `ebpf:"dt_t_notify"`
-	DtT_read    *ebpf.ProgramSpec `ebpf:"dt_t_read"`
-	DtT_remap   *ebpf.ProgramSpec `ebpf:"dt_t_remap"`
-	DtT_ret     *ebpf.ProgramSpec `ebpf:"dt_t_ret"`
-	DtT_rwakeup *ebpf.ProgramSpec `ebpf:"dt_t_rwakeup"`
-	DtT_select  *ebpf.ProgramSpec `ebpf:"dt_t_select"`
-	DtT_selectd *ebpf.ProgramSpec `ebpf:"dt_t_selectd"`
-	DtT_submit  *ebpf.ProgramSpec `ebpf:"dt_t_submit"`
-	DtT_submitd *ebpf.ProgramSpec `ebpf:"dt_t_submitd"`
-	DtT_switch  *ebpf.ProgramSpec `ebpf:"dt_t_switch"`
-	DtT_wakeup  *ebpf.ProgramSpec `ebpf:"dt_t_wakeup"`
+	DtT_call     *ebpf.ProgramSpec `ebpf:"dt_t_call"`
+	DtT_call2    *ebpf.ProgramSpec `ebpf:"dt_t_call2"`
+	DtT_doze     *ebpf.ProgramSpec `ebpf:"dt_t_doze"`
+	DtT_ioctl    *ebpf.ProgramSpec `ebpf:"dt_t_ioctl"`
+	DtT_ioctled  *ebpf.ProgramSpec `ebpf:"dt_t_ioctled"`
+	DtT_issue    *ebpf.ProgramSpec `ebpf:"dt_t_issue"`
+	DtT_kcopy    *ebpf.ProgramSpec `ebpf:"dt_t_kcopy"`
+	DtT_kdoze    *ebpf.ProgramSpec `ebpf:"dt_t_kdoze"`
+	DtT_keventfd *ebpf.ProgramSpec `ebpf:"dt_t_keventfd"`
+	DtT_kioctled *ebpf.ProgramSpec `ebpf:"dt_t_kioctled"`
+	DtT_knotify  *ebpf.ProgramSpec `ebpf:"dt_t_knotify"`
+	DtT_kselect  *ebpf.ProgramSpec `ebpf:"dt_t_kselect"`
+	DtT_kselectd *ebpf.ProgramSpec `ebpf:"dt_t_kselectd"`
+	DtT_ksubmit  *ebpf.ProgramSpec `ebpf:"dt_t_ksubmit"`
+	DtT_ksubmitd *ebpf.ProgramSpec `ebpf:"dt_t_ksubmitd"`
+	DtT_notify   *ebpf.ProgramSpec `ebpf:"dt_t_notify"`
+	DtT_read     *ebpf.ProgramSpec `ebpf:"dt_t_read"`
+	DtT_remap    *ebpf.ProgramSpec `ebpf:"dt_t_remap"`
+	DtT_ret      *ebpf.ProgramSpec `ebpf:"dt_t_ret"`
+	DtT_rwakeup  *ebpf.ProgramSpec `ebpf:"dt_t_rwakeup"`
+	DtT_scopy    *ebpf.ProgramSpec `ebpf:"dt_t_scopy"`
+	DtT_select   *ebpf.ProgramSpec `ebpf:"dt_t_select"`
+	DtT_selectd  *ebpf.ProgramSpec `ebpf:"dt_t_selectd"`
+	DtT_snotify  *ebpf.ProgramSpec `ebpf:"dt_t_snotify"`
+	DtT_submit   *ebpf.ProgramSpec `ebpf:"dt_t_submit"`
+	DtT_submitd  *ebpf.ProgramSpec `ebpf:"dt_t_submitd"`
+	DtT_switch   *ebpf.ProgramSpec `ebpf:"dt_t_switch"`
+	DtT_wakeup   *ebpf.ProgramSpec `ebpf:"dt_t_wakeup"`
 }
 
 // modernTapdiskMapSpecs contains maps before they are loaded into the kernel.
@@ -586,23 +608,34 @@ type modernTapdiskVariables struct {
 //
 // It can be passed to loadModernTapdiskObjects or ebpf.CollectionSpec.LoadAndAssign.
 type modernTapdiskPrograms struct {
-	DtT_call    *ebpf.Program `ebpf:"dt_t_call"`
-	DtT_call2   *ebpf.Program `ebpf:"dt_t_call2"`
-	DtT_doze    *ebpf.Program `ebpf:"dt_t_doze"`
-	DtT_ioctl   *ebpf.Program `ebpf:"dt_t_ioctl"`
-	DtT_ioctled *ebpf.Program `ebpf:"dt_t_ioctled"`
-	DtT_issue   *ebpf.Program `ebpf:"dt_t_issue"`
-	DtT_notify  *ebpf.Program `ebpf:"dt_t_notify"`
-	DtT_read    *ebpf.Program `ebpf:"dt_t_read"`
-	DtT_remap   *ebpf.Program `ebpf:"dt_t_remap"`
-	DtT_ret     *ebpf.Program `ebpf:"dt_t_ret"`
-	DtT_rwakeup *ebpf.Program `ebpf:"dt_t_rwakeup"`
-	DtT_select  *ebpf.Program `ebpf:"dt_t_select"`
-	DtT_selectd *ebpf.Program `ebpf:"dt_t_selectd"`
-	DtT_submit  *ebpf.Program `ebpf:"dt_t_submit"`
-	DtT_submitd *ebpf.Program `ebpf:"dt_t_submitd"`
-	DtT_switch  *ebpf.Program `ebpf:"dt_t_switch"`
-	DtT_wakeup  *ebpf.Program `ebpf:"dt_t_wakeup"`
+	DtT_call     *ebpf.Program `ebpf:"dt_t_call"`
+	DtT_call2    *ebpf.Program `ebpf:"dt_t_call2"`
+	DtT_doze     *ebpf.Program `ebpf:"dt_t_doze"`
+	DtT_ioctl    *ebpf.Program `ebpf:"dt_t_ioctl"`
+	DtT_ioctled  *ebpf.Program `ebpf:"dt_t_ioctled"`
+	DtT_issue    *ebpf.Program `ebpf:"dt_t_issue"`
+	DtT_kcopy    *ebpf.Program `ebpf:"dt_t_kcopy"`
+	DtT_kdoze    *ebpf.Program `ebpf:"dt_t_kdoze"`
+	DtT_keventfd *ebpf.Program `ebpf:"dt_t_keventfd"`
+	DtT_kioctled *ebpf.Program `ebpf:"dt_t_kioctled"`
+	DtT_knotify  *ebpf.Program `ebpf:"dt_t_knotify"`
+	DtT_kselect  *ebpf.Program `ebpf:"dt_t_kselect"`
+	DtT_kselectd *ebpf.Program `ebpf:"dt_t_kselectd"`
+	DtT_ksubmit  *ebpf.Program `ebpf:"dt_t_ksubmit"`
+	DtT_ksubmitd *ebpf.Program `ebpf:"dt_t_ksubmitd"`
+	DtT_notify   *ebpf.Program `ebpf:"dt_t_notify"`
+	DtT_read     *ebpf.Program `ebpf:"dt_t_read"`
+	DtT_remap    *ebpf.Program `ebpf:"dt_t_remap"`
+	DtT_ret      *ebpf.Program `ebpf:"dt_t_ret"`
+	DtT_rwakeup  *ebpf.Program `ebpf:"dt_t_rwakeup"`
+	DtT_scopy    *ebpf.Program `ebpf:"dt_t_scopy"`
+	DtT_select   *ebpf.Program `ebpf:"dt_t_select"`
+	DtT_selectd  *ebpf.Program `ebpf:"dt_t_selectd"`
+	DtT_snotify  *ebpf.Program `ebpf:"dt_t_snotify"`
+	DtT_submit   *ebpf.Program `ebpf:"dt_t_submit"`
+	DtT_submitd  *ebpf.Program `ebpf:"dt_t_submitd"`
+	DtT_switch   *ebpf.Program `ebpf:"dt_t_switch"`
+	DtT_wakeup   *ebpf.Program `ebpf:"dt_t_wakeup"`
 }
 
 func (p *modernTapdiskPrograms) Close() error {
@@ -613,13 +646,24 @@ func (p *modernTapdiskPrograms) Close() error {
 		p.DtT_ioctl,
 		p.DtT_ioctled,
 		p.DtT_issue,
+		p.DtT_kcopy,
+		p.DtT_kdoze,
+		p.DtT_keventfd,
+		p.DtT_kioctled,
+		p.DtT_knotify,
+		p.DtT_kselect,
+		p.DtT_kselectd,
+		p.DtT_ksubmit,
+		p.DtT_ksubmitd,
 		p.DtT_notify,
 		p.DtT_read,
 		p.DtT_remap,
 		p.DtT_ret,
 		p.DtT_rwakeup,
+		p.DtT_scopy,
 		p.DtT_select,
 		p.DtT_selectd,
+		p.DtT_snotify,
 		p.DtT_submit,
 		p.DtT_submitd,
 		p.DtT_switch,

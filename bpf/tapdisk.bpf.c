@@ -18,6 +18,7 @@
 #define DT_PROBE DT_TAPDISK
 #include "dt_bucket.h"
 #include "dt_bio.h"
+#include "dt_func.h"
 #include "dt_tap.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -1125,6 +1126,90 @@ int dt_t_doze(void *ctx)
 
 SEC("tracepoint/syscalls/sys_exit_select")
 int dt_t_selectd(void *ctx)
+{
+	(void)ctx;
+	return dt_rise();
+}
+
+/* ---- functions of the kernel, where there are kprobes ---- */
+
+SEC("kprobe/gntdev_ioctl")
+int dt_t_kcopy(struct dt_pt_regs *ctx)
+{
+	return (__u32)DT_ARG2(ctx) == GRANT_COPY ? dt_copy(ctx, DT_ARG3(ctx)) : 0;
+}
+
+SEC("kprobe/__x64_sys_ioctl")
+int dt_t_scopy(struct dt_pt_regs *ctx)
+{
+	if (!dt_tap() || (__u32)DT_SYS_ARG2(ctx) != GRANT_COPY)
+		return 0;
+	return dt_copy(ctx, DT_SYS_ARG3(ctx));
+}
+
+SEC("kprobe/evtchn_ioctl")
+int dt_t_knotify(struct dt_pt_regs *ctx)
+{
+	return (__u32)DT_ARG2(ctx) == EVTCHN_NOTIFY ? dt_answered(ctx) : 0;
+}
+
+SEC("kprobe/__x64_sys_ioctl")
+int dt_t_snotify(struct dt_pt_regs *ctx)
+{
+	if (!dt_tap() || (__u32)DT_SYS_ARG2(ctx) != EVTCHN_NOTIFY)
+		return 0;
+	return dt_answered(ctx);
+}
+
+/* gntdev_ioctl or __x64_sys_ioctl */
+SEC("kretprobe/gntdev_ioctl")
+int dt_t_kioctled(void *ctx)
+{
+	return dt_copied(ctx);
+}
+
+SEC("kprobe/__x64_sys_io_submit")
+int dt_t_ksubmit(struct dt_pt_regs *ctx)
+{
+	__u64 ring, iocbs;
+	__u32 n;
+
+	if (!dt_tap())
+		return 0;
+	ring = DT_SYS_ARG1(ctx);
+	n = DT_SYS_ARG2(ctx);
+	iocbs = DT_SYS_ARG3(ctx);
+	return dt_submit(ctx, ring, n, iocbs);
+}
+
+SEC("kretprobe/__x64_sys_io_submit")
+int dt_t_ksubmitd(void *ctx)
+{
+	(void)ctx;
+	return dt_submitted();
+}
+
+SEC("kretprobe/eventfd_read")
+int dt_t_keventfd(struct dt_pt_regs *ctx)
+{
+	return DT_RESULT(ctx) == 8 ? dt_pickup() : 0;
+}
+
+/* __x64_sys_select and __x64_sys_pselect6 */
+SEC("kprobe/__x64_sys_select")
+int dt_t_kselect(void *ctx)
+{
+	return dt_answered(ctx);
+}
+
+SEC("kprobe/__x64_sys_select")
+int dt_t_kdoze(void *ctx)
+{
+	return dt_doze(ctx);
+}
+
+SEC("kretprobe/__x64_sys_select")
+int dt_t_kselectd(void *ctx)
 {
 	(void)ctx;
 	return dt_rise();

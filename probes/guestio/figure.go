@@ -120,6 +120,7 @@ func (p *Probe) read() {
 		p.host.read(&all[i], qemus)
 	}
 	p.host.readHost(&host, network, servers)
+	p.leaveOut("connections to storage", host.meter.LeftOut)
 
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -39,16 +39,15 @@ var notImages = []string{"/proc/", "/sys/", "/var/log/", "/run/blktap-control/",
 
 // images returns the files of a tapdisk's chain: first the one that it writes to, the
 // leaf, then in the order in which they were opened, in which each is the parent of
-// the one before.
-func (h host) images(pid uint32) ([]image, error) {
+// the one before, and how many more there are.
+func (h host) images(pid uint32) (out []image, more int, err error) {
 	at := filepath.Join(h.proc, strconv.FormatUint(uint64(pid), 10))
 	dir, err := os.Open(filepath.Join(at, "fd"))
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer dir.Close()
 	names, err := dir.Readdirnames(maxFiles)
-	var out []image
 	for _, n := range names {
 		fd, notFD := strconv.Atoi(n)
 		link, notLink := os.Readlink(filepath.Join(dir.Name(), n))
@@ -93,7 +92,10 @@ func (h host) images(pid uint32) ([]image, error) {
 	if len(out) > 0 || errors.Is(err, io.EOF) {
 		err = nil
 	}
-	return out[:min(len(out), maxImages)], err
+	if more = len(out) - maxImages; more > 0 {
+		return out[:maxImages], more, err
+	}
+	return out, 0, err
 }
 
 // writes tells whether a file is open for writing.

@@ -73,6 +73,7 @@ type Probe struct {
 	trouble  error               // with xenstore
 	refused  map[bpf.Probe]error // why a probe is not attached; no entry: it is
 	figures  figures
+	leftOut  map[string]int // now, of what
 	stop     context.CancelFunc
 	ended    chan struct{}
 	wake     chan struct{} // has what is there looked at anew
@@ -112,7 +113,7 @@ func New(o Options) *Probe {
 	return &Probe{
 		o:     o,
 		host:  host{proc: cmp.Or(o.Proc, "/proc"), sys: cmp.Or(o.Sys, "/sys"), shm: shm.Dir(cmp.Or(o.Shm, shm.Root))},
-		disks: map[key]*disk{}, wants: map[*Want]bool{}, wake: make(chan struct{}, 1),
+		disks: map[key]*disk{}, wants: map[*Want]bool{}, leftOut: map[string]int{}, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -174,7 +175,7 @@ func (p *Probe) leave() {
 // uses are the probes that disks are counted with; the second needs the first.
 var uses = []bpf.Probe{bpf.Disk, bpf.Tapdisk}
 
-var errNoKernel = errors.New("the kernel takes no eBPF programs")
+var errNoKernel = errors.New("eBPF is not used")
 
 // attach attaches the probes that are not. It needs turn.
 func (p *Probe) attach() {
@@ -390,10 +391,11 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	defer cancel()
 	now := map[key]*vbd{}
 	if changed == nil {
-		keys, err := listVBDs(ctx, c)
+		keys, more, err := listVBDs(ctx, c)
 		if err != nil {
 			return err
 		}
+		p.leaveOut("disks in xenstore", more)
 		changed = map[key]bool{}
 		for _, k := range keys {
 			changed[k] = true
@@ -418,11 +420,17 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	order := slices.SortedFunc(maps.Values(now), func(a, b *vbd) int {
 		return cmp.Or(cmp.Compare(a.domid, b.domid), cmp.Compare(a.devid, b.devid), cmp.Compare(a.kind, b.kind))
 	})
-	taps, err := p.host.tapdisks() // without them there is still what xenstore says
+	taps, more, err := p.host.tapdisks() // without them there is still what xenstore says
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		p.o.Log.Debug("tapdisks are known by xenstore only", "err", err)
 	}
+	p.leaveOut("tapdisks in shared memory", more)
 	plans := p.host.plans(order, taps)
+	more = 0
+	for _, pl := range plans {
+		more += pl.more
+	}
+	p.leaveOut("images of tapdisks", more)
 	places := p.host.places(order, plans)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -430,6 +438,20 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	p.apply(order, plans, places)
 	p.publish()
 	return nil
+}
+
+// leaveOut notes how many there are now that are not looked at, for being too many.
+func (p *Probe) leaveOut(what string, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n == 0 {
+		delete(p.leftOut, what)
+		return
+	}
+	if p.leftOut[what] == 0 {
+		p.o.Log.Warn("too many to look at all", "what", what, "left out", n)
+	}
+	p.leftOut[what] = n
 }
 
 // apply makes the disks those of order. What goes makes place for what comes. It
@@ -497,7 +519,9 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 		}
 		switch {
 		case !p.attached(bpf.Disk):
-			d.err = p.refused[bpf.Disk]
+			if d.err = nil; len(d.sources) > 0 {
+				d.err = p.refused[bpf.Disk]
+			}
 		case d.added && (!slices.Equal(before, d.sources) || d.err != nil):
 			d.err = p.o.Kernel.SetDisk(d.slot, d.sources)
 		case !d.added && len(d.sources) > 0 && (freed || !errors.Is(d.err, bpf.ErrDisks)):

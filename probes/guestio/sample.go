@@ -5,6 +5,7 @@ package guestio
 import (
 	"cmp"
 	"context"
+	"maps"
 	"math/bits"
 	"slices"
 	"strings"
@@ -103,7 +104,7 @@ type Latency struct {
 	Max  float64 `json:"max_us"`
 	// Octaves are how many were shorter than 4.096 µs, shorter than twice that, than four
 	// times that and so on. Those at the end that would be 0 are left out.
-	Octaves []uint64 `json:"octaves,omitempty"`
+	Octaves []uint64 `json:"octaves"`
 
 	Hist *bpf.Hist `json:"-"` // all that is known; MaxNs is that of all the time
 }
@@ -235,6 +236,9 @@ func (w *Watcher) Sample() *Sample {
 				s.Losses = append(s.Losses, Loss{l.Cause, l.Count})
 			}
 		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(p.leftOut)) {
+		s.Losses = append(s.Losses, Loss{"left out now, too many: " + what, uint64(p.leftOut[what])})
 	}
 	if !p.figures.when.Equal(w.host.now.when) {
 		w.host.before, w.host.now = w.host.now, p.figures

@@ -23,6 +23,7 @@ type plan struct {
 	why     string   // there is none, or what else is counted with it
 	tap     *tapdisk // that serves it
 	images  []image  // of tapdisk
+	more    int      // images that are left out
 }
 
 // planner makes the plans of all disks that there are, for one depends on the others.
@@ -209,7 +210,7 @@ func (p *planner) tapdisk(v *vbd) plan {
 	}
 	p.served[t.TGID] = v
 	var err error
-	if pl.images, err = p.images(t.TGID); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if pl.images, pl.more, err = p.images(t.TGID); err != nil && !errors.Is(err, os.ErrNotExist) {
 		pl.why = err.Error()
 		return pl
 	}

@@ -55,10 +55,10 @@ func parseStat(b []byte) (comm string, start uint64, ok bool) {
 	return string(b[open+1 : shut]), start, err == nil
 }
 
-// tapdisks returns those that serve guests' disks, by what they have in shared memory.
-func (h host) tapdisks() ([]tapdisk, error) {
-	all, _, err := h.shm.Tapdisks()
-	var out []tapdisk
+// tapdisks returns those that serve guests' disks, by what they have in shared memory,
+// and how many more there are than are looked at.
+func (h host) tapdisks() (out []tapdisk, more int, err error) {
+	all, more, err := h.shm.Tapdisks()
 	for _, s := range all {
 		if len(s.VBDs) == 0 { // attached to dom0
 			continue
@@ -68,7 +68,7 @@ func (h host) tapdisks() ([]tapdisk, error) {
 			out = append(out, *t)
 		}
 	}
-	return out, err
+	return out, more, err
 }
 
 // pauses keeps how long a tapdisk was paused: it has closed its images then, and taken

@@ -71,32 +71,32 @@ func parseKey(p string) (k key, ok bool) {
 	return key{kind: w[0], domid: uint32(domid), devid: uint32(devid)}, err1 == nil && err2 == nil
 }
 
-// listVBDs returns the disks that there are.
-func listVBDs(ctx context.Context, c *xenstore.Client) ([]key, error) {
-	var out []key
+// listVBDs returns the disks that there are, and how many more there are than are
+// looked at.
+func listVBDs(ctx context.Context, c *xenstore.Client) (out []key, more int, err error) {
 	for _, kind := range kinds {
 		domids, err := c.Directory(ctx, path.Join(backends, kind))
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		for _, domid := range domids {
 			at := path.Join(backends, kind, domid)
 			devids, err := c.Directory(ctx, at)
 			if err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 			for _, devid := range devids {
-				k, ok := parseKey(at + "/" + devid)
-				if !ok {
-					continue
-				}
-				if out = append(out, k); len(out) >= maxVBDs {
-					return out, nil
+				switch k, ok := parseKey(at + "/" + devid); {
+				case !ok:
+				case len(out) >= maxVBDs:
+					more++
+				default:
+					out = append(out, k)
 				}
 			}
 		}
 	}
-	return out, nil
+	return out, more, nil
 }
 
 // readVBD reads a disk. ok is false when there is none.

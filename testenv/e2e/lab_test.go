@@ -24,6 +24,7 @@ import (
 	"github.com/xenserver/dtagent/testenv"
 	"github.com/xenserver/dtagent/testenv/client"
 	"github.com/xenserver/dtagent/testenv/daemon"
+	"github.com/xenserver/dtagent/testenv/tapdisk"
 	"github.com/xenserver/dtagent/testenv/truth"
 )
 
@@ -36,6 +37,7 @@ var built struct {
 }
 
 func TestMain(m *testing.M) {
+	tapdisk.Main()
 	code := m.Run()
 	if built.dir != "" {
 		os.RemoveAll(built.dir)

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
 
 	"github.com/xenserver/dtagent/testenv/tapdisk"
 )
@@ -125,11 +127,29 @@ func TestControl(t *testing.T) {
 	qt.Check(t, qt.Equals(u32(list[8:]), 3))
 	qt.Check(t, qt.Equals(u32(list[12:]), 0)) // state
 	qt.Check(t, qt.Equals(strings.TrimRight(string(list[16:272]), "\x00"), "aio:"+image))
+	for _, name := range []string{fmt.Sprintf("nbd%d.3", d.PID()), "tapdisk/tapdisk-3"} {
+		_, err := os.Stat(filepath.Join(d.ControlDir, name))
+		qt.Check(t, qt.IsNil(err))
+	}
 	qt.Assert(t, qt.IsNil(d.Pause()))
 	qt.Check(t, qt.Equals(u32(ask(t, d, 19)[12:])&0x20, 0x20))
 	qt.Assert(t, qt.IsNil(d.Resume()))
 	qt.Check(t, qt.Equals(u32(ask(t, d, 19)[12:]), 0))
 	qt.Check(t, qt.Equals(u32(ask(t, d, 99))&0xffff, 1))
+}
+
+// TestError has the guest be told of I/O that fails.
+func TestError(t *testing.T) {
+	d := start(t, tapdisk.Options{Domid: 7, Image: rawFile(t, 1<<20)})
+	res, err := d.Guest().Run(t.Context(), tapdisk.Load{Requests: 20, Depth: 4, Begin: 1 << 20})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(res.Failed, 20))
+	qt.Check(t, qt.Equals(res.Requests[0].Status, -1))
+	w := words(t, filepath.Join(d.ShmRoot, fmt.Sprintf("td3-%d/vbd-7-51712", d.PID())))
+	qt.Check(t, qt.Equals(w[10], 20))
+	res, err = d.Guest().Run(t.Context(), tapdisk.Load{Requests: 20, Depth: 4, Span: 1 << 20})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(res.Failed, 0))
 }
 
 // TestPause has requests wait in the ring of a disk that is paused.
@@ -183,7 +203,7 @@ func TestBarrier(t *testing.T) {
 
 // TestPolling has the event channel left alone while the tapdisk looks at the ring.
 func TestPolling(t *testing.T) {
-	d := start(t, tapdisk.Options{Image: rawFile(t, 64<<20), Polling: time.Hour})
+	d := start(t, tapdisk.Options{Image: rawFile(t, 64<<20), Polling: 10 * time.Second})
 	load(t, d, tapdisk.Load{Requests: 5})
 	steps := traceSteps(t, d, func() { load(t, d, tapdisk.Load{Requests: 100, Depth: 4}) })
 	counts := map[string]int{}
@@ -217,6 +237,28 @@ func TestPollingEnds(t *testing.T) {
 		check[s.What]++
 	}
 	qt.Check(t, qt.IsTrue(check["sleep"] > 0 && check["kick"] >= 1), qt.Commentf("%v", check))
+}
+
+// TestOrphan has a tapdisk end with who started it.
+func TestOrphan(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
+	cmd.Env = append(os.Environ(), orphanEnv+"="+rawFile(t, 64<<20), "TMPDIR="+t.TempDir()) // what it leaves behind
+	out, err := cmd.StdoutPipe()
+	qt.Assert(t, qt.IsNil(err))
+	cmd.Stderr = os.Stderr
+	qt.Assert(t, qt.IsNil(cmd.Start()))
+	var pid int
+	_, err = fmt.Fscan(out, &pid)
+	qt.Check(t, qt.IsNil(err))
+	qt.Check(t, qt.IsNil(cmd.Process.Kill()))
+	_ = cmd.Wait() // it says so
+	for unix.Kill(pid, 0) == nil {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || bytes.Contains(b, []byte(") Z ")) {
+			break // nobody takes its status
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 func TestSelect(t *testing.T) {

@@ -3,6 +3,7 @@
 package tapdisk_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,11 +15,24 @@ import (
 	"github.com/xenserver/dtagent/testenv/tapdisk"
 )
 
+// orphanEnv is the variable that makes a test's process start a disk of that image, and
+// wait to be killed.
+const orphanEnv = "DTAGENT_TAPDISK_ORPHAN"
+
 func TestMain(m *testing.M) {
 	tapdisk.Main()
 	if pid := os.Getenv(tracerEnv); pid != "" {
 		traceMain(pid)
 		return
+	}
+	if image := os.Getenv(orphanEnv); image != "" {
+		d, err := tapdisk.Start(context.Background(), tapdisk.Options{Image: image})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(d.PID())
+		select {}
 	}
 	os.Exit(m.Run())
 }
@@ -62,7 +76,8 @@ func TestLoads(t *testing.T) {
 	for name, l := range loads {
 		for kind, o := range map[string]tapdisk.Options{
 			"raw": {}, "select": {Select: true}, "ring": {RingPages: 8}, "polling": {Polling: time.Millisecond},
-			"vhd": {Type: tapdisk.VHD}, "chain": {Type: tapdisk.VHD, Chain: []string{"1", "2"}},
+			"crowded": {Type: tapdisk.VHD, RingPages: 8}, // more requests than bitmaps that can be cached
+			"vhd":     {Type: tapdisk.VHD}, "chain": {Type: tapdisk.VHD, Chain: []string{"1", "2"}},
 		} {
 			t.Run(kind+"/"+name, func(t *testing.T) {
 				l, o := l, o

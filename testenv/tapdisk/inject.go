@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -237,6 +238,7 @@ func startHelper(dir, name, task string, files ...*os.File) (_ *helper, failed e
 	defer up.Close()
 	h := &helper{cmd: exec.Command(link), in: w}
 	h.cmd.Env = append(os.Environ(), helperEnv+"="+name+" "+task, "GORACE=atexit_sleep_ms=0") // else the race detector waits for 1 s
+	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	h.cmd.Stdin, h.cmd.Stdout, h.cmd.ExtraFiles = r, upW, files
 	var said saying
 	h.cmd.Stderr = &said

@@ -3,9 +3,9 @@
 package tapdisk_test
 
 import (
+	"embed"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -20,10 +20,13 @@ import (
 	"github.com/xenserver/dtagent/testenv/tapdisk"
 )
 
+//go:embed testdata/*.zst
+var recordings embed.FS // a test in a virtual machine has no other files
+
 // recorded are the system calls of the real tapdisk: see testdata/README.md.
 func recorded(t *testing.T, name string) (steps []step) {
 	t.Helper()
-	f, err := os.Open("testdata/" + name + ".strace.zst")
+	f, err := recordings.Open("testdata/" + name + ".strace.zst")
 	qt.Assert(t, qt.IsNil(err))
 	defer f.Close()
 	z, err := zstd.NewReader(f)
@@ -218,7 +221,7 @@ func check(t *testing.T, steps []step) {
 			for _, w := range s.Watched {
 				counts[w]++
 			}
-			if counts["eventfd"] != 2 || counts["evtchn"] != 1 {
+			if counts["eventfd"] != 2 || counts["evtchn"] != 1 || counts["other"] < 5 {
 				bad(i, "watches something else")
 			}
 			if s.Timeout > 600e9 || s.Timeout > 10e9 && submitted > done {
@@ -342,13 +345,13 @@ func TestShape(t *testing.T) {
 				t.Logf("%d times, never recorded: %s", here[p], p)
 				qt.Check(t, qt.IsTrue(known.MatchString(p)), qt.Commentf("%s", p))
 			}
-			// What is ready at once depends on how fast everything is.
+			// What is ready at once, and so what follows, depends on how fast everything is.
 			usual := map[string]bool{}
 			for p := range here {
 				usual[ready.ReplaceAllString(p, ":")] = true
 			}
 			for p, n := range pairs(real) {
-				if n*100 > len(real) {
+				if n*100 > len(real) && !strings.HasPrefix(p, "select") {
 					qt.Check(t, qt.IsTrue(usual[ready.ReplaceAllString(p, ":")]), qt.Commentf("recorded %d times: %s", n, p))
 				}
 			}

@@ -23,7 +23,8 @@ type Package struct {
 }
 
 // Packages are those whose tests need a kernel. Their tests that end in Kernel
-// do; the few packages below probes that read /proc and netlink run as a whole.
+// do; the few packages below probes that read /proc and netlink run as a whole, and
+// so does the stand-in of a tapdisk.
 var Packages = []Package{
 	{"bpf", "Kernel$"},
 	{"probes", "Kernel$"},
@@ -32,6 +33,7 @@ var Packages = []Package{
 	{"probes/guestio", "Kernel$"},
 	{"testenv/capture", "Kernel$"},
 	{"testenv/fault", "Kernel$"},
+	{"testenv/tapdisk", "."},
 	{"testenv/e2e", "Kernel$"},
 }
 

@@ -115,6 +115,8 @@ func Run(ctx context.Context, c Config) (err error) {
 		}
 		return w, nil
 	}})
+	m.SetDisks(probes.Disks{Of: disks.DiskOf, Usual: disks.Usual})
+	a.requests.probe = disks
 	a.server = control.NewServer(control.Sources{Status: a.status, Record: a.record, Cost: a.measure, IO: judge.Watch, Verdict: judge.Verdict}, c.Log.With("component", "control"))
 	return a.run(ctx, ln, page)
 }
@@ -149,6 +151,7 @@ type agent struct {
 	server       *control.Server
 	live         recording.Live // to those who record
 	queue        *handover
+	requests     requests             // of guests; of the goroutine in attach
 	wanted       chan observer.Wanted // the newest wish of the Observers; holds one
 	stats        chan chan counts     // questions to the engine's goroutine
 	ended        chan struct{}        // closed when the engine has gone
@@ -295,29 +298,37 @@ func (a *agent) attach(ctx context.Context) {
 	retry := time.NewTimer(again)
 	retry.Stop()
 	defer retry.Stop()
+	defer func() { _ = a.requests.follow(context.WithoutCancel(ctx), observer.Requests{}) }() // it leaves what it followed
 	var w observer.Wanted
+	var err error // of the components
 	for {
+		all := true
 		select {
 		case <-ctx.Done():
 			return
 		case w = <-a.wanted:
 		case <-retry.C:
+			all = err != nil && !errors.Is(err, errNoWaits) // which the kernel will not have learnt
 		}
-		err := follow(a.manager, w)
+		if all {
+			err = follow(a.manager, w)
+		}
+		noRequests := a.requests.follow(ctx, w.Requests)
+		trouble := errors.Join(err, noRequests)
 		a.mu.Lock()
-		changed := (err == nil) != (a.trouble == nil)
-		a.trouble = err
+		changed := (trouble == nil) != (a.trouble == nil)
+		a.trouble = trouble
 		a.mu.Unlock()
 		switch {
-		case err == nil:
+		case trouble == nil:
 			retry.Stop()
 			a.c.Log.Info("probes follow the Observers", "components", w.Components.String(), "waits", w.Waits)
-		case errors.Is(err, errNoWaits):
-			retry.Stop() // the kernel will not have learnt it
+		case errors.Is(err, errNoWaits) && noRequests == nil:
+			retry.Stop()
 			a.c.Log.Error("probes follow the Observers in part", "components", w.Components.String(), "err", err)
 		default:
 			if changed {
-				a.c.Log.Error("probes do not follow the Observers", "components", w.Components, "err", err)
+				a.c.Log.Error("probes do not follow the Observers", "components", w.Components, "err", trouble)
 			}
 			retry.Reset(again)
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"strings"
 
 	"github.com/xenserver/dtagent/bpf"
 )
@@ -19,9 +20,10 @@ type Kernel struct {
 type Hook struct {
 	Item
 	Probe   string `json:"probe"`
-	Hook    string `json:"hook"` // group:name of the tracepoint
+	Hook    string `json:"hook"` // group:name of the tracepoint, or what is watched by functions
 	Program string `json:"program,omitempty"`
 	Way     string `json:"way,omitempty"` // in which the program is attached; "": it cannot be
+	At      string `json:"at,omitempty"`  // the kernel's function, where that is no tracepoint
 }
 
 // OfKernel says what bpf.Open found out, and the facts of kernel and host besides:
@@ -68,10 +70,10 @@ func fromBPF(checks []bpf.Check, found []bpf.HookCheck) (items []Item, hooks []H
 func hookOf(c bpf.HookCheck) Hook {
 	h := Hook{
 		Item:  Item{Name: c.Probe.String() + ": " + c.Hook, OK: c.Way != "", Needed: !c.Optional, Why: c.Why, Advice: c.Advice},
-		Probe: c.Probe.String(), Hook: c.Hook, Program: c.Program, Way: string(c.Way),
+		Probe: c.Probe.String(), Hook: c.Hook, Program: c.Program, Way: string(c.Way), At: c.Function,
 	}
 	if h.OK {
-		h.Detail = "by " + h.Way
+		h.Detail = strings.TrimSpace("by " + h.Way + " " + h.At)
 	}
 	switch {
 	case h.OK && c.Wider:

@@ -46,6 +46,8 @@ type Meter struct {
 	seen map[uint64]connection        // by cookie
 	sums map[netip.AddrPort]*TCP
 	read bool
+
+	LeftOut int // connections in the last Read, for being too many
 }
 
 // Bounds of a Meter.
@@ -62,6 +64,7 @@ func NewMeter() *Meter {
 // Read looks at the connections to servers. The smoothed times are the means of those
 // of the connections that there are.
 func (m *Meter) Read(servers map[netip.AddrPort]bool) (map[netip.AddrPort]TCP, error) {
+	m.LeftOut = 0
 	if len(servers) == 0 {
 		return nil, nil
 	}
@@ -75,13 +78,18 @@ func (m *Meter) Read(servers map[netip.AddrPort]bool) (map[netip.AddrPort]TCP, e
 	}
 	seen := map[uint64]connection{}
 	for _, c := range all {
-		if !servers[c.to] || len(seen) >= maxConnections {
+		if !servers[c.to] {
+			continue
+		}
+		if len(seen) >= maxConnections {
+			m.LeftOut++
 			continue
 		}
 		t := m.sums[c.to]
 		fresh := t == nil
 		if fresh {
 			if len(m.sums) >= maxServers {
+				m.LeftOut++
 				continue
 			}
 			t = &TCP{}

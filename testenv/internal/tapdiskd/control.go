@@ -5,6 +5,8 @@ package tapdiskd
 import (
 	"encoding/binary"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,28 +28,66 @@ const MessageSize = 544
 
 // control is the socket by which tap-ctl talks to a tapdisk: one question a connection.
 type control struct {
-	path      string
-	fd, conn  int // -1: none
+	paths     []string // to be removed
+	fd, conn  int      // -1: none
 	in, out   [MessageSize]byte
 	answering bool // the answer is to be sent
 	ended     bool
+	nbd       []int // sockets of the servers for those who are no guests
 	wait      [3]fdSet
 	timeout   [2]int64
 }
 
-func (c *control) listen(path string) error {
-	c.path, c.conn = path, -1
-	var err error
-	if c.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
-		return fmt.Errorf("control socket: %w", err)
+// listen makes what a tapdisk of blktap 4 has below /run/blktap-control.
+func (c *control) listen(dir string, minor int) (err error) {
+	c.conn = -1
+	pid := os.Getpid()
+	if c.fd, err = c.socket(filepath.Join(dir, fmt.Sprintf("ctl%d", pid))); err != nil {
+		return err
 	}
-	if err := unix.Bind(c.fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		return fmt.Errorf("control socket %s: %w", path, err)
+	for _, name := range []string{"nbdserver", "nbd-old", "nbdserver-new", "nbd"} {
+		fd, err := c.socket(filepath.Join(dir, fmt.Sprintf("%s%d.%d", name, pid, minor)))
+		if err != nil {
+			return err
+		}
+		c.nbd = append(c.nbd, fd)
 	}
-	return unix.Listen(c.fd, 10)
+	minors := filepath.Join(dir, "tapdisk")
+	if err := os.MkdirAll(minors, 0o700); err != nil {
+		return err
+	}
+	path := filepath.Join(minors, fmt.Sprintf("tapdisk-%d", minor))
+	c.paths = append(c.paths, path)
+	return os.WriteFile(path, nil, 0o600)
 }
 
-func (c *control) remove() { _ = unix.Unlink(c.path) }
+func (c *control) socket(path string) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	}
+	if err == nil {
+		err = unix.Listen(fd, 10)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("control socket %s: %w", path, err)
+	}
+	c.paths = append(c.paths, path)
+	return fd, nil
+}
+
+func (c *control) remove() {
+	for _, p := range c.paths {
+		_ = unix.Unlink(p)
+	}
+}
+
+// refuse ends a connection to one of the servers, which there are not.
+func (c *control) refuse(fd int) {
+	if conn, e := call(unix.SYS_ACCEPT, uintptr(fd), 0, 0); e == 0 {
+		call(unix.SYS_CLOSE, conn)
+	}
+}
 
 func (c *control) accept() {
 	fd, e := call(unix.SYS_ACCEPT, uintptr(c.fd), 0, 0)

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -35,12 +34,13 @@ const (
 
 // Times in ns.
 const (
-	second    = int64(1e9)
-	never     = int64(1<<63 - 1)
-	idle      = 600 * second // SCHEDULER_MAX_TIMEOUT
-	watchdog  = 10 * second  // TD_VBD_WATCHDOG_TIMEOUT
-	retry     = 1 * second   // TD_VBD_RETRY_INTERVAL
-	forgetBuf = 3 * second   // TD_REQS_BUFCACHE_EXPIRE
+	second         = int64(1e9)
+	never          = int64(1<<63 - 1)
+	idle           = 600 * second // SCHEDULER_MAX_TIMEOUT
+	watchdog       = 10 * second  // TD_VBD_WATCHDOG_TIMEOUT
+	retry          = 1 * second   // TD_VBD_RETRY_INTERVAL
+	requestTimeout = 120 * second // TD_VBD_REQUEST_TIMEOUT
+	forgetBuf      = 3 * second   // TD_REQS_BUFCACHE_EXPIRE
 )
 
 // server is the process.
@@ -59,8 +59,10 @@ type server struct {
 	progress                 int64
 
 	quiesced, pausing, paused bool
+	parent                    int // the process that started it
 
 	// The scheduler's.
+	woke              int64 // when it last had something to do
 	wait              [3]fdSet
 	timeout           [2]int64
 	checkRing, forget int64 // when to: never, or a time
@@ -69,13 +71,9 @@ type server struct {
 
 // Run is the life of the process.
 func Run(options string) error {
-	s := &server{checkRing: never, forget: never, stopPolling: never}
+	s := &server{checkRing: never, forget: never, stopPolling: never, parent: os.Getppid()}
 	if err := json.Unmarshal([]byte(options), &s.Options); err != nil {
 		return fmt.Errorf("options: %w", err)
-	}
-	// Who started it takes it along.
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return err
 	}
 	// Whoever wants to may trace it; it is an error where there is nothing to permit.
 	_ = unix.Prctl(unix.PR_SET_PTRACER, ^uintptr(0), 0, 0, 0)
@@ -96,7 +94,7 @@ func Run(options string) error {
 	if s.rw, err = newQueue(limit); err != nil {
 		return err
 	}
-	if err := s.control.listen(filepath.Join(s.ControlDir, fmt.Sprintf("ctl%d", os.Getpid()))); err != nil {
+	if err := s.control.listen(s.ControlDir, s.Minor); err != nil {
 		return err
 	}
 	for i, path := range s.Images {
@@ -157,12 +155,14 @@ func (s *server) iterate() {
 func (s *server) waitForEvents() {
 	wait := idle
 	now := nanotime()
-	for _, due := range []int64{s.checkRing, s.stopPolling, s.forget} {
-		if due != never && !(due == s.checkRing && s.suspended()) {
-			wait = min(wait, max(due-now, 0))
-		}
+	until := min(s.stopPolling, s.forget)
+	if !s.suspended() {
+		until = min(until, s.checkRing)
 	}
-	if s.failed.head != nil {
+	if until != never {
+		wait = min(wait, max(until-now, 0))
+	}
+	if s.failed.head != nil || s.fresh.head != nil {
 		wait = min(wait, retry)
 	}
 	if s.inflight > 0 {
@@ -179,6 +179,9 @@ func (s *server) waitForEvents() {
 	watch(0, s.ro.eventfd)
 	watch(0, s.rw.eventfd)
 	watch(0, s.control.fd)
+	for _, fd := range s.control.nbd {
+		watch(0, fd)
+	}
 	if s.control.conn >= 0 {
 		set := 0
 		if s.control.answering {
@@ -190,7 +193,13 @@ func (s *server) waitForEvents() {
 		watch(0, EventFD)
 	}
 	n := s.sleep(most+1, wait)
+	if n == 0 && wait == idle && s.paused { // else the end of the event channel tells
+		if parent, _ := call(unix.SYS_GETPPID); int(parent) != s.parent {
+			s.control.ended = true
+		}
+	}
 	now = nanotime()
+	s.woke = now
 	read := &s.wait[0]
 	if n <= 0 {
 		*read, s.wait[1] = fdSet{}, fdSet{}
@@ -203,16 +212,21 @@ func (s *server) waitForEvents() {
 	} else if s.control.conn >= 0 && (read.has(s.control.conn) || s.wait[1].has(s.control.conn)) {
 		s.control.event(s)
 	}
+	for _, fd := range s.control.nbd {
+		if read.has(fd) {
+			s.control.refuse(fd)
+		}
+	}
 	if ro {
 		s.ro.event()
 	}
 	if rw {
 		s.rw.event()
 	}
-	if kicked {
+	if kicked && !s.suspended() {
 		s.ring.event()
 	}
-	if check {
+	if check && !s.suspended() {
 		s.ring.check()
 	}
 	if stop {
@@ -356,9 +370,12 @@ func (s *server) complete(p piece, errno int) {
 func (s *server) ended(r *request) {
 	s.inflight--
 	r.truth.Picked = s.progress
-	if r.errno == int(unix.EBUSY) {
-		s.failed.push(r)
-		return
+	switch r.errno {
+	case int(unix.EAGAIN), int(unix.EBUSY), int(unix.EINTR):
+		if s.progress-r.begin < requestTimeout {
+			s.failed.push(r)
+			return
+		}
 	}
 	s.completed.push(r)
 }
