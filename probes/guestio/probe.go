@@ -533,7 +533,7 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 			if d.slot, d.err = p.o.Kernel.AddDisk(d.sources); d.err == nil {
 				d.added, d.since = true, time.Now()
 			}
-		case !d.added:
+		case !d.added && len(d.sources) == 0:
 			d.err = nil
 		}
 		p.applyLayers(d, freed)
