@@ -239,6 +239,9 @@ func sumRate(w *world) (rate float64) {
 // without trouble nothing is blamed, even when what often goes with it is there.
 func TestMatrix(t *testing.T) {
 	seeds := *drawsFlag
+	if testing.Short() {
+		seeds = 2
+	}
 	sizes := []float64{1, 5, 50}
 	rng := rand.New(rand.NewPCG(*seedFlag, 2))
 	var table strings.Builder
@@ -254,7 +257,7 @@ func TestMatrix(t *testing.T) {
 				if tr.name == "own load" {
 					w.guests[0].closed, w.guests[0].depth = true, 1
 				}
-				b := w.learned(needWindows + rng.IntN(40))
+				b := w.learned(needWindows + rng.IntN(20))
 				var in map[string]*injected
 				switch {
 				case size > 1:
