@@ -5,9 +5,14 @@ package bpf
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 )
@@ -96,4 +101,80 @@ func TestEntries(t *testing.T) {
 	read := found{hook: at("syscalls", "sys_enter_read", "x")}
 	_, err = entries(Stream, []found{read, read})
 	qt.Check(t, qt.ErrorMatches(err, "no dispatcher calls program 2 of syscalls:sys_enter_read"))
+}
+
+// What a system call takes with programs at its own tracepoints, and with those of
+// the dispatchers, is told as parts of what it takes without: nothing is asserted of
+// it. docs/cost.md has the figures.
+func TestDispatchCostKernel(t *testing.T) {
+	for _, tier := range []Tier{Legacy, Modern} {
+		t.Run(tier.String(), func(t *testing.T) { tellDispatchCost(t, tier) })
+	}
+}
+
+func tellDispatchCost(t *testing.T, tier Tier) {
+	c := collect(t, openKernel(t, tier, Options{dispatch: true}))
+	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "dt_try", Type: ebpf.TracePoint, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	qt.Assert(t, qt.IsNil(err))
+	defer empty.Close()
+	at := func(group, name string, p *ebpf.Program) link.Link {
+		l, err := link.Tracepoint(group, name, p, nil)
+		qt.Assert(t, qt.IsNil(err))
+		return l
+	}
+	own := func(call string) []link.Link {
+		return []link.Link{at("syscalls", "sys_enter_"+call, empty), at("syscalls", "sys_exit_"+call, empty)}
+	}
+	dispatchers := func(nr uint32) (out []link.Link) {
+		for _, table := range []string{"dt_s_calls", "dt_s_rets"} {
+			qt.Assert(t, qt.IsNil(c.s.maps[table].Put(nr, empty)))
+		}
+		out = append(out, at("raw_syscalls", "sys_exit", c.s.progs[Stream]["dt_s_ret"]))
+		return append(out, at("raw_syscalls", "sys_enter", c.s.progs[Stream]["dt_s_call"]))
+	}
+	least := map[string]time.Duration{}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cases := []struct {
+		name   string
+		attach func() []link.Link
+	}{
+		{"nothing", func() []link.Link { return nil }},
+		{"its own tracepoints", func() []link.Link { return own("getppid") }},
+		{"dispatchers", func() []link.Link { return dispatchers(unix.SYS_GETPPID) }},
+		{"another call's tracepoints", func() []link.Link { return own("getpgid") }},
+		{"dispatchers of another call", func() []link.Link { return dispatchers(unix.SYS_GETPGID) }},
+	}
+	for range 5 {
+		for _, x := range cases {
+			links := x.attach()
+			d := callTime()
+			if was, ok := least[x.name]; !ok || d < was {
+				least[x.name] = d
+			}
+			for _, l := range links {
+				qt.Assert(t, qt.IsNil(l.Close()))
+			}
+			for _, table := range []string{"dt_s_calls", "dt_s_rets"} {
+				c.s.maps[table].Delete(uint32(unix.SYS_GETPPID))
+				c.s.maps[table].Delete(uint32(unix.SYS_GETPGID))
+			}
+		}
+	}
+	for _, p := range allProbes {
+		qt.Assert(t, qt.IsNil(c.s.Attach(p)))
+	}
+	const all = "all probes, of no target"
+	least[all] = callTime()
+	cases = append(cases, struct {
+		name   string
+		attach func() []link.Link
+	}{name: all})
+	for _, x := range cases {
+		t.Logf("%-28s %8v, %.2f of a call with nothing", x.name, least[x.name], float64(least[x.name])/float64(least["nothing"]))
+	}
+	more := func(name string) float64 { return float64(least[name] - least["nothing"]) }
+	t.Logf("dispatchers add %.2f of what the call's own tracepoints add", more("dispatchers")/more("its own tracepoints"))
 }

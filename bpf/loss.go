@@ -35,6 +35,7 @@ const (
 	lossRecord lossCause = iota - 1
 	lossEnded
 	lossDisks
+	lossSkipped
 	numCauses
 )
 
@@ -68,6 +69,7 @@ var lossNames = [numCauses]string{
 	lossRecord:   "record malformed",
 	lossEnded:    "socket ended with its process",
 	lossDisks:    "table of disks full",
+	lossSkipped:  "program skipped by the kernel",
 }
 
 // String returns the cause as Losses shows it.

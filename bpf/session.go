@@ -276,12 +276,33 @@ func (s *Session) Losses() []Loss {
 			if c < kernelCauses && !s.closed {
 				n += s.losses.count(p, c)
 			}
+			if c == lossSkipped && !s.closed {
+				n += s.skipped(p)
+			}
 			if n > 0 {
 				out = append(out, Loss{Probe: p, Cause: c.String(), Count: n})
 			}
 		}
 	}
 	return out
+}
+
+// skipped returns how often the kernel did not run a program of a probe that was
+// attached, since another one was running on that CPU or somebody there was in a
+// system call on a map. It did so for whichever process, and counts no run then. It
+// tells of tracepoints from Linux 6.7 on, and of raw tracepoints from 6.1 on.
+func (s *Session) skipped(p Probe) (n uint64) {
+	seen := map[string]bool{}
+	for _, h := range s.kernel.hooks[p] {
+		if seen[h.program] {
+			continue
+		}
+		seen[h.program] = true
+		if st, err := s.progs[p][h.program].Stats(); err == nil {
+			n += st.RecursionMisses
+		}
+	}
+	return n
 }
 
 // Gaps counts what the kernel side has lost until now without leaving a record that

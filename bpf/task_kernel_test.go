@@ -94,10 +94,7 @@ func nestedWakeups(t *testing.T, c *collector, n int) int {
 	var old, one unix.CPUSet
 	qt.Assert(t, qt.IsNil(unix.SchedGetaffinity(0, &old)))
 	defer unix.SchedSetaffinity(0, &old)
-	cpu := 0
-	for !old.IsSet(cpu) {
-		cpu++
-	}
+	cpu := firstOf(&old)
 	one.Set(cpu)
 	qt.Assert(t, qt.IsNil(unix.SchedSetaffinity(0, &one)))
 

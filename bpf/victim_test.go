@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -404,6 +405,8 @@ func obeyOnce(o order) outcome {
 			}
 			r.Ret++
 		}
+	case "compat": // system call N of 32-bit programs with FD, the address of Data and Count; FD -1: the address and Count only
+		r.Ret = compatCall(uint32(o.N), o.FD, o.Data, uint32(o.Count))
 	case "futex": // waits N milliseconds for nobody
 		var word uint32
 		t := unix.NsecToTimespec(int64(o.N) * 1e6)
@@ -493,4 +496,31 @@ func clone3AndExit() (uintptr, syscall.Errno) {
 		unix.RawSyscall(unix.SYS_EXIT_GROUP, 9, 0, 0)
 	}
 	return pid, e
+}
+
+// compatCall makes a system call as 32-bit programs do. Where the kernel has none of
+// those, it is the end of the process.
+func compatCall(nr uint32, fd int, data string, third uint32) int {
+	const at, result = 1024, 2048 // data and what the call returns, behind the code
+	page, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_32BIT)
+	if err != nil {
+		panic(err)
+	}
+	defer unix.Munmap(page)
+	copy(page[at:], data)
+	code := uintptr(unsafe.Pointer(&page[0]))
+	args := [3]uint32{uint32(fd), uint32(code + at), third}
+	if fd < 0 {
+		args = [3]uint32{args[1], third}
+	}
+	b := binary.LittleEndian.AppendUint32([]byte{0xb8}, nr)                    // mov nr, %eax
+	b = binary.LittleEndian.AppendUint32(append(b, 0xbb), args[0])             // mov …, %ebx
+	b = binary.LittleEndian.AppendUint32(append(b, 0xb9), args[1])             // mov …, %ecx
+	b = binary.LittleEndian.AppendUint32(append(b, 0xba), args[2])             // mov …, %edx
+	b = append(b, 0xcd, 0x80)                                                  // int $0x80
+	b = binary.LittleEndian.AppendUint64(append(b, 0xa3), uint64(code+result)) // mov %eax, …
+	copy(page, append(b, 0xc3))                                                // ret
+	f := &code
+	(*(*func())(unsafe.Pointer(&f)))()
+	return int(int32(binary.LittleEndian.Uint32(page[result:])))
 }

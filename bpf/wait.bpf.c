@@ -167,6 +167,12 @@ static __always_inline int dt_calling(struct dt_thread *th, __u32 nr, const stru
 	return 0;
 }
 
+/* What a call of a 32-bit program waits for is not known: its number is of no call. */
+static __always_inline __u32 dt_call_nr(__u32 nr)
+{
+	return dt_compat_call() ? -1 : nr;
+}
+
 /* Given the registers of the thread and the number of the call. */
 SEC("raw_tracepoint/sys_enter")
 int dt_w_enter(struct dt_raw *ctx)
@@ -178,7 +184,7 @@ int dt_w_enter(struct dt_raw *ctx)
 		return 0;
 	if (dt_read_kernel(&regs, sizeof(regs), ctx->arg[0] + DT_REGS_DX))
 		dt_lost(DT_LOSS_FAULT);
-	return dt_calling(th, ctx->arg[1], &regs);
+	return dt_calling(th, dt_call_nr(ctx->arg[1]), &regs);
 }
 
 /* The same where that one does not keep the CPU. */
@@ -188,7 +194,7 @@ int dt_w_tenter(struct dt_sys_enter *ctx)
 	struct dt_thread *th = dt_caller(ctx);
 	struct dt_regs regs = { .di = ctx->arg[0], .si = ctx->arg[1], .dx = ctx->arg[2] };
 
-	return th ? dt_calling(th, ctx->nr, &regs) : 0;
+	return th ? dt_calling(th, dt_call_nr(ctx->nr), &regs) : 0;
 }
 
 /* open and openat */

@@ -94,6 +94,12 @@ static __always_inline long dt_output(void *ctx, void *rec, __u64 size, const st
 #define dt_read_user_str(dst, size, src) bpf_probe_read_str((dst), (size), (const void *)(src))
 #define dt_read_kernel_str(dst, size, src) bpf_probe_read_str((dst), (size), (const void *)(src))
 
+/* Not known without BTF. */
+static __always_inline int dt_compat_call(void)
+{
+	return 0;
+}
+
 /* The number of a thread, 0 if it cannot be read. */
 static __always_inline __u32 dt_task_pid(__u64 task, const struct dt_config *c)
 {
@@ -187,6 +193,25 @@ static __always_inline long dt_output(void *ctx, void *rec, __u64 size, const st
 #define S_IFBLK 0060000
 #define S_IFDIR 0040000
 #define S_IFIFO 0010000
+
+#define TS_COMPAT 2 /* arch/x86/include/asm/thread_info.h */
+
+/*
+ * Whether the system call at raw_syscalls:* is one of 32-bit programs, which have
+ * numbers of their own. 64-bit ones can make them, too, by int 0x80. All calls of all
+ * processes pay for it: from 5.11 on it takes no helper to read.
+ */
+static __always_inline int dt_compat_call(void)
+{
+	struct task_struct *task;
+
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
+		task = bpf_get_current_task_btf();
+		return task->thread_info.status & TS_COMPAT;
+	}
+	task = (void *)bpf_get_current_task();
+	return BPF_CORE_READ(task, thread_info.status) & TS_COMPAT;
+}
 
 /* The number of a thread, 0 if it cannot be read. */
 static __always_inline __u32 dt_task_pid(__u64 task, const struct dt_config *c)

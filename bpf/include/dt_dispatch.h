@@ -6,8 +6,9 @@
  * given the same. So there, the program of a system call is called by one of
  * raw_syscalls:*, from a table that the loader fills.
  *
- * In a 32-bit program, raw_syscalls:* tells the numbers of its own calls, which are
- * taken for others here. Nothing in a dom0 that is watched is one.
+ * The system calls of 32-bit programs have other numbers there; they are left out,
+ * as they are at the calls' own tracepoints. The legacy tier cannot tell them, and
+ * takes them for others.
  */
 #ifndef DT_DISPATCH_H
 #define DT_DISPATCH_H
@@ -31,7 +32,7 @@
 	{                                                   \
 		__u32 nr = ctx->nr;                         \
                                                             \
-		if (nr < DT_CALLS)                          \
+		if (nr < DT_CALLS && !dt_compat_call())     \
 			bpf_tail_call(ctx, &table, (first) + nr); \
 		return 0;                                   \
 	}

@@ -233,7 +233,16 @@ struct bio___old {
 	struct gendisk *bi_disk; /* until 5.11 */
 };
 
+enum bpf_func_id {
+	BPF_FUNC_get_current_task_btf = 158,
+};
+
+struct thread_info {
+	__u32 status;
+};
+
 struct task_struct {
+	struct thread_info thread_info;
 	struct files_struct *files;
 	struct signal_struct *signal;
 	struct sched_entity se;

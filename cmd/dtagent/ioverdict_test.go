@@ -192,7 +192,7 @@ func TestPrintLayers(t *testing.T) {
 		if l == event.LayerTotal {
 			us = 3600
 		}
-		layers[l.String()] = guestio.Layer{Count: 7, Latency: &guestio.Latency{Mean: us, P50: us, P99: 10 * us, Max: 100 * us, Octaves: []uint64{0, 7}}}
+		layers[l.String()] = guestio.Layer{Count: 7, Latency: guestio.Latency{Mean: us, P50: us, P99: 10 * us, Max: 100 * us, Octaves: []uint64{0, 7}}}
 	}
 	s.VBDs[0].Layers = &guestio.Layers{Read: guestio.GuestIO{Total: guestio.Requests{Requests: 700, Layers: layers}, Interval: guestio.Requests{Requests: 7, Layers: layers}}}
 	var out bytes.Buffer

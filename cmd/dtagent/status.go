@@ -116,6 +116,8 @@ func printStatus(out io.Writer, s *control.Status) error {
 			fmt.Fprintf(w, "\t(%s: %d times it was not seen that a thread got or lost its CPU: how it spent that time is not known)\n", l.Probe, l.Count)
 		case l.Cause == control.CauseNoWakeup:
 			fmt.Fprintf(w, "\t(%s: %d times it was not seen when a wait of a thread ended: it counts until the thread had a CPU)\n", l.Probe, l.Count)
+		case l.Cause == control.CauseSkipped:
+			fmt.Fprintf(w, "\t(%s: %d times the kernel did not run a program as others used eBPF on that CPU, for whichever process: events may be missing)\n", l.Probe, l.Count)
 		default:
 			fmt.Fprintf(w, "\t%s: %s: %d\n", l.Probe, l.Cause, l.Count)
 		}

@@ -175,7 +175,7 @@ func (p *Probe) leave() {
 // uses are the probes that disks are counted with; the second needs the first.
 var uses = []bpf.Probe{bpf.Disk, bpf.Tapdisk}
 
-var errNoKernel = errors.New("the kernel takes no eBPF programs")
+var errNoKernel = errors.New("eBPF is not used")
 
 // attach attaches the probes that are not. It needs turn.
 func (p *Probe) attach() {
@@ -519,7 +519,9 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 		}
 		switch {
 		case !p.attached(bpf.Disk):
-			d.err = p.refused[bpf.Disk]
+			if d.err = nil; len(d.sources) > 0 {
+				d.err = p.refused[bpf.Disk]
+			}
 		case d.added && (!slices.Equal(before, d.sources) || d.err != nil):
 			d.err = p.o.Kernel.SetDisk(d.slot, d.sources)
 		case !d.added && len(d.sources) > 0 && (freed || !errors.Is(d.err, bpf.ErrDisks)):

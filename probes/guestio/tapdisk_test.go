@@ -259,7 +259,7 @@ func TestWithoutEBPF(t *testing.T) {
 		kernel  bool
 		trouble string
 	}{
-		{"no kernel", nil, false, "no block I/O and no layers: the kernel takes no eBPF programs"},
+		{"no kernel", nil, false, "no block I/O and no layers: eBPF is not used"},
 		{"no disk", []bpf.Probe{bpf.Disk, bpf.Tapdisk}, true, "no block I/O and no layers: operation not permitted"},
 		{"no tapdisk", []bpf.Probe{bpf.Tapdisk}, true, "no layers: operation not permitted"},
 	} {

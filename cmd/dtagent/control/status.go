@@ -94,9 +94,17 @@ const CauseNoSwitch = "switch of a thread not seen"
 // so the wait counts until the thread had a CPU again.
 const CauseNoWakeup = "wakeup of a thread not seen"
 
-// OfEvent tells whether events are missing because of it.
+// CauseSkipped is the cause of what may be losses: the kernel did not run a program,
+// for a process that need not be watched.
+const CauseSkipped = "program skipped by the kernel"
+
+// OfEvent tells whether events are surely missing because of it.
 func (l Loss) OfEvent() bool {
-	return l.Cause != CauseNoStart && l.Cause != CauseNoSwitch && l.Cause != CauseNoWakeup
+	switch l.Cause {
+	case CauseNoStart, CauseNoSwitch, CauseNoWakeup, CauseSkipped:
+		return false
+	}
+	return true
 }
 
 // Lost is how many events got lost, for whatever cause.
