@@ -298,7 +298,11 @@ func (s *Session) skipped(p Probe) (n uint64) {
 			continue
 		}
 		seen[h.program] = true
-		if st, err := s.progs[p][h.program].Stats(); err == nil {
+		prog := s.progs[p][h.program]
+		if prog == nil { // loaded late, and not yet
+			continue
+		}
+		if st, err := prog.Stats(); err == nil {
 			n += st.RecursionMisses
 		}
 	}
