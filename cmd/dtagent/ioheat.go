@@ -49,7 +49,9 @@ func heatOf(s *guestio.Sample, kind string) *heatLine {
 			}
 			var octaves []uint64
 			if r := requestsOf(v, name == "write", false); r != nil { // all the way through dom0
-				octaves = r.Layers[event.LayerTotal.String()].Octaves
+				if l := r.Layers[event.LayerTotal.String()].Latency; l != nil {
+					octaves = l.Octaves
+				}
 			} else if l := io.Interval.Latency; l != nil {
 				octaves = l.Octaves
 			}

@@ -38,7 +38,7 @@ type Requests struct {
 // Layer is how long requests were in a layer.
 type Layer struct {
 	Count uint64 `json:"count"`
-	*Latency
+	Latency
 }
 
 // OwnIO is the I/O of tapdisk that is no guest's.
@@ -51,7 +51,7 @@ type OwnIO struct {
 func layerOf(h *bpf.Hist) Layer {
 	l := Layer{Count: h.Count}
 	if h.Count > 0 {
-		l.Latency = &Latency{
+		l.Latency = Latency{
 			Mean: float64(h.SumNs) / 1e3 / float64(h.Count), Max: float64(h.MaxNs) / 1e3,
 			P50: microseconds(quantile(h, 0.5)), P99: microseconds(quantile(h, 0.99)), Octaves: octaves(h.Bucket[:]), Hist: h,
 		}

@@ -104,7 +104,7 @@ type Latency struct {
 	Max  float64 `json:"max_us"`
 	// Octaves are how many were shorter than 4.096 µs, shorter than twice that, than four
 	// times that and so on. Those at the end that would be 0 are left out.
-	Octaves []uint64 `json:"octaves"`
+	Octaves []uint64 `json:"octaves,omitempty"`
 
 	Hist *bpf.Hist `json:"-"` // all that is known; MaxNs is that of all the time
 }
