@@ -49,9 +49,7 @@ func heatOf(s *guestio.Sample, kind string) *heatLine {
 			}
 			var octaves []uint64
 			if r := requestsOf(v, name == "write", false); r != nil { // all the way through dom0
-				if l := r.Layers[event.LayerTotal.String()].Latency; l != nil {
-					octaves = l.Octaves
-				}
+				octaves = r.Layers[event.LayerTotal.String()].Octaves
 			} else if l := io.Interval.Latency; l != nil {
 				octaves = l.Octaves
 			}

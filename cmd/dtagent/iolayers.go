@@ -41,9 +41,7 @@ func layerMean(l event.Layer) func(*guestio.VBD) float64 {
 		us := 0.0
 		for _, write := range []bool{false, true} {
 			if r := requestsOf(v, write, false); r != nil {
-				if h := r.Layers[l.String()].Latency; h != nil {
-					us = max(us, h.Mean)
-				}
+				us = max(us, r.Layers[l.String()].Mean)
 			}
 		}
 		return us
@@ -107,12 +105,12 @@ func printLayers(out io.Writer, s *guestio.Sample, zone *time.Location, figure s
 			}
 			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%.0f\t", v.Domid, cut(plain(v.Domain), 20), plain(disk), name, n)
 			for l := event.LayerTotal; l < event.NumLayers; l++ {
-				h := r.Layers[l.String()].Latency
-				if h == nil {
+				if r.Requests == 0 {
 					fmt.Fprint(w, "-\t")
 					continue
 				}
-				fmt.Fprintf(w, "%s\t", milliseconds(layerFigures[figure](h)))
+				h := r.Layers[l.String()].Latency
+				fmt.Fprintf(w, "%s\t", milliseconds(layerFigures[figure](&h)))
 			}
 			fmt.Fprint(w, "\n")
 		}
