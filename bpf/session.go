@@ -290,16 +290,9 @@ func (s *Session) Losses() []Loss {
 // skipped returns how often the kernel did not run a program of a probe that was
 // attached, since another one was running on that CPU or somebody there was in a
 // system call on a map. It did so for whichever process, and counts no run then. It
-// tells of tracepoints from Linux 6.7 on, and of raw tracepoints from 6.1 on. It needs
-// mu.
+// tells of tracepoints from Linux 6.7 on, and of raw tracepoints from 6.1 on.
 func (s *Session) skipped(p Probe) (n uint64) {
-	seen := map[string]bool{}
-	for _, h := range s.kernel.hooks[p] {
-		prog := s.progs[p][h.program]
-		if prog == nil || seen[h.program] { // nil: see loadedLate
-			continue
-		}
-		seen[h.program] = true
+	for _, prog := range s.progs[p] {
 		if st, err := prog.Stats(); err == nil {
 			n += st.RecursionMisses
 		}
