@@ -97,7 +97,7 @@ func findFunctions(hooks map[Probe][]hook) *functions {
 		if err == nil {
 			f.none[by] = f.try(way{by: by, symbol: someFunction})
 		}
-		if errors.Is(f.none[by], ebpf.ErrNotSupported) {
+		if errors.Is(f.none[by], ebpf.ErrNotSupported) || errors.Is(f.none[by], fs.ErrNotExist) {
 			f.none[by] = errors.New("the kernel has none (CONFIG_KPROBE_EVENTS)")
 		}
 	}
