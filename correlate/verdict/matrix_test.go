@@ -238,7 +238,7 @@ func sumRate(w *world) (rate float64) {
 // The right cause is found at each size, the time is given to the right layer, and
 // without trouble nothing is blamed, even when what often goes with it is there.
 func TestMatrix(t *testing.T) {
-	seeds := *drawsFlag
+	seeds := max(*drawsFlag/slower, 1)
 	if testing.Short() {
 		seeds = 2
 	}
