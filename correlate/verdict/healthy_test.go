@@ -27,7 +27,7 @@ var (
 // Windows in which nothing is wrong, of guests that change what they do: nothing is
 // blamed in any.
 func TestHealthy(t *testing.T) {
-	worlds := *worldsFlag
+	worlds := *worldsFlag / slower
 	if testing.Short() {
 		worlds /= 5
 	}
