@@ -20,7 +20,7 @@ import (
 
 // maxReturning is how many threads at once can be in a function that is watched by
 // ByKretprobe: the kernel does not see the returns of more. All that sleep in it
-// count, of any process; what the kernel would allow by itself is twice the CPUs.
+// count, of any process; by itself the kernel allows about as many as it has CPUs.
 // More it does not allow.
 const maxReturning = 4096
 
