@@ -188,11 +188,9 @@ func (e *Engine) tellRequest(h *heldRequest) {
 	}
 	where := func() {
 		text("system.device", strings.Join(d.Devices, " "))
-		host, export, _ := strings.Cut(d.Server, ":/")
+		host, export := serverOf(d.Server)
 		text("server.address", host)
-		if export != "" {
-			text("dt.io.export", "/"+export)
-		}
+		text("dt.io.export", export)
 	}
 	add(attribute.String("disk.io.direction", direction))
 	text("xs.vm.uuid", d.VM)
@@ -274,6 +272,20 @@ func (e *Engine) tell(s *Span) {
 	e.stats.Spans++
 	e.activities.byLink[linkIndex(s.Link)]++
 	e.cfg.Emit(s)
+}
+
+// serverOf splits the source of a network file system: host:/path, or //host/path of
+// SMB, in which a user may stand before the host.
+func serverOf(source string) (host, export string) {
+	host, export, _ = strings.Cut(source, ":/")
+	if share, ok := strings.CutPrefix(source, "//"); ok {
+		host, export, _ = strings.Cut(share, "/")
+		host = host[strings.LastIndexByte(host, '@')+1:]
+	}
+	if export != "" {
+		export = "/" + export
+	}
+	return host, export
 }
 
 // deviceName is what a guest calls the disk, as far as it is known.

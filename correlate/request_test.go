@@ -88,6 +88,20 @@ func TestRequest(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(s.e.Stats().Requests, RequestStats{Told: 1, Spans: 1}))
 }
 
+func TestServerOf(t *testing.T) {
+	for source, want := range map[string][2]string{
+		"":                         {"", ""},
+		"nas.example:/export/vms":  {"nas.example", "/export/vms"},
+		"[fe80::1]:/export":        {"[fe80::1]", "/export"},
+		"//nas/share":              {"nas", "/share"},
+		"//alice%sesame@nas/share": {"nas", "/share"},
+		"//nas":                    {"nas", ""},
+	} {
+		host, export := serverOf(source)
+		qt.Check(t, qt.Equals([2]string{host, export}, want), qt.Commentf("%s", source))
+	}
+}
+
 // What the name of nobody's disk, a failed request and a sample are.
 func TestRequestOfUnknownDisk(t *testing.T) {
 	s := newScript(t)

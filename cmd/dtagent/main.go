@@ -105,7 +105,8 @@ func newRoot() *cobra.Command {
 		Long: `dtagent traces XAPI calls through the toolstack of a XenServer or XCP-ng host. It
 looks from the kernel side, with eBPF, and changes nothing in the toolstack. Its
 spans join the traces of callers that send a W3C traceparent, and go where
-Observers say: to files for the bugtool, to zipkin receivers.`,
+Observers say: to files for the bugtool, to zipkin and OTLP receivers. Of the guests'
+disks it says what they do, and which layer of dom0 makes one slow.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,

@@ -280,7 +280,7 @@ func (p *Probe) troubles() string {
 func (w *Watcher) vbd(k key, d *disk, seconds float64, now time.Time) VBD {
 	v := VBD{
 		Domid: d.domid, Domain: d.domain, VMUUID: d.uuid, Devid: d.devid, Device: d.guestName(), Kind: d.kind, Backend: k.path(),
-		Mode: d.mode, Params: d.params, Devices: []string{}, PIDs: d.pids, Since: d.since, Seen: d.added && len(d.sources) > 0, Why: d.why,
+		Mode: d.mode, Params: shownParams(d.params), Devices: []string{}, PIDs: d.pids, Since: d.since, Seen: d.added && len(d.sources) > 0, Why: d.why,
 	}
 	for _, dev := range d.devices {
 		v.Devices = append(v.Devices, dev.String())

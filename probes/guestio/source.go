@@ -162,6 +162,9 @@ func (p *planner) qdisk(v *vbd) plan {
 	if path == "" {
 		return plan{why: "no medium"}
 	}
+	if !isPath(path) {
+		return plan{why: fmt.Sprintf("what QEMU has opened is no file: %s", shownParams(v.params))}
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return plan{why: (&os.PathError{Op: "stat", Path: path, Err: err}).Error()}

@@ -51,18 +51,8 @@ func (s *Server) serveCost(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Time{}) // the peer has nothing more to say
-	_ = rc.SetWriteDeadline(time.Time{})
-	ctx, cancel := context.WithCancel(req.Context())
+	rc, ctx, cancel := s.takesLong(w, req)
 	defer cancel()
-	go func() {
-		select {
-		case <-s.stop:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	c, err := s.from.Cost(ctx, d)
 	_ = rc.SetWriteDeadline(time.Now().Add(patience))
 	if err != nil {

@@ -19,6 +19,17 @@ const (
 	MaxInterval = time.Hour
 )
 
+// watchesDisks counts one more who watches the disks, unless there are too many: then
+// it says so.
+func (s *Server) watchesDisks(w http.ResponseWriter) bool {
+	if s.io.Add(1) <= maxReaders {
+		return true
+	}
+	s.io.Add(-1)
+	http.Error(w, fmt.Sprintf("%d watch the disks already; try again when one of them has ended", maxReaders), http.StatusServiceUnavailable)
+	return false
+}
+
 // serveIO answers with a line for each sample of what the guests' disks do.
 func (s *Server) serveIO(w http.ResponseWriter, req *http.Request) {
 	interval, err := time.ParseDuration(req.URL.Query().Get("interval"))
@@ -26,11 +37,10 @@ func (s *Server) serveIO(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, fmt.Sprintf("interval: from %s to %s", MinInterval, MaxInterval), http.StatusBadRequest)
 		return
 	}
-	defer s.io.Add(-1)
-	if s.io.Add(1) > maxReaders {
-		http.Error(w, fmt.Sprintf("%d watch the disks already", maxReaders), http.StatusServiceUnavailable)
+	if !s.watchesDisks(w) {
 		return
 	}
+	defer s.io.Add(-1)
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{}) // the peer has nothing more to say
 	watch, err := s.from.IO(req.Context())

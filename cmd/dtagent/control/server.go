@@ -143,6 +143,23 @@ func (s *Server) leave(r *reader) {
 	}
 }
 
+// takesLong lets an answer take as long as it does. The context ends when the peer goes
+// or the Server stops.
+func (s *Server) takesLong(w http.ResponseWriter, req *http.Request) (*http.ResponseController, context.Context, context.CancelFunc) {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Time{}) // the peer has nothing more to say
+	_ = rc.SetWriteDeadline(time.Time{})
+	ctx, cancel := context.WithCancel(req.Context())
+	go func() {
+		select {
+		case <-s.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return rc, ctx, cancel
+}
+
 func (s *Server) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience))
 	w.Header().Set("Content-Type", "application/json")

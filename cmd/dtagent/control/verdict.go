@@ -29,23 +29,12 @@ func (s *Server) serveVerdict(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, fmt.Sprintf("for: from %s to %s", judge.MinTime, judge.MaxTime), http.StatusBadRequest)
 		return
 	}
-	defer s.io.Add(-1)
-	if s.io.Add(1) > maxReaders {
-		http.Error(w, fmt.Sprintf("%d watch the disks already", maxReaders), http.StatusServiceUnavailable)
+	if !s.watchesDisks(w) {
 		return
 	}
-	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Time{}) // the peer has nothing more to say
-	_ = rc.SetWriteDeadline(time.Time{})
-	ctx, cancel := context.WithCancel(req.Context())
+	defer s.io.Add(-1)
+	rc, ctx, cancel := s.takesLong(w, req)
 	defer cancel()
-	go func() {
-		select {
-		case <-s.stop:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	enc := json.NewEncoder(w)
 	begun := false
 	send := func(l verdictLine) {
