@@ -156,6 +156,7 @@ func (s *Session) load(p Probe) error {
 	for name, n := range map[string]int{
 		"dt_conns": o.Conns, "dt_gathers": o.Gathers, "dt_targets": o.TargetsMax, "dt_inflight": o.InflightMax, "dt_threads": o.InflightMax,
 		"dt_bios": o.BiosMax, "dt_iocbs": o.BiosMax, "dt_parts": o.BiosMax, "dt_belows": o.BiosMax,
+		"dt_disks": devicesOfDisk * o.DisksMax, "dt_owners": sourcesOfDisk * o.DisksMax,
 		"dt_disk_stats": o.DisksMax, "dt_taps": o.DisksMax, "dt_tap_confs": o.DisksMax, "dt_tap_hists": o.DisksMax,
 	} {
 		if m := spec.Maps[name]; m != nil {
