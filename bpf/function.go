@@ -20,7 +20,7 @@ import (
 
 // maxReturning is how many threads at once can be in a function that is watched by
 // ByKretprobe: the kernel does not see the returns of more. All that sleep in it
-// count, of any process; what the kernel would allow by itself is twice the CPUs.
+// count, of any process; by itself the kernel allows about as many as it has CPUs.
 // More it does not allow.
 const maxReturning = 4096
 
@@ -118,7 +118,7 @@ func (f *functions) cannot(w way) error {
 	s := f.symbols[w.symbol]
 	switch {
 	case len(s.places) == 0 && w.module != "" && !hasModule(w.module):
-		return fmt.Errorf("module %s is not loaded", w.module)
+		return noModule(w.module)
 	case len(s.places) == 0 && s.part != "":
 		return fmt.Errorf("the kernel has no such function as a whole, only %s", s.part)
 	case len(s.places) == 0:
@@ -192,6 +192,11 @@ func parseSymbols(r io.Reader, wanted map[string]symbol) error {
 	}
 	return nil
 }
+
+// noModule is the module that a way waits for.
+type noModule string
+
+func (m noModule) Error() string { return "module " + string(m) + " is not loaded" }
 
 // hasModule tells whether a module is loaded.
 func hasModule(name string) bool {

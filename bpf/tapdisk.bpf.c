@@ -934,6 +934,7 @@ int dt_t_switch(void *ctx)
 		t->queued += dt_since(now, t->waiting);
 	t->waiting = 0;
 	t->off = 0;
+	dt_known(t, now); /* the end of a select that began before is not seen by a kretprobe */
 	return 0;
 }
 

@@ -96,7 +96,7 @@ func TestInjectQueue(t *testing.T) {
 	d := start(t, tapdisk.Options{Device: device(t, "throttle")})
 	load(t, d, tapdisk.Load{Requests: 20})
 	qt.Assert(t, qt.IsNil(d.Inject(tapdisk.Queue, injected)))
-	least(t, load(t, d, tapdisk.Load{Requests: 20, Depth: 4, Random: true}), 0.25, injected, func(r *tapdisk.Request) int64 { return r.Picked - r.Submit })
+	least(t, load(t, d, tapdisk.Load{Requests: 60, Depth: 16, Random: true}), 0.25, injected, func(r *tapdisk.Request) int64 { return r.Picked - r.Submit })
 }
 
 // TestNeighbour has two guests share what a device can do in a second.

@@ -3,7 +3,6 @@
 package tapdiskd
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -59,6 +58,7 @@ type server struct {
 	progress                 int64
 
 	quiesced, pausing, paused bool
+	pid                       uint32
 	parent                    int // the process that started it
 
 	// The scheduler's.
@@ -122,11 +122,10 @@ func Run(options string) error {
 	if err := s.ring.connect(s); err != nil {
 		return err
 	}
-	// It is up: who started it reads so.
-	if err := binary.Write(os.Stdout, binary.NativeEndian, uint32(os.Getpid())); err != nil {
-		return err
-	}
 	alone()
+	// It is up: who started it reads so.
+	s.pid = uint32(os.Getpid())
+	call(unix.SYS_WRITE, 1, addr(&s.pid), 4)
 	for !s.control.ended || s.control.answering {
 		s.iterate()
 	}
