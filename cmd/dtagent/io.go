@@ -84,7 +84,7 @@ something.`,
 	flags.StringVar(&f.verdict, "verdict", "", "say what holds up the disks of this VM, VBD or SR, or all")
 	flags.DurationVar(&f.length, "for", 30*time.Second, "how long --verdict watches")
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
-		if err := f.check(flags.Changed("for")); err != nil {
+		if err := f.check(flags.Changed); err != nil {
 			return &verbError{verb: "io", code: exitUsage, err: err}
 		}
 		switch {
@@ -113,8 +113,8 @@ something.`,
 	return cmd
 }
 
-// check finds what cannot be meant.
-func (f *ioFlags) check(length bool) error {
+// check finds what cannot be meant. set tells which flags were given.
+func (f *ioFlags) check(set func(string) bool) error {
 	switch {
 	case f.interval < control.MinInterval || f.interval > control.MaxInterval:
 		return fmt.Errorf("--interval %s: from %s to %s", f.interval, control.MinInterval, control.MaxInterval)
@@ -136,9 +136,11 @@ func (f *ioFlags) check(length bool) error {
 		return errors.New("--xenstore is for --direct; else the agent knows")
 	case f.heatmap != "" && f.totals:
 		return errors.New("--heatmap shows intervals, --totals all the time: one of them")
-	case f.verdict != "" && (f.heatmap != "" || f.layers != "" || f.totals || f.once || f.count > 0):
-		return errors.New("--verdict goes with none of --layers, --heatmap, --totals, --once, --count")
-	case length && f.verdict == "":
+	case f.verdict != "" && (f.heatmap != "" || f.layers != "" || f.totals || f.once || f.count > 0 || set("interval") || set("sort")):
+		return errors.New("--verdict goes with none of --layers, --heatmap, --totals, --once, --count, --interval, --sort; --for says how long it watches")
+	case f.heatmap != "" && set("sort"):
+		return errors.New("--heatmap draws all chosen disks together: --sort has no effect on it")
+	case set("for") && f.verdict == "":
 		return errors.New("--for is how long --verdict watches: name a disk, VM or SR, or --verdict all")
 	case f.length < judge.MinTime || f.length > judge.MaxTime:
 		return fmt.Errorf("--for %s: from %s to %s", f.length, judge.MinTime, judge.MaxTime)
