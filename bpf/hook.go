@@ -191,6 +191,7 @@ var hooks = map[Probe][]hook{
 		seen(Tapdisk, "notify", "sys_enter_ioctl", "dt_t_notify",
 			entering("evtchn_ioctl", "xen_evtchn", "dt_t_knotify"), entering("__x64_sys_ioctl", "", "dt_t_snotify")),
 		seen(Tapdisk, "io_submit", "sys_enter_io_submit", "dt_t_submit", entering("__x64_sys_io_submit", "", "dt_t_ksubmit")),
+		seen(Tapdisk, "rest of io_submit", "sys_enter_io_submit", "dt_t_more", entering("__x64_sys_io_submit", "", "dt_t_kmore")),
 		seen(Tapdisk, "select", "sys_enter_select", "dt_t_select", entering("__x64_sys_select", "", "dt_t_kselect")),
 		seen(Tapdisk, "sleep in select", "sys_enter_select", "dt_t_doze", entering("__x64_sys_select", "", "dt_t_kdoze")),
 		seen(Tapdisk, "pselect6", "sys_enter_pselect6", "dt_t_select", entering("__x64_sys_pselect6", "", "dt_t_kselect")),

@@ -176,17 +176,22 @@ type legacyDiskDtTap struct {
 		Asleep uint64
 		Queued uint64
 	}
-	Asleep        uint64
-	Queued        uint64
-	Dozing        uint64
-	DozingQueued  uint64
-	Woken         uint64
-	WokenQueued   uint64
-	Waiting       uint64
-	Ring          uint64
-	Seen          uint32
-	Entries       uint32
-	Head          uint32
+	Asleep       uint64
+	Queued       uint64
+	Dozing       uint64
+	DozingQueued uint64
+	Woken        uint64
+	WokenQueued  uint64
+	Waiting      uint64
+	Ring         [4]struct {
+		_         structs.HostLayout
+		At        uint64
+		Entries   uint32
+		Seen      uint32
+		Head      uint32
+		Untouched uint32
+	}
+	Rings         uint32
 	Off           uint8
 	Threads       uint8
 	Pad           uint16
@@ -222,6 +227,8 @@ type legacyDiskDtTap struct {
 			Queued uint64
 		}
 	}
+	Taking        uint32
+	Pad4          uint32
 	Picking       uint64
 	PickingQueued uint64
 	Link          uint32

@@ -199,17 +199,22 @@ type modernTapdiskDtTap struct {
 		Asleep uint64
 		Queued uint64
 	}
-	Asleep        uint64
-	Queued        uint64
-	Dozing        uint64
-	DozingQueued  uint64
-	Woken         uint64
-	WokenQueued   uint64
-	Waiting       uint64
-	Ring          uint64
-	Seen          uint32
-	Entries       uint32
-	Head          uint32
+	Asleep       uint64
+	Queued       uint64
+	Dozing       uint64
+	DozingQueued uint64
+	Woken        uint64
+	WokenQueued  uint64
+	Waiting      uint64
+	Ring         [4]struct {
+		_         structs.HostLayout
+		At        uint64
+		Entries   uint32
+		Seen      uint32
+		Head      uint32
+		Untouched uint32
+	}
+	Rings         uint32
 	Off           uint8
 	Threads       uint8
 	Pad           uint16
@@ -245,6 +250,8 @@ type modernTapdiskDtTap struct {
 			Queued uint64
 		}
 	}
+	Taking        uint32
+	Pad4          uint32
 	Picking       uint64
 	PickingQueued uint64
 	Link          uint32
@@ -413,11 +420,13 @@ const (
 	modernTapdiskProgDtT_kdoze    = "dt_t_kdoze"
 	modernTapdiskProgDtT_keventfd = "dt_t_keventfd"
 	modernTapdiskProgDtT_kioctled = "dt_t_kioctled"
+	modernTapdiskProgDtT_kmore    = "dt_t_kmore"
 	modernTapdiskProgDtT_knotify  = "dt_t_knotify"
 	modernTapdiskProgDtT_kselect  = "dt_t_kselect"
 	modernTapdiskProgDtT_kselectd = "dt_t_kselectd"
 	modernTapdiskProgDtT_ksubmit  = "dt_t_ksubmit"
 	modernTapdiskProgDtT_ksubmitd = "dt_t_ksubmitd"
+	modernTapdiskProgDtT_more     = "dt_t_more"
 	modernTapdiskProgDtT_notify   = "dt_t_notify"
 	modernTapdiskProgDtT_read     = "dt_t_read"
 	modernTapdiskProgDtT_remap    = "dt_t_remap"
@@ -485,11 +494,13 @@ type modernTapdiskProgramSpecs struct {
 	DtT_kdoze    *ebpf.ProgramSpec `ebpf:"dt_t_kdoze"`
 	DtT_keventfd *ebpf.ProgramSpec `ebpf:"dt_t_keventfd"`
 	DtT_kioctled *ebpf.ProgramSpec `ebpf:"dt_t_kioctled"`
+	DtT_kmore    *ebpf.ProgramSpec `ebpf:"dt_t_kmore"`
 	DtT_knotify  *ebpf.ProgramSpec `ebpf:"dt_t_knotify"`
 	DtT_kselect  *ebpf.ProgramSpec `ebpf:"dt_t_kselect"`
 	DtT_kselectd *ebpf.ProgramSpec `ebpf:"dt_t_kselectd"`
 	DtT_ksubmit  *ebpf.ProgramSpec `ebpf:"dt_t_ksubmit"`
 	DtT_ksubmitd *ebpf.ProgramSpec `ebpf:"dt_t_ksubmitd"`
+	DtT_more     *ebpf.ProgramSpec `ebpf:"dt_t_more"`
 	DtT_notify   *ebpf.ProgramSpec `ebpf:"dt_t_notify"`
 	DtT_read     *ebpf.ProgramSpec `ebpf:"dt_t_read"`
 	DtT_remap    *ebpf.ProgramSpec `ebpf:"dt_t_remap"`
@@ -618,11 +629,13 @@ type modernTapdiskPrograms struct {
 	DtT_kdoze    *ebpf.Program `ebpf:"dt_t_kdoze"`
 	DtT_keventfd *ebpf.Program `ebpf:"dt_t_keventfd"`
 	DtT_kioctled *ebpf.Program `ebpf:"dt_t_kioctled"`
+	DtT_kmore    *ebpf.Program `ebpf:"dt_t_kmore"`
 	DtT_knotify  *ebpf.Program `ebpf:"dt_t_knotify"`
 	DtT_kselect  *ebpf.Program `ebpf:"dt_t_kselect"`
 	DtT_kselectd *ebpf.Program `ebpf:"dt_t_kselectd"`
 	DtT_ksubmit  *ebpf.Program `ebpf:"dt_t_ksubmit"`
 	DtT_ksubmitd *ebpf.Program `ebpf:"dt_t_ksubmitd"`
+	DtT_more     *ebpf.Program `ebpf:"dt_t_more"`
 	DtT_notify   *ebpf.Program `ebpf:"dt_t_notify"`
 	DtT_read     *ebpf.Program `ebpf:"dt_t_read"`
 	DtT_remap    *ebpf.Program `ebpf:"dt_t_remap"`
@@ -650,11 +663,13 @@ func (p *modernTapdiskPrograms) Close() error {
 		p.DtT_kdoze,
 		p.DtT_keventfd,
 		p.DtT_kioctled,
+		p.DtT_kmore,
 		p.DtT_knotify,
 		p.DtT_kselect,
 		p.DtT_kselectd,
 		p.DtT_ksubmit,
 		p.DtT_ksubmitd,
+		p.DtT_more,
 		p.DtT_notify,
 		p.DtT_read,
 		p.DtT_remap,

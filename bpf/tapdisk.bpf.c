@@ -96,9 +96,10 @@ struct dt_aio_event {
  * Older ones look at all, so there are few.
  */
 #ifdef DT_LEGACY
-#define DT_STEPS 40
-#define DT_CLEANS 16
-#define DT_ANSWERS 16
+#define DT_STEPS 20
+#define DT_MORE 40
+#define DT_CLEANS 8
+#define DT_ANSWERS 11
 #define DT_FOR(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
 #define DT_FN static __noinline
 #define DT_STEP(name)                                         \
@@ -106,6 +107,7 @@ struct dt_aio_event {
 #define DT_CALL(name, ctx, t) name(ctx, t)
 #else
 #define DT_STEPS 512
+#define DT_MORE 1
 #define DT_CLEANS DT_PICKED
 #define DT_ANSWERS DT_BATCH
 #define DT_FOR(i, n) for (int i = 0; i < (n); i++)
@@ -452,17 +454,22 @@ static __always_inline void dt_count_own(const struct dt_times *b)
 /* Takes note of one more vector of what the AIO ring says is done; 0: there is none. */
 DT_STEP(dt_t_done)
 {
+	struct dt_ring *r = &t->ring[t->taking & (DT_RINGS - 1)];
 	struct dt_aio_event ev = {};
 	struct dt_iocb *b;
 	__u32 i;
 
 	(void)ctx;
 	if (!t->done_iocb) {
-		if (t->seen == t->head)
+		if (t->taking >= DT_RINGS)
 			return 0;
-		if (dt_read_user(&ev, sizeof(ev), t->ring + sizeof(struct dt_aio_ring) + t->seen * sizeof(ev)))
+		if (!r->at || r->seen == r->head) {
+			t->taking += 1;
+			return 1;
+		}
+		if (dt_read_user(&ev, sizeof(ev), r->at + sizeof(struct dt_aio_ring) + r->seen * sizeof(ev)))
 			dt_lost(DT_LOSS_FAULT);
-		t->seen = t->seen + 1 < t->entries ? t->seen + 1 : 0;
+		r->seen = r->seen + 1 < r->entries ? r->seen + 1 : 0;
 		b = dt_own(ev.obj);
 		if (!b) /* submitted before it was looked at */
 			return 1;
@@ -501,30 +508,60 @@ DT_STEP(dt_t_done)
 	return 1;
 }
 
+/* How far tapdisk has come in an AIO ring. */
+static __always_inline void dt_look(struct dt_ring *r)
+{
+	struct dt_aio_ring ring = {};
+
+	if (!r->at)
+		return;
+	if (dt_read_user(&ring, sizeof(ring), r->at) || ring.magic != AIO_RING_MAGIC || ring.header != sizeof(ring) || ring.head >= ring.nr) {
+		if (r->entries)
+			dt_lost(DT_LOSS_FAULT);
+		else
+			r->untouched = 1; /* tapdisk has not looked at it yet either */
+		return;
+	}
+	if (r->entries != ring.nr) { /* the first time: what is taken out already is nobody's */
+		r->entries = ring.nr;
+		r->seen = r->untouched ? 0 : ring.head;
+	}
+	r->head = ring.head;
+}
+
 /*
- * Takes note of what tapdisk has taken out of its AIO ring since this was looked at
+ * Takes note of what tapdisk has taken out of its AIO rings since they were looked at
  * last. That is done before all that may come of it: before an iocb is used again
  * in particular.
  */
 static __always_inline void dt_take_up(void *ctx, struct dt_tap *t)
 {
-	struct dt_aio_ring ring = {};
-
-	if (!t->ring)
-		return;
-	if (dt_read_user(&ring, sizeof(ring), t->ring) || ring.magic != AIO_RING_MAGIC || ring.header != sizeof(ring) || ring.head >= ring.nr) {
-		dt_lost(DT_LOSS_FAULT);
-		return;
-	}
-	if (t->entries != ring.nr) { /* the first time: what is taken out already is nobody's */
-		t->entries = ring.nr;
-		t->seen = ring.head;
-		t->done_iocb = 0;
-	}
-	t->head = ring.head;
+#pragma unroll
+	for (int i = 0; i < DT_RINGS; i++)
+		dt_look(&t->ring[i]);
+	t->taking = 0;
 	DT_FOR(i, DT_STEPS)
 		if (!DT_CALL(dt_t_done, ctx, t))
 			break;
+}
+
+/* The ring of a context that is used now. */
+static __always_inline void dt_ring(struct dt_tap *t, __u64 at)
+{
+	struct dt_ring *r;
+
+#pragma unroll
+	for (int i = 0; i < DT_RINGS; i++)
+		if (t->ring[i].at == at)
+			return;
+	r = &t->ring[t->rings & (DT_RINGS - 1)]; /* of more the oldest goes */
+	t->rings += 1;
+	r->at = at;
+	r->entries = 0;
+	r->seen = 0;
+	r->head = 0;
+	r->untouched = 0;
+	dt_look(r);
 }
 
 static __always_inline int dt_pickup(void)
@@ -668,10 +705,7 @@ static __always_inline int dt_submit(void *ctx, __u64 ring, __u32 n, __u64 iocbs
 	dt_take_up(ctx, t);
 	t->now = bpf_ktime_get_ns();
 	dt_known(t, t->now);
-	if (ring != t->ring) {
-		t->ring = ring;
-		t->entries = 0;
-	}
+	dt_ring(t, ring);
 	if ((__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
 		t->threads = 1;
 	t->iocbs = iocbs;
@@ -682,6 +716,19 @@ static __always_inline int dt_submit(void *ctx, __u64 ring, __u32 n, __u64 iocbs
 	t->of_at = 0;
 	t->of_left = 0;
 	DT_FOR(i, DT_STEPS)
+		if (!DT_CALL(dt_t_vector, ctx, t))
+			break;
+	return 0;
+}
+
+/* The rest of what is too much for one program. */
+static __always_inline int dt_submit_more(void *ctx)
+{
+	struct dt_tap *t = dt_tap();
+
+	if (!t || !t->iocbs)
+		return 0;
+	DT_FOR(i, DT_MORE)
 		if (!DT_CALL(dt_t_vector, ctx, t))
 			break;
 	return 0;
@@ -1098,6 +1145,12 @@ int dt_t_submit(struct dt_sys_enter *ctx)
 	return dt_submit(ctx, ctx->arg[0], ctx->arg[1], ctx->arg[2]);
 }
 
+SEC("tracepoint/syscalls/sys_enter_io_submit")
+int dt_t_more(void *ctx)
+{
+	return dt_submit_more(ctx);
+}
+
 SEC("tracepoint/syscalls/sys_exit_io_submit")
 int dt_t_submitd(void *ctx)
 {
@@ -1181,6 +1234,12 @@ int dt_t_ksubmit(struct dt_pt_regs *ctx)
 	n = DT_SYS_ARG2(ctx);
 	iocbs = DT_SYS_ARG3(ctx);
 	return dt_submit(ctx, ring, n, iocbs);
+}
+
+SEC("kprobe/__x64_sys_io_submit")
+int dt_t_kmore(void *ctx)
+{
+	return dt_submit_more(ctx);
 }
 
 SEC("kretprobe/__x64_sys_io_submit")

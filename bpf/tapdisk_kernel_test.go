@@ -203,6 +203,30 @@ func TestTapdiskMetadataKernel(t *testing.T) {
 	})
 }
 
+// All requests are told of also where writes need room in the image, and what it does
+// not have is in its parent.
+func TestTapdiskChainKernel(t *testing.T) {
+	inTiers(t, func(t *testing.T, c *collector) {
+		const size = 64 << 20
+		image := func(o tapdisk.Content) string {
+			l := newLoop(t, plainFile(t, t.TempDir(), size+8<<20))
+			o.Size = size
+			qt.Assert(t, qt.IsNil(tapdisk.CreateVHD(l.Path, o)))
+			return l.Path
+		}
+		k := startTap(t, c, tapdisk.Options{
+			Type:  tapdisk.VHD,
+			Image: image(tapdisk.Content{Blocks: 0.5, Sectors: 0.3, Child: true}),
+			Chain: []string{image(tapdisk.Content{Blocks: 1, Sectors: 1})},
+		})
+		for _, depth := range []int{1, 8} {
+			res, recs := k.serve(tapdisk.Load{Requests: 200, Random: true, Reads: 1, Writes: 1, Span: size, Depth: depth, Seed: uint64(depth)})
+			k.check(res, recs)
+			c.noLosses()
+		}
+	})
+}
+
 // layerMetadata is DT_L_METADATA, and so on.
 const (
 	layerRunQueue = 1

@@ -98,6 +98,17 @@ struct dt_counts {
 	__u64 unsplit;
 };
 
+/* Rings of AIO contexts. Tapdisk has one for itself and one for images with cached reads. */
+#define DT_RINGS 4
+
+struct dt_ring {
+	__u64 at;      /* address, 0: none */
+	__u32 entries; /* that it has, 0: not known */
+	__u32 seen;    /* up to which it was looked at */
+	__u32 head;    /* and up to which tapdisk has taken them out */
+	__u32 untouched; /* it was in no memory when it was looked at first */
+};
+
 /*
  * A tapdisk: what it is at. It has one thread that all this is done by; qcow2 images
  * have a second one for io_submit and what comes of it, which keeps to fields of
@@ -112,10 +123,8 @@ struct dt_tap {
 	__u64 woken; /* when it was woken from that */
 	__u64 woken_queued;
 	__u64 waiting; /* since when it has waited for a CPU, 0: it has not */
-	__u64 ring;    /* address of its AIO ring */
-	__u32 seen;    /* up to which entry it was looked at */
-	__u32 entries; /* that the ring has, 0: not known */
-	__u32 head;    /* and up to which tapdisk has taken them out */
+	struct dt_ring ring[DT_RINGS];
+	__u32 rings; /* that there were */
 	__u8 off;     /* it has no CPU */
 	__u8 threads; /* io_submit is another one's business */
 	__u16 pad;
@@ -151,6 +160,8 @@ struct dt_tap {
 	struct dt_own_read own[DT_OWNS];
 
 	/* completions */
+	__u32 taking; /* from which ring */
+	__u32 pad4;
 	__u64 picking; /* when it was told of them */
 	__u64 picking_queued;
 	__u32 link; /* vector of done_iocb that is next */
