@@ -49,7 +49,9 @@ func (s *Session) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*
 		}
 		out[h.program] = all[h.program]
 		if s.tier == Legacy {
-			s.runs[h.program] = uint32(len(s.runs))
+			if _, again := s.runs[h.program]; !again { // the last time loading failed
+				s.runs[h.program] = uint32(len(s.runs))
+			}
 			out[h.program] = counted(all[h.program], s.maps[runsMap].FD(), s.runs[h.program])
 		}
 	}
