@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // DiskOp is a kind of block I/O: enum dt_disk_op.
@@ -104,7 +105,15 @@ type DiskSource struct {
 // DevNumber returns the number of a device as the kernel's tracepoints have it.
 func DevNumber(major, minor uint32) uint32 { return major<<20 | minor }
 
-// ErrDisks says that Options.Disks disks are there already.
+// Devices and sources that there is room for, for each of Options.DisksMax disks: on
+// LVM each image of a chain is a device.
+const (
+	devicesOfDisk = 8
+	sourcesOfDisk = 16
+)
+
+// ErrDisks says that Options.DisksMax disks are there already, or too many devices for
+// so many.
 var ErrDisks = errors.New("table of disks full")
 
 // ErrDiskTaken says that a source is that of another disk.
@@ -288,17 +297,9 @@ func (s *Session) setSources(slot uint32, sources []DiskSource) error {
 	// A device that is looked at costs the others a little, one that is not hides
 	// its owners: so first it is looked at, and then it has owners.
 	for _, o := range sources {
-		if err := s.maps["dt_disks"].Put(o.Dev, o.Whole); err != nil {
-			errs = append(errs, fmt.Errorf("map dt_disks: %w", err))
-		}
-		if err := s.maps["dt_disks"].Put(o.Whole, o.Whole); err != nil {
-			errs = append(errs, fmt.Errorf("map dt_disks: %w", err))
-		}
 		v := owner{Slot: slot}
 		v.Comm, v.Mask = commWords(o.Comm)
-		if err := s.maps["dt_owners"].Put(ownerKey{o.TGID, o.Dev}, v); err != nil {
-			errs = append(errs, fmt.Errorf("map dt_owners: %w", err))
-		}
+		errs = append(errs, s.putDisk("dt_disks", o.Dev, o.Whole), s.putDisk("dt_disks", o.Whole, o.Whole), s.putDisk("dt_owners", ownerKey{o.TGID, o.Dev}, v))
 	}
 	for _, o := range before {
 		if !slices.ContainsFunc(sources, func(n DiskSource) bool { return n.TGID == o.TGID && n.Dev == o.Dev }) {
@@ -311,6 +312,18 @@ func (s *Session) setSources(slot uint32, sources []DiskSource) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// putDisk needs mu.
+func (s *Session) putDisk(name string, key, value any) error {
+	err := s.maps[name].Put(key, value)
+	if errors.Is(err, unix.E2BIG) {
+		return fmt.Errorf("%w: all %d entries of map %s are taken by the devices of disks: some of its I/O is not counted", ErrDisks, s.maps[name].MaxEntries(), name)
+	}
+	if err != nil {
+		return fmt.Errorf("map %s: %w", name, err)
+	}
+	return nil
 }
 
 // lookedAt tells whether some disk has the device. It needs mu.

@@ -445,6 +445,12 @@ func TestDiskFullKernel(t *testing.T) {
 			qt.Check(t, qt.ErrorIs(err, ErrDisks))
 			err = c.s.SetDisk(other, []DiskSource{{TGID: v.pid(), Dev: f.dev, Whole: f.dev}})
 			qt.Check(t, qt.ErrorIs(err, ErrDiskTaken))
+			var many []DiskSource
+			for minor := range uint32(devicesOfDisk*2 + 1) {
+				many = append(many, DiskSource{TGID: 1, Dev: DevNumber(4000, minor), Whole: DevNumber(4000, minor)})
+			}
+			qt.Check(t, qt.ErrorIs(c.s.SetDisk(other, many), ErrDisks))
+			qt.Check(t, qt.IsNil(c.s.SetDisk(other, many[:1])))
 
 			fd := v.must(order{Do: "open-direct", Path: f.Path}).Ret
 			f.freeze()

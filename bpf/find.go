@@ -118,7 +118,13 @@ func (k *Kernel) choose(c *HookCheck, h hook, tracefs string, cannot func(way) e
 			err = cannot(w)
 		}
 		if err != nil {
-			why = append(why, fmt.Sprintf("%s: %v", w.place(), err))
+			place := w.place()
+			if errors.Is(err, errNoFunctions) {
+				place = string(w.by) // which function does not matter
+			}
+			if say := fmt.Sprintf("%s: %v", place, err); !slices.Contains(why, say) {
+				why = append(why, say)
+			}
 			absent = absent && errors.Is(err, errNoTracepoint)
 			var m noModule
 			if c.Waits == "" && errors.As(err, &m) {

@@ -55,6 +55,9 @@ func dropReturns(tracefs string) {
 // someFunction is one that each kernel has and that is called rarely.
 const someFunction = "vfs_fsync_range"
 
+// errNoFunctions is why no way by functions works.
+var errNoFunctions = errors.New("the kernel has none (CONFIG_KPROBE_EVENTS)")
+
 // functions are those of the kernel that hooks name: which of them a program can be
 // attached to.
 type functions struct {
@@ -98,7 +101,7 @@ func findFunctions(hooks map[Probe][]hook) *functions {
 			f.none[by] = f.try(way{by: by, symbol: someFunction})
 		}
 		if errors.Is(f.none[by], ebpf.ErrNotSupported) || errors.Is(f.none[by], fs.ErrNotExist) {
-			f.none[by] = errors.New("the kernel has none (CONFIG_KPROBE_EVENTS)")
+			f.none[by] = errNoFunctions
 		}
 	}
 	if f.none[ByKprobe] == nil {

@@ -49,7 +49,9 @@ func (s *Session) chosen(p Probe, all map[string]*ebpf.ProgramSpec) map[string]*
 		}
 		out[h.program] = all[h.program]
 		if s.tier == Legacy {
-			s.runs[h.program] = uint32(len(s.runs))
+			if _, again := s.runs[h.program]; !again { // the last time loading failed
+				s.runs[h.program] = uint32(len(s.runs))
+			}
 			out[h.program] = counted(all[h.program], s.maps[runsMap].FD(), s.runs[h.program])
 		}
 	}
@@ -161,6 +163,7 @@ func (s *Session) load(p Probe) error {
 	for name, n := range map[string]int{
 		"dt_conns": o.Conns, "dt_gathers": o.Gathers, "dt_targets": o.TargetsMax, "dt_inflight": o.InflightMax, "dt_threads": o.InflightMax,
 		"dt_bios": o.BiosMax, "dt_iocbs": o.BiosMax, "dt_parts": o.BiosMax, "dt_belows": o.BiosMax,
+		"dt_disks": devicesOfDisk * o.DisksMax, "dt_owners": sourcesOfDisk * o.DisksMax,
 		"dt_disk_stats": o.DisksMax, "dt_taps": o.DisksMax, "dt_tap_confs": o.DisksMax, "dt_tap_hists": o.DisksMax,
 	} {
 		if m := spec.Maps[name]; m != nil {

@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -357,5 +358,22 @@ func TestTapdiskLayersKernel(t *testing.T) {
 				c.noLosses()
 			})
 		})
+	}
+}
+
+// A probe that is loaded again since it could not be the first time counts its runs
+// where it would have.
+func TestChosenAgainKernel(t *testing.T) {
+	c := collect(t, openKernel(t, Legacy, Options{}))
+	spec, err := specOf(Legacy, Tapdisk)
+	qt.Assert(t, qt.IsNil(err))
+	c.s.chosen(Tapdisk, spec.Programs)
+	before := maps.Clone(c.s.runs)
+	c.s.chosen(Tapdisk, spec.Programs)
+	qt.Check(t, qt.DeepEquals(c.s.runs, before))
+	entries := map[uint32]bool{}
+	for _, entry := range c.s.runs {
+		qt.Check(t, qt.IsFalse(entries[entry]))
+		entries[entry] = true
 	}
 }

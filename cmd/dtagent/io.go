@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 
@@ -86,7 +84,7 @@ something.`,
 	flags.StringVar(&f.verdict, "verdict", "", "say what holds up the disks of this VM, VBD or SR, or all")
 	flags.DurationVar(&f.length, "for", 30*time.Second, "how long --verdict watches")
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
-		if err := f.check(flags.Changed("for")); err != nil {
+		if err := f.check(flags.Changed); err != nil {
 			return &verbError{verb: "io", code: exitUsage, err: err}
 		}
 		switch {
@@ -115,8 +113,8 @@ something.`,
 	return cmd
 }
 
-// check finds what cannot be meant.
-func (f *ioFlags) check(length bool) error {
+// check finds what cannot be meant. set tells which flags were given.
+func (f *ioFlags) check(set func(string) bool) error {
 	switch {
 	case f.interval < control.MinInterval || f.interval > control.MaxInterval:
 		return fmt.Errorf("--interval %s: from %s to %s", f.interval, control.MinInterval, control.MaxInterval)
@@ -138,9 +136,11 @@ func (f *ioFlags) check(length bool) error {
 		return errors.New("--xenstore is for --direct; else the agent knows")
 	case f.heatmap != "" && f.totals:
 		return errors.New("--heatmap shows intervals, --totals all the time: one of them")
-	case f.verdict != "" && (f.heatmap != "" || f.layers != "" || f.totals || f.once || f.count > 0):
-		return errors.New("--verdict goes with none of --layers, --heatmap, --totals, --once, --count")
-	case length && f.verdict == "":
+	case f.verdict != "" && (f.heatmap != "" || f.layers != "" || f.totals || f.once || f.count > 0 || set("interval") || set("sort")):
+		return errors.New("--verdict goes with none of --layers, --heatmap, --totals, --once, --count, --interval, --sort; --for says how long it watches")
+	case f.heatmap != "" && set("sort"):
+		return errors.New("--heatmap draws all chosen disks together: --sort has no effect on it")
+	case set("for") && f.verdict == "":
 		return errors.New("--for is how long --verdict watches: name a disk, VM or SR, or --verdict all")
 	case f.length < judge.MinTime || f.length > judge.MaxTime:
 		return fmt.Errorf("--for %s: from %s to %s", f.length, judge.MinTime, judge.MaxTime)
@@ -274,61 +274,26 @@ func longest(of func(*guestio.Latency) float64) func(*guestio.VBD) float64 {
 
 // printIO prints a sample as a table, over the one before on a terminal.
 func printIO(out io.Writer, s *guestio.Sample, zone *time.Location, totals, again bool) error {
-	var b strings.Builder
-	if again {
-		b.WriteString("\x1b[H\x1b[2J")
-	}
-	from := fmt.Sprintf("in %s", duration(s.Seconds))
-	if totals {
-		from = fmt.Sprintf("since %s", s.Since.In(zone).Format(time.TimeOnly))
-	}
-	fmt.Fprintf(&b, "%s, %d disks, %s; latencies in ms\n", s.Time.In(zone).Format(time.TimeOnly), len(s.VBDs), from)
-	if s.Trouble != "" {
-		fmt.Fprintf(&b, "trouble: %s\n", plain(s.Trouble))
-	}
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	unit := "/s"
-	if totals {
-		unit = ""
-	}
-	fmt.Fprintf(w, "dom\tname\tdisk\tbackend\tread%s\tMB%s\tp50\tp99\tmax\twrite%s\tMB%s\tp50\tp99\tmax\tflush%s\tp99\t\n", unit, unit, unit, unit, unit)
-	var notes []string
+	from, unit := samplePeriod(s, zone, totals)
+	p := newIOPage(s, again, fmt.Sprintf("%s, %d disks, %s; latencies in ms", s.Time.In(zone).Format(time.TimeOnly), len(s.VBDs), from))
+	fmt.Fprintf(p.rows, "dom\tname\tdisk\tbackend\tread%s\tMB%s\tp50\tp99\tmax\twrite%s\tMB%s\tp50\tp99\tmax\tflush%s\tp99\t\n", unit, unit, unit, unit, unit)
 	for i := range s.VBDs {
 		v := &s.VBDs[i]
-		disk := v.Device
-		if disk == "" {
-			disk = strconv.FormatUint(uint64(v.Devid), 10)
-		}
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t", v.Domid, cut(plain(v.Domain), 20), plain(disk), v.Kind)
+		p.disk(v)
+		fmt.Fprintf(p.rows, "%s\t", v.Kind)
 		if v.Why != "" {
-			notes = append(notes, fmt.Sprintf("%d %s: %s", v.Domid, plain(disk), plain(v.Why)))
+			p.note(v, v.Why)
 		}
 		if !v.Seen {
-			fmt.Fprint(w, strings.Repeat("-\t", 12), "\n")
+			p.nothing(12)
 			continue
 		}
-		row(w, &v.Read, totals, true, 50, 99, 100)
-		row(w, &v.Write, totals, true, 50, 99, 100)
-		row(w, &v.Flush, totals, false, 99)
-		fmt.Fprintln(w)
+		row(p.rows, &v.Read, totals, true, 50, 99, 100)
+		row(p.rows, &v.Write, totals, true, 50, 99, 100)
+		row(p.rows, &v.Flush, totals, false, 99)
+		fmt.Fprintln(p.rows)
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if len(s.VBDs) == 0 {
-		b.WriteString("no guest has a disk\n")
-	}
-	for _, n := range notes {
-		fmt.Fprintln(&b, n)
-	}
-	for _, l := range s.Losses {
-		fmt.Fprintf(&b, "latencies missing: %s: %d\n", l.Cause, l.Count)
-	}
-	if !again {
-		b.WriteByte('\n')
-	}
-	_, err := io.WriteString(out, b.String())
-	return err
+	return p.print(out, latenciesMissing(s.Losses))
 }
 
 // row prints the cells of one kind of I/O; percentile 100 is the maximum.

@@ -4,9 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/xenserver/dtagent/probes/guestio"
@@ -40,35 +38,24 @@ func direct(ctx context.Context, xenstore string, interval time.Duration, fn fun
 
 // printFigures prints what is known without eBPF.
 func printFigures(out io.Writer, s *guestio.Sample, zone *time.Location, again bool) error {
-	var b strings.Builder
-	if again {
-		b.WriteString("\x1b[H\x1b[2J")
-	}
-	fmt.Fprintf(&b, "%s, %d disks, in %s; by figures of tapdisk and dom0, means in ms\n", s.Time.In(zone).Format(time.TimeOnly), len(s.VBDs), duration(s.Seconds))
+	heading := fmt.Sprintf("%s, %d disks, in %s; by figures of tapdisk and dom0, means in ms", s.Time.In(zone).Format(time.TimeOnly), len(s.VBDs), duration(s.Seconds))
 	if h := s.Host; h != nil {
-		fmt.Fprintf(&b, "dom0: %d CPUs, %.0f %% idle, %.1f %% steal\n", h.CPUs, 100*h.Idle, 100*h.Steal)
+		heading += fmt.Sprintf("\ndom0: %d CPUs, %.0f %% idle, %.1f %% steal", h.CPUs, 100*h.Idle, 100*h.Steal)
 	}
-	if s.Trouble != "" {
-		fmt.Fprintf(&b, "trouble: %s\n", plain(s.Trouble))
-	}
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+	page := newIOPage(s, again, heading)
+	w := page.rows
 	fmt.Fprint(w, "dom\tname\tdisk\tpid\tread/s\tMB/s\tmean\twrite/s\tMB/s\tmean\tin flight\ton ring\twaiting\tcpu %\trunq %\tpaused\t\n")
-	var notes []string
 	for i := range s.VBDs {
 		v := &s.VBDs[i]
-		disk := v.Device
-		if disk == "" {
-			disk = strconv.FormatUint(uint64(v.Devid), 10)
-		}
-		fmt.Fprintf(w, "%d\t%s\t%s\t", v.Domid, cut(plain(v.Domain), 20), plain(disk))
+		page.disk(v)
 		t := v.Tapdisk
 		if t == nil {
 			why := v.Why
 			if v.Kind != guestio.Tapdisk {
 				why = "no tapdisk serves it, its backend is " + v.Kind
 			}
-			notes = append(notes, fmt.Sprintf("%d %s: %s", v.Domid, plain(disk), plain(why)))
-			fmt.Fprint(w, strings.Repeat("-\t", 13), "\n")
+			page.note(v, why)
+			page.nothing(13)
 			continue
 		}
 		fmt.Fprintf(w, "%d\t", t.PID)
@@ -95,23 +82,11 @@ func printFigures(out io.Writer, s *guestio.Sample, zone *time.Location, again b
 		}
 		fmt.Fprintf(w, "%d\t%s\t%s\t%.0f\t%.0f\t%s\t\n", t.InFlight, ring, waiting, 100*t.CPU, 100*t.RunQueue, paused)
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if len(s.VBDs) == 0 {
-		b.WriteString("no guest has a disk\n")
-	}
-	for _, n := range notes {
-		fmt.Fprintln(&b, n)
-	}
+	var more strings.Builder
 	for i := range s.SRs {
-		printSR(&b, &s.SRs[i])
+		printSR(&more, &s.SRs[i])
 	}
-	if !again {
-		b.WriteByte('\n')
-	}
-	_, err := io.WriteString(out, b.String())
-	return err
+	return page.print(out, more.String())
 }
 
 // printSR prints what is known of the way to an SR, if it is one over a network.

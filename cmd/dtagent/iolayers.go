@@ -3,9 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/xenserver/dtagent/probes/event"
@@ -51,46 +48,19 @@ func layerMean(l event.Layer) func(*guestio.VBD) float64 {
 // printLayers prints a sample as a table of layers, a row for reads and one for writes
 // of each disk.
 func printLayers(out io.Writer, s *guestio.Sample, zone *time.Location, figure string, totals, again bool) error {
-	var b strings.Builder
-	if again {
-		b.WriteString("\x1b[H\x1b[2J")
-	}
-	from := fmt.Sprintf("in %s", duration(s.Seconds))
-	if totals {
-		from = fmt.Sprintf("since %s", s.Since.In(zone).Format(time.TimeOnly))
-	}
-	fmt.Fprintf(&b, "%s, %d disks, %s; %s of each layer in ms\n", s.Time.In(zone).Format(time.TimeOnly), len(s.VBDs), from, figure)
-	if s.Trouble != "" {
-		fmt.Fprintf(&b, "trouble: %s\n", plain(s.Trouble))
-	}
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	unit := "/s"
-	if totals {
-		unit = ""
-	}
-	fmt.Fprintf(w, "dom\tname\tdisk\tI/O\tn%s\t", unit)
+	from, unit := samplePeriod(s, zone, totals)
+	p := newIOPage(s, again, fmt.Sprintf("%s, %d disks, %s; %s of each layer in ms", s.Time.In(zone).Format(time.TimeOnly), len(s.VBDs), from, figure))
+	fmt.Fprintf(p.rows, "dom\tname\tdisk\tI/O\tn%s\t", unit)
 	for l := event.LayerTotal; l < event.NumLayers; l++ {
-		fmt.Fprintf(w, "%s\t", l)
+		fmt.Fprintf(p.rows, "%s\t", l)
 	}
-	fmt.Fprint(w, "\n")
-	var notes []string
+	fmt.Fprintln(p.rows)
 	for i := range s.VBDs {
 		v := &s.VBDs[i]
-		disk := v.Device
-		if disk == "" {
-			disk = strconv.FormatUint(uint64(v.Devid), 10)
-		}
 		if v.Layers == nil {
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", v.Domid, cut(plain(v.Domain), 20), plain(disk), strings.Repeat("-\t", int(event.NumLayers)+2))
-			why := v.LayersWhy
-			switch {
-			case why != "":
-			case v.Kind == "vbd3":
-				why = "its tapdisk is not seen by layer yet"
-			default:
-				why = "only tapdisks are seen by layer, its backend is " + v.Kind
-			}
-			notes = append(notes, fmt.Sprintf("%d %s: %s", v.Domid, plain(disk), plain(why)))
+			p.disk(v)
+			p.nothing(int(event.NumLayers) + 2)
+			p.note(v, noLayers(v))
 			continue
 		}
 		for _, write := range []bool{false, true} {
@@ -103,33 +73,29 @@ func printLayers(out io.Writer, s *guestio.Sample, zone *time.Location, figure s
 			if !totals && s.Seconds > 0 {
 				n /= s.Seconds
 			}
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%.0f\t", v.Domid, cut(plain(v.Domain), 20), plain(disk), name, n)
+			p.disk(v)
+			fmt.Fprintf(p.rows, "%s\t%.0f\t", name, n)
 			for l := event.LayerTotal; l < event.NumLayers; l++ {
 				h, ok := r.Layers[l.String()]
 				if !ok || h.Count == 0 {
-					fmt.Fprint(w, "-\t")
+					fmt.Fprint(p.rows, "-\t")
 					continue
 				}
-				fmt.Fprintf(w, "%s\t", milliseconds(layerFigures[figure](&h.Latency)))
+				fmt.Fprintf(p.rows, "%s\t", milliseconds(layerFigures[figure](&h.Latency)))
 			}
-			fmt.Fprint(w, "\n")
+			fmt.Fprintln(p.rows)
 		}
 	}
-	if err := w.Flush(); err != nil {
-		return err
+	return p.print(out, latenciesMissing(s.Losses))
+}
+
+// noLayers says why a disk has none.
+func noLayers(v *guestio.VBD) string {
+	switch {
+	case v.LayersWhy != "":
+		return v.LayersWhy
+	case v.Kind == guestio.Tapdisk:
+		return "its tapdisk is not seen by layer yet"
 	}
-	if len(s.VBDs) == 0 {
-		b.WriteString("no guest has a disk\n")
-	}
-	for _, n := range notes {
-		fmt.Fprintln(&b, n)
-	}
-	for _, l := range s.Losses {
-		fmt.Fprintf(&b, "latencies missing: %s: %d\n", l.Cause, l.Count)
-	}
-	if !again {
-		b.WriteByte('\n')
-	}
-	_, err := io.WriteString(out, b.String())
-	return err
+	return "only tapdisks are seen by layer, its backend is " + v.Kind
 }

@@ -1,6 +1,10 @@
 package logline
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/xenserver/dtagent/probes/event"
+)
 
 // ObjectKind is a class of XAPI's objects.
 type ObjectKind uint8
@@ -42,7 +46,7 @@ func Objects(message []byte, f func(ObjectKind, []byte)) (method []byte) {
 	found := false
 	for range maxObjects {
 		for _, o := range objectWords {
-			if id, ok := bytes.CutPrefix(rest, []byte(o.word)); ok && len(id) > 36 && isUUID(id[:36]) && (id[36] == '\'' || id[36] == ' ') {
+			if id, ok := bytes.CutPrefix(rest, []byte(o.word)); ok && len(id) > 36 && event.IsUUID(id[:36]) && (id[36] == '\'' || id[36] == ' ') {
 				f(o.kind, id[:36:36])
 				found = true
 			}

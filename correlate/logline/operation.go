@@ -1,6 +1,9 @@
 package logline
 
-import "github.com/xenserver/dtagent/correlate/internal/cutjson"
+import (
+	"github.com/xenserver/dtagent/correlate/internal/cutjson"
+	"github.com/xenserver/dtagent/probes/event"
+)
 
 // maxDepth bounds how deep compound operations are followed. xenopsd's own are
 // three deep: Parallel of Nested_parallel of Serial.
@@ -119,34 +122,14 @@ func Object(op []byte) []byte {
 		if !ok {
 			return nil
 		}
-		if isUUID(first) {
+		if event.IsUUID(first) {
 			return first
 		}
 		c = at // ["Atomic",["VM_unpause",…]]
 	}
 	id, ok := c.String()
-	if !ok || !isUUID(id) {
+	if !ok || !event.IsUUID(id) {
 		return nil
 	}
 	return id
-}
-
-// isUUID tells whether b is written as a UUID.
-func isUUID(b []byte) bool {
-	if len(b) != 36 {
-		return false
-	}
-	for i, c := range b {
-		switch i {
-		case 8, 13, 18, 23:
-			if c != '-' {
-				return false
-			}
-		default:
-			if (c < '0' || c > '9') && (c|0x20 < 'a' || c|0x20 > 'f') {
-				return false
-			}
-		}
-	}
-	return true
 }

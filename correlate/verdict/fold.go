@@ -87,7 +87,7 @@ type foldedDisk struct {
 func (f *foldedDisk) add(d *Disk, seconds float64) {
 	before := f.Disk
 	f.Disk = *d // who it is as it was known last
-	f.Requests, f.Own, f.OwnBytes, f.Barriers, f.Lost = before.Requests, before.Own, before.OwnBytes+d.OwnBytes, before.Barriers+d.Barriers, before.Lost+d.Lost
+	f.Requests, f.Own, f.Barriers, f.Lost = before.Requests, before.Own, before.Barriers+d.Barriers, before.Lost+d.Lost
 	f.Ring, f.Shm, f.Process, f.Emulated = before.Ring, before.Shm, before.Process, before.Emulated
 	for op := range d.Requests {
 		to, r := &f.Requests[op], &d.Requests[op]

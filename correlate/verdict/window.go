@@ -47,8 +47,7 @@ type Disk struct {
 	// block device: nothing is known of the backend itself.
 	Layered bool
 
-	Own      *Hist  // I/O of the backend's own, such as that of the image's tables
-	OwnBytes uint64 // 0: not known
+	Own *Hist // I/O of the backend's own, such as that of the image's tables
 
 	Barriers uint64 // barrier or flush requests of the guest
 	Ring     *Ring

@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"github.com/xenserver/dtagent/correlate/internal/cutjson"
+	"github.com/xenserver/dtagent/probes/event"
 )
 
 // Protocol is a way to write remote procedure calls.
@@ -151,15 +152,15 @@ func (d *Decoder) namedParameters(call *Call, c *cutjson.Cursor) {
 		c.Skip()
 		switch {
 		case string(key) == "id" || string(key) == "vm":
-			if id := d.firstString(&at); isUUID(id) && call.Object == nil {
+			if id := d.firstString(&at); event.IsUUID(id) && call.Object == nil {
 				call.Object = id
 			}
 		case string(key) == "sr":
-			if id := d.firstString(&at); isUUID(id) && call.SR == nil {
+			if id := d.firstString(&at); event.IsUUID(id) && call.SR == nil {
 				call.SR = id
 			}
 		case string(key) == "vdi":
-			if id := d.firstString(&at); isUUID(id) && call.VDI == nil {
+			if id := d.firstString(&at); event.IsUUID(id) && call.VDI == nil {
 				call.VDI = id
 			}
 		case cutjson.Is(key, "debug_info") || cutjson.Is(key, "dbg"):
@@ -239,10 +240,4 @@ func quoteAfter(text []byte, i, level int) (int, bool) {
 		return 0, false
 	}
 	return i + level + 1, true
-}
-
-// isUUID tells whether b is written as a UUID.
-func isUUID(b []byte) bool {
-	return len(b) == 36 && b[8] == '-' && b[13] == '-' && b[18] == '-' && b[23] == '-' &&
-		isHex(b[:8]) && isHex(b[9:13]) && isHex(b[14:18]) && isHex(b[19:23]) && isHex(b[24:])
 }

@@ -1,6 +1,10 @@
 package redact
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/xenserver/dtagent/probes/event"
+)
 
 // Sets of bytes; a table is faster than comparisons and easier to read.
 type charset [256]bool
@@ -52,26 +56,9 @@ func (c *charset) run(b []byte) int {
 	return len(b)
 }
 
-// isUUID tells whether b is a UUID in the usual form.
-func isUUID(b []byte) bool {
-	if len(b) != 36 {
-		return false
-	}
-	for i, x := range b {
-		if i == 8 || i == 13 || i == 18 || i == 23 {
-			if x != '-' {
-				return false
-			}
-		} else if !setHex[x] {
-			return false
-		}
-	}
-	return true
-}
-
 // isIdent tells whether b is what toolstack services name objects and tasks
 // by: a UUID or a short decimal number.
-func isIdent(b []byte) bool { return isUUID(b) || setDigit.all(b, 10) }
+func isIdent(b []byte) bool { return event.IsUUID(b) || setDigit.all(b, 10) }
 
 // taskID returns where the id of a task, R:8ae06e1ea3d1, begins that ends b, with
 // the space between it and the task's label; the end of b if there is none.

@@ -1,6 +1,10 @@
 package redact
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/xenserver/dtagent/probes/event"
+)
 
 // logLine masks the log line of the canvas. Kept are the part before the
 // brackets, the brackets (scrubbed), and of the message what one of the
@@ -144,7 +148,7 @@ func (r *Redactor) logObjects(i, n int) {
 				v = j + len(kind)
 			}
 		}
-		if v > 0 && v+36 <= n && isUUID(c.src[v:v+36]) && (c.at(v+36, "'") || c.at(v+36, " ")) {
+		if v > 0 && v+36 <= n && event.IsUUID(c.src[v:v+36]) && (c.at(v+36, "'") || c.at(v+36, " ")) {
 			c.keep(i, min(v+37, n))
 		}
 		k := bytes.Index(c.src[j:n], []byte("; "))
@@ -209,7 +213,7 @@ func isOpName(b []byte) bool {
 // "VBD.plug vm=<uuid>".
 func isOpArg(b []byte) bool {
 	switch {
-	case isUUID(b), setDigit.all(b, 5):
+	case event.IsUUID(b), setDigit.all(b, 5):
 		return true
 	case len(b) <= 5:
 		return setDevice.all(b, 5)
@@ -223,7 +227,7 @@ func isOpArg(b []byte) bool {
 		return false
 	}
 	rest := b[k+1:]
-	return setCode.all(b[:k], 64) && len(rest) == 3+36 && equalFold(rest[:3], "vm=") && isUUID(rest[3:])
+	return setCode.all(b[:k], 64) && len(rest) == 3+36 && equalFold(rest[:3], "vm=") && event.IsUUID(rest[3:])
 }
 
 var (

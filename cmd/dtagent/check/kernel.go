@@ -3,7 +3,9 @@ package check
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/xenserver/dtagent/bpf"
@@ -98,11 +100,38 @@ func (k Kernel) All() []Item {
 	return out
 }
 
+// together returns the items of hooks, with one for all hooks of a probe that say the
+// same.
+func together(hooks []Hook) []Item {
+	type same struct {
+		probe string
+		Item
+	}
+	var order []same
+	count, name := map[same]int{}, map[same]string{}
+	for _, h := range hooks {
+		s := same{h.Probe, h.Item}
+		s.Name = ""
+		if count[s] == 0 {
+			order, name[s] = append(order, s), h.Name
+		}
+		count[s]++
+	}
+	out := make([]Item, len(order))
+	for i, s := range order {
+		out[i] = s.Item
+		if out[i].Name = name[s]; count[s] > 1 {
+			out[i].Name = fmt.Sprintf("%s: %d hooks", s.probe, count[s])
+		}
+	}
+	return out
+}
+
 // Restrictions returns what does not just work, but for what is not there and
 // nothing to do about.
 func (k Kernel) Restrictions() []Item {
 	var out []Item
-	for _, i := range k.All() {
+	for _, i := range append(slices.Clone(k.Items), together(k.Hooks)...) {
 		if i.State == Wider || i.State == Fails || i.State == Unknown {
 			out = append(out, i)
 		}

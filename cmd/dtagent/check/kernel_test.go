@@ -47,6 +47,22 @@ func TestFromBPF(t *testing.T) {
 	qt.Check(t, qt.StringContains(log.String(), `msg="wait: sched:sched_wakeup" state=wider detail="by tracepoint" why="raw tracepoint: 2 places" do=nothing`))
 }
 
+// Hooks of a probe that say the same are told in one line.
+func TestTogether(t *testing.T) {
+	hook := func(p bpf.Probe, name, why string) Hook {
+		return hookOf(bpf.HookCheck{Probe: p, Hook: name, Program: "dt_" + name, Way: bpf.ByTracepoint, Wider: true, Why: why, Advice: "nothing"})
+	}
+	all := []Hook{
+		hook(bpf.Tapdisk, "a", "no kprobes"), hook(bpf.Wait, "b", "no kprobes"), hook(bpf.Tapdisk, "c", "two of them"), hook(bpf.Tapdisk, "d", "no kprobes"),
+	}
+	var names []string
+	for _, i := range together(all) {
+		names = append(names, i.Name+": "+i.Why)
+	}
+	qt.Check(t, qt.DeepEquals(names, []string{"tapdisk: 2 hooks: no kprobes", "wait: b: no kprobes", "tapdisk: c: two of them"}))
+	qt.Check(t, qt.HasLen(Kernel{Hooks: all}.Restrictions(), 3))
+}
+
 // What is missing is said once, with the same words by check and by the agent that
 // does not start.
 func TestRefusal(t *testing.T) {

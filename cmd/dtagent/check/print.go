@@ -73,7 +73,7 @@ func (r *Report) result() string {
 }
 
 // printHooks sums up the hooks of each probe by way, and lists those that do not
-// just work, or all.
+// just work, those that say the same together, or all.
 func (r *Report) printHooks(w io.Writer, all bool) {
 	var probes []string
 	for _, h := range r.Hooks {
@@ -104,9 +104,15 @@ func (r *Report) printHooks(w io.Writer, all bool) {
 		}
 		sum.print(w)
 	}
-	for _, h := range r.Hooks {
-		if all || h.State != Works {
+	if all {
+		for _, h := range r.Hooks {
 			h.print(w)
+		}
+		return
+	}
+	for _, i := range together(r.Hooks) {
+		if i.State != Works {
+			i.print(w)
 		}
 	}
 }
