@@ -367,6 +367,7 @@ static __always_inline void dt_finish(struct dt_tap *t, const struct dt_times *b
 	f->offset = b->offset;
 	if (b->vectors > 1 && b->bytes > e->bytes)
 		f->flags |= DT_R_MERGED;
+	f->queued = b->picked.queued;
 	f->layer[DT_L_METADATA] = dt_since(b->submitted.asleep, e->begun.asleep);
 	runq = dt_since(b->submitted.queued, e->begun.queued);
 	if (b->done && !b->pieces) {
@@ -379,9 +380,13 @@ static __always_inline void dt_finish(struct dt_tap *t, const struct dt_times *b
 		f->layer[DT_L_QUEUE] = issued - b->entered;
 		f->layer[DT_L_DEVICE] = b->done - issued;
 		runq += queued;
-		queued = dt_since(b->picked.queued, b->done_queued);
-		f->layer[DT_L_PICKUP] = dt_since(b->picked.at, b->done + queued);
-		runq += queued;
+		if (b->picked.at < b->done) { /* done when tapdisk was looking already */
+			f->queued = b->done_queued;
+		} else {
+			queued = dt_since(b->picked.queued, b->done_queued);
+			f->layer[DT_L_PICKUP] = dt_since(b->picked.at, b->done + queued);
+			runq += queued;
+		}
 	} else {
 		from = t->submits - b->nth < DT_SUBMITS ? t->returned[b->nth & (DT_SUBMITS - 1)] : 0;
 		if (from < b->submitted.at)
@@ -390,7 +395,6 @@ static __always_inline void dt_finish(struct dt_tap *t, const struct dt_times *b
 		f->layer[c->nodev ? DT_L_DEVICE : DT_L_QUEUE] = dt_since(b->picked.at, from);
 		f->flags |= DT_R_UNSPLIT;
 	}
-	f->queued = b->picked.queued;
 	f->layer[DT_L_RUNQ] = runq;
 }
 
