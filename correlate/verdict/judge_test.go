@@ -168,3 +168,20 @@ func TestConfidence(t *testing.T) {
 	}) < sure))
 	qt.Check(t, qt.IsTrue(judge(func(d *Disk) { d.Shm, d.Ring = nil, nil }) < sure))
 }
+
+// A few windows in which a busy host was in the way do not hide what is slower than
+// any of them by far.
+func TestNoisyBaseline(t *testing.T) {
+	windows := make([]seen, 15)
+	for i := range windows {
+		windows[i].Mean[event.LayerTotal] = 1400
+	}
+	windows[3].Mean[event.LayerTotal], windows[7].Mean[event.LayerTotal] = 3000, 3400
+	u := usualOf(windows, 0)
+	for _, c := range []struct {
+		mean float64
+		want bool
+	}{{1.5e6, false}, {3.6e6, false}, {5.9e6, false}, {7.4e6, true}} {
+		qt.Check(t, qt.Equals(isMore(c.mean, &u, 300, 1e4), c.want), qt.Commentf("%v", time.Duration(c.mean)))
+	}
+}
