@@ -98,24 +98,28 @@ func (k *Kernel) probe(memlock error) {
 	optional("task structure", detail, "report this kernel (/sys/kernel/notes); meanwhile wakeups are seen by the tracepoint, at a higher cost", noPID)
 	k.config.TaskPid = pid
 	yield := k.opt.dispatch || callsYield()
+	k.tracefs = tracefs
+	k.cannot = func(f *functions) func(way) error {
+		return func(w way) error {
+			switch {
+			case w.by == ByRawTracepoint && raw != nil:
+				return raw
+			case w.task && noPID != nil:
+				return noPID
+			case w.btf && k.tier != Modern:
+				return errors.New("what it reads is known by BTF only")
+			case w.calls && yield:
+				return errors.New("this kernel takes the CPU from programs there")
+			case w.function():
+				return f.cannot(w)
+			}
+			return nil
+		}
+	}
 	dropReturns(tracefs)
 	functions := findFunctions(hooks)
-	cannot := func(w way) error {
-		switch {
-		case w.by == ByRawTracepoint && raw != nil:
-			return raw
-		case w.task && noPID != nil:
-			return noPID
-		case w.btf && k.tier != Modern:
-			return errors.New("what it reads is known by BTF only")
-		case w.calls && yield:
-			return errors.New("this kernel takes the CPU from programs there")
-		case w.function():
-			return functions.cannot(w)
-		}
-		return nil
-	}
 	defer functions.close()
+	cannot := k.cannot(functions)
 	k.hooks, k.dispatched = map[Probe][]found{}, map[Probe][]found{}
 	for _, p := range allProbes {
 		if p == Disk || p == Tapdisk {

@@ -168,6 +168,9 @@ func tellDispatchCost(t *testing.T, tier Tier) {
 	}
 	const all = "all probes, of no target"
 	least[all] = callTime()
+	for range 4 {
+		least[all] = min(least[all], callTime())
+	}
 	cases = append(cases, struct {
 		name   string
 		attach func() []link.Link

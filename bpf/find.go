@@ -24,6 +24,7 @@ type HookCheck struct {
 	Wider    bool   // a narrower way than Way does not work here
 	Optional bool   // the hook of a system call that this kernel may lack
 	Why      string // why not, or why not by a narrower way
+	Waits    string // module that has to be loaded for a narrower way
 	Advice   string // what to do about it
 }
 
@@ -119,6 +120,10 @@ func (k *Kernel) choose(c *HookCheck, h hook, tracefs string, cannot func(way) e
 		if err != nil {
 			why = append(why, fmt.Sprintf("%s: %v", w.place(), err))
 			absent = absent && errors.Is(err, errNoTracepoint)
+			var m noModule
+			if c.Waits == "" && errors.As(err, &m) {
+				c.Waits = string(m)
+			}
 			c.Wider = c.Wider || !w.calls // the dispatcher that is taken instead of those loses nothing
 			loses = loses || !w.calls && !w.function()
 			continue
@@ -141,6 +146,8 @@ func (k *Kernel) choose(c *HookCheck, h hook, tracefs string, cannot func(way) e
 		}
 	case c.Wider && loses:
 		c.Advice = "nothing: it works all the same, at a higher cost and with losses, which are counted"
+	case c.Wider && c.Waits != "" && loadedLate(c.Probe):
+		c.Advice = "nothing: it works all the same, at a higher cost; the module is looked for again when the first tapdisk is"
 	case c.Wider:
 		c.Advice = "nothing: it works all the same, at a higher cost"
 	}
@@ -176,9 +183,43 @@ func (k *Kernel) dispatch(p Probe, f found) {
 	k.dispatched[p] = append(k.dispatched[p], f)
 }
 
-// Hooks returns what Open found out about the hooks of all probes, in the order of
-// attaching. It is empty where Open did not come so far.
-func (k *Kernel) Hooks() []HookCheck { return k.hookChecks }
+// Hooks returns what was found out about the hooks of all probes, in the order of
+// attaching: by Open, and for a probe that is loaded late once more then. It is empty
+// where Open did not come so far.
+func (k *Kernel) Hooks() []HookCheck {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.hookChecks
+}
+
+// again looks for the hooks of a probe once more, if one waits for a module; else it
+// returns nil.
+func (k *Kernel) again(p Probe) *Kernel {
+	if !slices.ContainsFunc(k.Hooks(), func(c HookCheck) bool { return c.Probe == p && c.Waits != "" && hasModule(c.Waits) }) {
+		return nil
+	}
+	functions := findFunctions(map[Probe][]hook{p: hooks[p]})
+	defer functions.close()
+	fresh := &Kernel{hooks: map[Probe][]found{}, dispatched: map[Probe][]found{}}
+	if _, err := fresh.findHooks(k.tracefs, p, k.cannot(functions)); err != nil {
+		return nil // what was found first still works
+	}
+	return fresh
+}
+
+// adopt takes over what again has found. Nothing of the probe is loaded.
+func (k *Kernel) adopt(p Probe, fresh *Kernel) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.hooks[p], k.dispatched[p] = fresh.hooks[p], fresh.dispatched[p]
+	var all []HookCheck
+	for _, c := range k.hookChecks {
+		if c.Probe != p {
+			all = append(all, c)
+		}
+	}
+	k.hookChecks = append(all, fresh.hookChecks...)
+}
 
 // attach attaches a program that is made for the way.
 func (f found) attach(p *ebpf.Program) (link.Link, error) {

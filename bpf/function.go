@@ -97,7 +97,7 @@ func findFunctions(hooks map[Probe][]hook) *functions {
 		if err == nil {
 			f.none[by] = f.try(way{by: by, symbol: someFunction})
 		}
-		if errors.Is(f.none[by], ebpf.ErrNotSupported) {
+		if errors.Is(f.none[by], ebpf.ErrNotSupported) || errors.Is(f.none[by], fs.ErrNotExist) {
 			f.none[by] = errors.New("the kernel has none (CONFIG_KPROBE_EVENTS)")
 		}
 	}
@@ -118,7 +118,7 @@ func (f *functions) cannot(w way) error {
 	s := f.symbols[w.symbol]
 	switch {
 	case len(s.places) == 0 && w.module != "" && !hasModule(w.module):
-		return fmt.Errorf("module %s is not loaded", w.module)
+		return noModule(w.module)
 	case len(s.places) == 0 && s.part != "":
 		return fmt.Errorf("the kernel has no such function as a whole, only %s", s.part)
 	case len(s.places) == 0:
@@ -192,6 +192,11 @@ func parseSymbols(r io.Reader, wanted map[string]symbol) error {
 	}
 	return nil
 }
+
+// noModule is the module that a way waits for.
+type noModule string
+
+func (m noModule) Error() string { return "module " + string(m) + " is not loaded" }
 
 // hasModule tells whether a module is loaded.
 func hasModule(name string) bool {

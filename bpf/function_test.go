@@ -109,6 +109,51 @@ func TestChooseFunctions(t *testing.T) {
 	qt.Check(t, qt.Equals(calls[0], entry{"dt_t_rets", 0, "dt_x_read"}))
 }
 
+// A function of a module that was loaded meanwhile is found when its probe is needed.
+func TestHooksAgain(t *testing.T) {
+	tracefs := tracefsOf419(t)
+	none := func(*functions) func(way) error {
+		return func(w way) error {
+			switch {
+			case w.module != "":
+				return noModule("kernel") // which every /sys/module has
+			case w.function():
+				return errors.New("no")
+			}
+			return nil
+		}
+	}
+	k := &Kernel{hooks: map[Probe][]found{}, dispatched: map[Probe][]found{}, tracefs: tracefs, cannot: none}
+	_, err := k.findHooks(tracefs, Stream, none(nil))
+	qt.Assert(t, qt.IsNil(err))
+	_, err = k.findHooks(tracefs, Tapdisk, none(nil))
+	qt.Assert(t, qt.IsNil(err))
+	n := len(k.Hooks())
+	copied := func() (c HookCheck) {
+		for _, c = range k.Hooks() {
+			if c.Hook == "tapdisk:grant copy" {
+				return c
+			}
+		}
+		t.Fatal("no grant copy")
+		return c
+	}
+	qt.Check(t, qt.Equals(copied().Waits, "kernel"))
+	qt.Check(t, qt.Equals(copied().Way, ByTracepoint))
+	qt.Check(t, qt.IsNil(k.again(Stream))) // nothing there waits
+
+	k.cannot = func(*functions) func(way) error { return func(way) error { return nil } }
+	fresh := k.again(Tapdisk)
+	qt.Assert(t, qt.IsNotNil(fresh))
+	k.adopt(Tapdisk, fresh)
+	qt.Check(t, qt.HasLen(k.Hooks(), n))
+	c := copied()
+	qt.Check(t, qt.Equals(c.Way, ByKprobe))
+	qt.Check(t, qt.Equals(c.Function, "gntdev_ioctl"))
+	qt.Check(t, qt.Equals(c.Waits, ""))
+	qt.Check(t, qt.IsNil(k.again(Tapdisk)))
+}
+
 // What a process has left behind that was killed goes; what another one uses stays.
 func TestDropReturns(t *testing.T) {
 	dir := t.TempDir()

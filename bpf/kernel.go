@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"sync"
 
 	"github.com/cilium/ebpf/rlimit"
 )
@@ -99,6 +100,10 @@ type Kernel struct {
 
 	dispatched map[Probe][]found // hooks behind dispatchers, which are among hooks
 
+	tracefs string
+	cannot  func(*functions) func(way) error // says why a way does not work
+
+	mu         sync.Mutex
 	hookChecks []HookCheck
 }
 

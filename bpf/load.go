@@ -85,8 +85,8 @@ func (k *Kernel) Load() (_ *Session, err error) {
 	if s.tier == Legacy {
 		s.call = callTime()
 		n := 0
-		for _, hooks := range k.hooks {
-			n += len(hooks)
+		for p, all := range hooks {
+			n += len(all) + len(dispatchers[p])
 		}
 		if s.maps[runsMap], err = newRuns(n); err != nil {
 			return nil, fmt.Errorf("map %s: %w", runsMap, err)
@@ -141,6 +141,11 @@ func (s *Session) loadLate(p Probe) error {
 		return nil
 	case len(s.kernel.hooks[p]) == 0:
 		return fmt.Errorf("probe %s: this kernel lacks its tracepoints; `dtagent check` says which", p)
+	}
+	if fresh := s.kernel.again(p); fresh != nil {
+		s.mu.Lock()
+		s.kernel.adopt(p, fresh)
+		s.mu.Unlock()
 	}
 	return s.load(p)
 }

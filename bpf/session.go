@@ -292,13 +292,8 @@ func (s *Session) Losses() []Loss {
 // system call on a map. It did so for whichever process, and counts no run then. It
 // tells of tracepoints from Linux 6.7 on, and of raw tracepoints from 6.1 on.
 func (s *Session) skipped(p Probe) (n uint64) {
-	seen := map[string]bool{}
-	for _, h := range s.kernel.hooks[p] {
-		if seen[h.program] {
-			continue
-		}
-		seen[h.program] = true
-		if st, err := s.progs[p][h.program].Stats(); err == nil {
+	for _, prog := range s.progs[p] {
+		if st, err := prog.Stats(); err == nil {
 			n += st.RecursionMisses
 		}
 	}

@@ -934,6 +934,7 @@ int dt_t_switch(void *ctx)
 		t->queued += dt_since(now, t->waiting);
 	t->waiting = 0;
 	t->off = 0;
+	dt_known(t, now); /* the end of a select that began before is not seen by a kretprobe */
 	return 0;
 }
 
@@ -1142,11 +1143,9 @@ int dt_t_kcopy(struct dt_pt_regs *ctx)
 SEC("kprobe/__x64_sys_ioctl")
 int dt_t_scopy(struct dt_pt_regs *ctx)
 {
-	struct dt_regs args = {};
-
-	if (!dt_tap() || !dt_sys_args(&args, ctx))
+	if (!dt_tap() || (__u32)DT_SYS_ARG2(ctx) != GRANT_COPY)
 		return 0;
-	return (__u32)args.si == GRANT_COPY ? dt_copy(ctx, args.dx) : 0;
+	return dt_copy(ctx, DT_SYS_ARG3(ctx));
 }
 
 SEC("kprobe/evtchn_ioctl")
@@ -1158,11 +1157,9 @@ int dt_t_knotify(struct dt_pt_regs *ctx)
 SEC("kprobe/__x64_sys_ioctl")
 int dt_t_snotify(struct dt_pt_regs *ctx)
 {
-	struct dt_regs args = {};
-
-	if (!dt_tap() || !dt_sys_args(&args, ctx))
+	if (!dt_tap() || (__u32)DT_SYS_ARG2(ctx) != EVTCHN_NOTIFY)
 		return 0;
-	return (__u32)args.si == EVTCHN_NOTIFY ? dt_answered(ctx) : 0;
+	return dt_answered(ctx);
 }
 
 /* gntdev_ioctl or __x64_sys_ioctl */
@@ -1175,11 +1172,15 @@ int dt_t_kioctled(void *ctx)
 SEC("kprobe/__x64_sys_io_submit")
 int dt_t_ksubmit(struct dt_pt_regs *ctx)
 {
-	struct dt_regs args = {};
+	__u64 ring, iocbs;
+	__u32 n;
 
-	if (!dt_tap() || !dt_sys_args(&args, ctx))
+	if (!dt_tap())
 		return 0;
-	return dt_submit(ctx, args.di, args.si, args.dx);
+	ring = DT_SYS_ARG1(ctx);
+	n = DT_SYS_ARG2(ctx);
+	iocbs = DT_SYS_ARG3(ctx);
+	return dt_submit(ctx, ring, n, iocbs);
 }
 
 SEC("kretprobe/__x64_sys_io_submit")

@@ -338,3 +338,32 @@ func TestLooks(t *testing.T) {
 		qt.Check(t, qt.Equals(isLook(name), look), qt.Commentf("%s", name))
 	}
 }
+
+// BenchmarkRequest is a slow request with six layers, and two links.
+func BenchmarkRequest(b *testing.B) {
+	s := limitedScript(b, Limits{DiskRequests: 1e9, Requests: 1e9})
+	e, spans := s.e, 0
+	e.cfg.Emit = func(*Span) { spans++ }
+	for i, id := range []string{vmID, srID} {
+		conn := fmt.Sprint("c", i)
+		s.accept(conn, int32(10+i))
+		s.request(conn, uint32(110+i), "VM.snapshot")
+		s.log(xapi, uint32(110+i), fmt.Sprintf("VM.snapshot R:07432559b30%d", i), "audit", "VM.snapshot: VM = '"+id+"'")
+	}
+	s.wait(3 * time.Second)
+	r := slow(50 * time.Millisecond)
+	for l := event.LayerTapdisk; l < event.LayerDevice; l++ {
+		r.Layers[l] += 1e6
+		r.Layers[event.LayerTotal] += 1e6
+	}
+	ev := event.Event{Kind: event.KindRequest, Component: event.Tapdisk, TGID: 555, Request: r, Disk: guestDisk()}
+	before := spans
+	b.ReportAllocs()
+	for b.Loop() {
+		s.now += 1e6
+		ev.Time, ev.First, ev.Last = s.now, s.now-event.Time(r.Layers[event.LayerTotal]), s.now
+		e.Handle(&ev)
+		e.Advance(s.now)
+	}
+	b.ReportMetric(float64(spans-before)/float64(b.N), "spans/op")
+}

@@ -61,7 +61,7 @@ type Manager struct {
 	stop    context.CancelFunc // of the watcher; nil while no target is wanted
 	// stopClock ends the look at the wall clock; nil while nothing is wanted.
 	stopClock context.CancelFunc
-	closed  bool
+	closed    bool
 
 	watching  sync.WaitGroup
 	listeners listeners

@@ -6,7 +6,7 @@
 #ifndef DT_FUNC_H
 #define DT_FUNC_H
 
-#include "dt_compat.h"
+#include "dt_maps.h"
 
 /* arch/x86/include/asm/ptrace.h: struct pt_regs, as all kernels have it. */
 struct dt_pt_regs {
@@ -22,15 +22,20 @@ struct dt_pt_regs {
 #define DT_RESULT(regs) ((__s64)(regs)->ax)
 
 /*
- * The first arguments of a system call, in a program at its __x64_sys_*, which are
- * given the registers of user space.
+ * An argument of a system call, in a program at its __x64_sys_*, which are given the
+ * registers of user space. It is a function to have a stack of its own.
  */
-static __always_inline int dt_sys_args(struct dt_regs *args, const struct dt_pt_regs *ctx)
+static __noinline __u64 dt_sys_arg(__u64 regs, __u32 offset)
 {
-	if (!dt_read_kernel(args, sizeof(*args), DT_ARG1(ctx) + DT_REGS_DX))
-		return 1;
-	dt_lost(DT_LOSS_FAULT);
-	return 0;
+	__u64 v = 0;
+
+	if (dt_read_kernel(&v, sizeof(v), regs + offset))
+		dt_lost(DT_LOSS_FAULT);
+	return v;
 }
+
+#define DT_SYS_ARG1(regs) dt_sys_arg((regs)->di, __builtin_offsetof(struct dt_pt_regs, di))
+#define DT_SYS_ARG2(regs) dt_sys_arg((regs)->di, __builtin_offsetof(struct dt_pt_regs, si))
+#define DT_SYS_ARG3(regs) dt_sys_arg((regs)->di, __builtin_offsetof(struct dt_pt_regs, dx))
 
 #endif

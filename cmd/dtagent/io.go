@@ -34,6 +34,9 @@ type ioFlags struct {
 	vm, sr, vbd string
 	heatmap     string
 	layers      string
+	figures     bool
+	direct      bool
+	xenstore    string
 	verdict     string
 	length      time.Duration
 }
@@ -48,6 +51,9 @@ tracepoints of the block layer in dom0 and xenstore; it needs no Observer.
 
 With --layers it shows where the requests' time went on their way through dom0. With
 --heatmap it draws how the latencies are spread, a line for each interval.
+With --figures it shows what tapdisks and dom0 tell of themselves: how full the rings
+are, CPU time, pauses, the way to NFS and iSCSI. That needs no eBPF; with --direct it
+needs no agent either.
 With --verdict it watches for some time, says which layer of a disk's way through
 dom0 holds its requests up, and why, and ends: with exit code 4 when it found
 something.`,
@@ -74,6 +80,9 @@ something.`,
 	flags.Lookup("layers").NoOptDefVal = "mean"
 	flags.StringVar(&f.heatmap, "heatmap", "", "draw the latencies of all I/O, or of that kind: all, read, write")
 	flags.Lookup("heatmap").NoOptDefVal = "all"
+	flags.BoolVar(&f.figures, "figures", false, "show what tapdisks and dom0 tell of themselves, without eBPF")
+	flags.BoolVar(&f.direct, "direct", false, "look without the agent, and so without eBPF; shows --figures")
+	flags.StringVar(&f.xenstore, "xenstore", "", "with --direct: xenstored's socket or device")
 	flags.StringVar(&f.verdict, "verdict", "", "say what holds up the disks of this VM, VBD or SR, or all")
 	flags.DurationVar(&f.length, "for", 30*time.Second, "how long --verdict watches")
 	cmd.RunE = work(func(cmd *cobra.Command, _ []string) error {
@@ -88,6 +97,9 @@ something.`,
 		}
 		out := cmd.OutOrStdout()
 		show := func(s *guestio.Sample) error {
+			if f.figures {
+				return printFigures(out, s, time.Local, onTerminal(out) && f.count != 1)
+			}
 			if f.layers != "" {
 				return printLayers(out, s, time.Local, f.layers, f.totals, onTerminal(out) && f.count != 1)
 			}
@@ -120,6 +132,10 @@ func (f *ioFlags) check(length bool) error {
 		return fmt.Errorf("--layers=%s: mean, p50, p99 or max", f.layers)
 	case f.layers != "" && f.heatmap != "":
 		return errors.New("--layers and --heatmap exclude each other")
+	case (f.figures || f.direct) && (f.layers != "" || f.heatmap != "" || f.verdict != "" || f.totals):
+		return errors.New("--figures and --direct go with none of --layers, --heatmap, --verdict, --totals")
+	case f.xenstore != "" && !f.direct:
+		return errors.New("--xenstore is for --direct; else the agent knows")
 	case f.heatmap != "" && f.totals:
 		return errors.New("--heatmap shows intervals, --totals all the time: one of them")
 	case f.verdict != "" && (f.heatmap != "" || f.layers != "" || f.totals || f.once || f.count > 0):
@@ -132,6 +148,7 @@ func (f *ioFlags) check(length bool) error {
 	if f.once {
 		f.count = 1
 	}
+	f.figures = f.figures || f.direct
 	return nil
 }
 
@@ -142,7 +159,7 @@ func (f *ioFlags) samples(cmd *cobra.Command, show func(*guestio.Sample) error) 
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
 	n := 0
-	err := control.NewClient(f.control).IO(ctx, f.interval, nil, func(s *guestio.Sample) error {
+	take := func(s *guestio.Sample) error {
 		if err := f.choose(s); err != nil {
 			return err
 		}
@@ -153,7 +170,13 @@ func (f *ioFlags) samples(cmd *cobra.Command, show func(*guestio.Sample) error) 
 			return errEnough
 		}
 		return nil
-	})
+	}
+	var err error
+	if f.direct {
+		err = direct(ctx, f.xenstore, f.interval, take)
+	} else {
+		err = control.NewClient(f.control).IO(ctx, f.interval, nil, take)
+	}
 	switch {
 	case errors.Is(err, errEnough):
 		return nil

@@ -105,12 +105,12 @@ func printLayers(out io.Writer, s *guestio.Sample, zone *time.Location, figure s
 			}
 			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%.0f\t", v.Domid, cut(plain(v.Domain), 20), plain(disk), name, n)
 			for l := event.LayerTotal; l < event.NumLayers; l++ {
-				if r.Requests == 0 {
+				h, ok := r.Layers[l.String()]
+				if !ok || h.Count == 0 {
 					fmt.Fprint(w, "-\t")
 					continue
 				}
-				h := r.Layers[l.String()].Latency
-				fmt.Fprintf(w, "%s\t", milliseconds(layerFigures[figure](&h)))
+				fmt.Fprintf(w, "%s\t", milliseconds(layerFigures[figure](&h.Latency)))
 			}
 			fmt.Fprint(w, "\n")
 		}

@@ -172,7 +172,7 @@ func TestPrintStatus(t *testing.T) {
 		Probes:       []control.Probe{{Probe: "stream", Program: "dt_e_read", Hook: "syscalls:sys_enter_read", Way: "tracepoint"}, {Probe: "process", Program: "dt_exec", Hook: "sched:sched_process_exec", Way: "tracepoint"}},
 		Children:     2, Events: map[string]uint64{"data": 1000, "log": 20},
 		Losses: []control.Loss{{Probe: "stream", Cause: "buffer full", Count: 3}, {Probe: "process", Cause: "table of processes full"}, {Probe: "stream", Cause: control.CauseNoStart, Count: 4}, {Probe: "wait", Cause: control.CauseNoSwitch, Count: 2}, {Probe: "wait", Cause: control.CauseNoWakeup, Count: 1}, {Probe: "process", Cause: control.CauseSkipped, Count: 1}}, Handover: control.Handover{Dropped: 1},
-		Engine:       correlate.Stats{Stretches: 900, Waits: correlate.WaitStats{Spans: 12, Idle: 40, Answered: 3, Dropped: 1}, Spans: 120, Incomplete: 2, Links: map[correlate.Link]uint64{correlate.LinkThread: 100, correlate.LinkNone: 20}},
+		Engine:       correlate.Stats{Stretches: 900, Requests: correlate.RequestStats{Told: 20, Spans: 12, Links: 5, Limited: 6, Held: 1, Bad: 1, Unknown: 2}, Waits: correlate.WaitStats{Spans: 12, Idle: 40, Answered: 3, Dropped: 1}, Spans: 120, Incomplete: 2, Links: map[correlate.Link]uint64{correlate.LinkThread: 100, correlate.LinkNone: 20}},
 		ObserversDir: "/etc/dtagent/observers.d",
 		XAPI:         &xapi.Status{State: xapi.Lost, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Observers: 2, FromStateFile: true, LastError: "connect: no such file or directory"},
 		Totals:       observer.EndpointStats{Endpoint: "all", State: "ok", Counters: observer.Counters{Produced: 247, Recovered: 7, Sent: 227, Queued: 5, Dropped: dropped.Dropped}},

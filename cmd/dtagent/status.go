@@ -98,6 +98,12 @@ func printStatus(out io.Writer, s *control.Status) error {
 		fmt.Fprintf(w, "\tlong waits: %d spans, %d for answers to calls with spans of their own, %d of idle threads, %d dropped\n",
 			e.Waits.Spans, e.Waits.Answered, e.Waits.Idle, e.Waits.Dropped)
 	}
+	if r := &s.Engine.Requests; r.Told > 0 {
+		fmt.Fprintf(w, "\tguests' disk requests: %d spans with %d links, %d waiting, %d beyond the limit\n", r.Spans, r.Links, r.Held, r.Limited)
+		if odd := r.Bad + r.Unknown; odd > 0 {
+			fmt.Fprintf(w, "\t(%d that cannot be, %d of disks that nobody knew)\n", r.Bad, r.Unknown)
+		}
+	}
 
 	fmt.Fprintf(w, "lost events\t%d\n", s.Lost())
 	slices.SortStableFunc(s.Losses, func(a, b control.Loss) int { return cmp.Compare(b.Count, a.Count) })

@@ -79,8 +79,12 @@ func (j *judge) blame(g *judged) verdict {
 			v.share = s[event.LayerCopy]
 		default:
 			v.cause = Tapdisk
-			if d.Process != nil {
-				v.add("its tapdisk ran for %.0f %% of the time and was not told to pause", 100*d.Process.CPU)
+			if p := d.Process; p != nil {
+				say := fmt.Sprintf("its tapdisk ran for %.0f %% of the time and was not told to pause", 100*p.CPU)
+				if p.Polling {
+					say += "; it polls its ring, so that its CPU says nothing"
+				}
+				v.add("%s", say)
 			}
 		}
 	}

@@ -20,14 +20,14 @@ import (
 // How much is drawn: the tests draw the same each time unless they are asked for more.
 var (
 	seedFlag   = flag.Uint64("seed", 3, "of what the model draws")
-	worldsFlag = flag.Int("worlds", 130, "that TestHealthy draws, of 24 windows of disks each")
-	drawsFlag  = flag.Int("draws", 12, "that TestMatrix makes of each cause and size")
+	worldsFlag = flag.Int("worlds", 117, "that TestHealthy draws, of 24 windows of disks each")
+	drawsFlag  = flag.Int("draws", 6, "that TestMatrix makes of each cause and size")
 )
 
 // Windows in which nothing is wrong, of guests that change what they do: nothing is
 // blamed in any.
 func TestHealthy(t *testing.T) {
-	worlds := *worldsFlag
+	worlds := *worldsFlag / slower
 	if testing.Short() {
 		worlds /= 5
 	}

@@ -238,7 +238,10 @@ func sumRate(w *world) (rate float64) {
 // The right cause is found at each size, the time is given to the right layer, and
 // without trouble nothing is blamed, even when what often goes with it is there.
 func TestMatrix(t *testing.T) {
-	seeds := *drawsFlag
+	seeds := max(*drawsFlag/slower, 1)
+	if testing.Short() {
+		seeds = 2
+	}
 	sizes := []float64{1, 5, 50}
 	rng := rand.New(rand.NewPCG(*seedFlag, 2))
 	var table strings.Builder
@@ -254,7 +257,7 @@ func TestMatrix(t *testing.T) {
 				if tr.name == "own load" {
 					w.guests[0].closed, w.guests[0].depth = true, 1
 				}
-				b := w.learned(needWindows + rng.IntN(40))
+				b := w.learned(needWindows + rng.IntN(20))
 				var in map[string]*injected
 				switch {
 				case size > 1:
@@ -291,7 +294,7 @@ func TestMatrix(t *testing.T) {
 			fmt.Fprintf(&table, " %8d/%-3d", ok, of)
 			all += of
 			right += ok
-			qt.Check(t, qt.IsTrue(float64(ok) >= 0.95*float64(of)), qt.Commentf("%s, %.0f times: %d of %d", tr.name, size, ok, of))
+			qt.Check(t, qt.IsTrue(float64(ok) >= 0.95*float64(of)-1), qt.Commentf("%s, %.0f times: %d of %d", tr.name, size, ok, of))
 		}
 		if n > 0 {
 			fmt.Fprintf(&table, "   %.1f %%, %.1f %%", 100*sum/float64(n), 100*least)
@@ -299,5 +302,6 @@ func TestMatrix(t *testing.T) {
 		}
 		table.WriteByte('\n')
 	}
+	qt.Check(t, qt.IsTrue(float64(right) >= 0.98*float64(all)))
 	t.Logf("right: %d of %d\n%s", right, all, &table)
 }

@@ -85,7 +85,7 @@ func (g *guest) total() float64 {
 	return g.layersOf(depth)[event.LayerTotal]
 }
 
-const samplesOfModel = 200 // requests that are drawn; a window has more, scaled
+const samplesOfModel = 120 // requests that are drawn; a window has more, scaled
 
 // disk is what the guest's disk does in a window.
 func (g *guest) disk(rng *rand.Rand, w *Window, in *injected, exact bool) Disk {
@@ -233,7 +233,7 @@ func (w *world) window(seconds int, in map[string]*injected) *Window {
 				most = max(most, g.rate)
 			}
 		}
-		win.Duration = min(win.Duration, time.Duration(3000/most*1e9))
+		win.Duration = min(win.Duration, time.Duration(1200/most*1e9))
 	}
 	for _, g := range w.guests {
 		win.Disks = append(win.Disks, g.disk(w.rng, win, in[g.id], w.exact))

@@ -283,14 +283,14 @@ func TestGarbledEvents(t *testing.T) {
 			s := newServer(t)
 			s.observer(1)
 			s.observer(2)
-			r := run(t, fast(s))
-			r.names("o1", "o2")
 			var hits atomic.Int32
+			renamed := make(chan struct{})
 			// Only the database itself knows the new name: no event tells it.
 			s.setFault(func(w http.ResponseWriter, m string, params []json.RawMessage, id string) bool {
 				if m != "event.from" {
 					return false
 				}
+				<-renamed
 				if hits.Add(1) > 1 {
 					time.Sleep(100 * time.Millisecond)
 					reply(w, events(id, `[]`, `{"observer":2}`, token))
@@ -299,7 +299,10 @@ func TestGarbledEvents(t *testing.T) {
 				reply(w, events(id, list, `{"observer":2}`, token))
 				return true
 			})
+			r := run(t, fast(s))
+			r.names("o1", "o2")
 			s.observer(1, "name_label", "changed")
+			close(renamed)
 			r.names("changed", "o2")
 			x := r.Status()
 			qt.Check(t, qt.Equals(x.Reconnects, 0))

@@ -37,6 +37,7 @@ type Process struct {
 	Paused        bool      `json:"paused"`
 	PausedSeconds float64   `json:"paused_seconds"` // since the last sample
 	Pauses        uint64    `json:"pauses"`         // since the disk is watched
+	Polling       bool      `json:"polling"`        // it looks at the ring again and again after a request, which takes CPU by design
 	Aside         uint64    `json:"aside"`          // requests that did not come by the ring
 	Read          Processed `json:"read"`
 	Write         Processed `json:"write"`
@@ -129,7 +130,7 @@ func part(d, of time.Duration) float64 {
 }
 
 // figures fills in what is known of a disk without eBPF.
-func (v *VBD) figures(d *disk, l *last, now time.Time) {
+func (v *VBD) figures(d *disk, l *last, host *figures, now time.Time) {
 	f, b := &l.steps.now, &l.steps.before
 	took := time.Duration(0)
 	if !b.when.IsZero() {
@@ -148,6 +149,8 @@ func (v *VBD) figures(d *disk, l *last, now time.Time) {
 		Paused: !d.pauses.since.IsZero(), PausedSeconds: (paused - l.paused).Seconds(), Pauses: d.pauses.count,
 	}
 	l.paused = paused
+	// As tapdisk decides it: without cpumond it takes dom0 for busy.
+	t.Polling = d.polls > 0 && host.hasID && host.idle*100 > float64(d.idle)
 	v.Tapdisk = t
 	if took > 0 {
 		t.Aside = less(f.aside, b.aside)

@@ -175,7 +175,7 @@ func (p *Probe) leave() {
 // uses are the probes that disks are counted with; the second needs the first.
 var uses = []bpf.Probe{bpf.Disk, bpf.Tapdisk}
 
-var errNoKernel = errors.New("the kernel takes no eBPF programs")
+var errNoKernel = errors.New("eBPF is not used")
 
 // attach attaches the probes that are not. It needs turn.
 func (p *Probe) attach() {
@@ -436,7 +436,6 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 	defer p.mu.Unlock()
 	p.trouble = nil
 	p.apply(order, plans, places)
-	p.publish()
 	return nil
 }
 
@@ -501,13 +500,15 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 			d.sources = keep
 		}
 	}
+	sources := make(map[key][]bpf.DiskSource, len(order)) // as they were
 	for _, v := range order {
 		d := p.disks[v.key]
 		if d == nil {
 			d = &disk{since: time.Now()}
 			p.disks[v.key] = d
 		}
-		before, tap := d.sources, d.tap
+		tap := d.tap
+		sources[v.key] = d.sources
 		whose := places[v.key]
 		if d.whose.guest != nil && reflect.DeepEqual(d.whose.guest, whose.guest) {
 			whose.guest = d.whose.guest // who has it may tell by the pointer that nothing is new
@@ -517,16 +518,22 @@ func (p *Probe) apply(order []*vbd, plans map[key]plan, places map[key]whose) {
 			d.pauses, d.done = pauses{}, figure{}
 			d.pauses.look(d.tap.Open, len(d.images) > 0, looked)
 		}
+	}
+	p.publish() // the first record of a tapdisk finds its disk
+	for _, v := range order {
+		d := p.disks[v.key]
 		switch {
 		case !p.attached(bpf.Disk):
-			d.err = p.refused[bpf.Disk]
-		case d.added && (!slices.Equal(before, d.sources) || d.err != nil):
+			if d.err = nil; len(d.sources) > 0 {
+				d.err = p.refused[bpf.Disk]
+			}
+		case d.added && (!slices.Equal(sources[v.key], d.sources) || d.err != nil):
 			d.err = p.o.Kernel.SetDisk(d.slot, d.sources)
 		case !d.added && len(d.sources) > 0 && (freed || !errors.Is(d.err, bpf.ErrDisks)):
 			if d.slot, d.err = p.o.Kernel.AddDisk(d.sources); d.err == nil {
 				d.added, d.since = true, time.Now()
 			}
-		case !d.added:
+		case !d.added && len(d.sources) == 0:
 			d.err = nil
 		}
 		p.applyLayers(d, freed)

@@ -302,7 +302,7 @@ func (w *Watcher) vbd(k key, d *disk, seconds float64, now time.Time) VBD {
 	if !d.done.when.Equal(before.steps.now.when) {
 		before.steps.before, before.steps.now = before.steps.now, d.done
 	}
-	v.figures(d, before, now)
+	v.figures(d, before, &w.host.now, now)
 	w.layers(&v, d, before)
 	if !d.added {
 		before.slot, before.since, before.stats = 0, time.Time{}, bpf.DiskStats{}

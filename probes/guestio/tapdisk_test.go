@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -259,7 +260,7 @@ func TestWithoutEBPF(t *testing.T) {
 		kernel  bool
 		trouble string
 	}{
-		{"no kernel", nil, false, "no block I/O and no layers: the kernel takes no eBPF programs"},
+		{"no kernel", nil, false, "no block I/O and no layers: eBPF is not used"},
 		{"no disk", []bpf.Probe{bpf.Disk, bpf.Tapdisk}, true, "no block I/O and no layers: operation not permitted"},
 		{"no tapdisk", []bpf.Probe{bpf.Tapdisk}, true, "no layers: operation not permitted"},
 	} {
@@ -308,12 +309,14 @@ func TestFigures(t *testing.T) {
 	l.store.Set("/local/domain/5/qemu-pid", "90")
 	l.process(90, "qemu-system-i38", "qemu")
 	l.sched(90, 90, 1e9, 0)
-	l.vbd(Tapdisk, 5, 51712, "xvda", map[string]string{"kthread-pid": "77"})
+	l.vbd(Tapdisk, 5, 51712, "xvda", map[string]string{"kthread-pid": "77", "polling-duration": "8000", "polling-idle-threshold": "50"})
+	l.write(filepath.Join(l.shm, "cpu_util_monitor"), string(binary.LittleEndian.AppendUint32(make([]byte, 4), math.Float32bits(40))))
 	l.tapdisk(77, 5, 51712, counters{reads: 10, readsDone: 10, readTime: 1000})
 	l.write(l.of(77, "nbd-3"), counters{readsDone: 5}.file())
 	l.ring(5, 51712, 100, 100, 100)
 	w := l.watch()
-	w.Sample()
+	qt.Check(t, qt.IsFalse(w.Sample().VBDs[0].Tapdisk.Polling))
+	l.write(filepath.Join(l.shm, "cpu_util_monitor"), string(binary.LittleEndian.AppendUint32(make([]byte, 4), math.Float32bits(62.5))))
 	l.write(l.of(77, "vbd-5-51712"), counters{reads: 40, readsDone: 30, readTime: 5000, writes: 2, writesDone: 2}.file())
 	l.write(l.of(77, "nbd-3"), counters{readsDone: 8}.file())
 	l.ring(5, 51712, 132, 108, 100)
@@ -342,6 +345,8 @@ func TestFigures(t *testing.T) {
 	near(s.Host.Idle, 0.6)
 	near(s.Host.Steal, 0.1)
 	qt.Check(t, qt.Equals(s.Host.CPUs, 2))
+	qt.Check(t, qt.Equals(*s.Host.Cpumond, 0.625))
+	qt.Check(t, qt.IsTrue(p.Polling))
 	w.Close()
 }
 

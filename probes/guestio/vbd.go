@@ -56,6 +56,8 @@ type vbd struct {
 	pid      uint32 // of tapdisk, 0: not known
 	vdi, sr  string // uuids
 	storage  string // what the storage manager says of the repository: nfs, lvm, ext, smb
+	polls    int64  // for how many µs its tapdisk looks at the ring again and again while dom0 is idle enough; 0: it does not
+	idle     int64  // how idle, in %
 	qemu     uint32 // process that emulates devices for the guest, 0: none that is known
 }
 
@@ -123,6 +125,8 @@ func readVBD(ctx context.Context, c *xenstore.Client, k key) (v vbd, ok bool, er
 	if k.kind == Tapdisk {
 		pid, _ := strconv.ParseUint(at("kthread-pid"), 10, 31)
 		v.pid = uint32(pid)
+		v.polls, _ = strconv.ParseInt(at("polling-duration"), 10, 32)
+		v.idle, _ = strconv.ParseInt(at("polling-idle-threshold"), 10, 32)
 	}
 	v.vdi = valid(at("sm-data/vdi-uuid"))
 	v.storage = at("sm-data/storage-type")

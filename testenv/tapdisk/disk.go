@@ -3,6 +3,7 @@
 package tapdisk
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -108,18 +109,10 @@ func Start(ctx context.Context, o Options) (*Disk, error) {
 }
 
 func start(ctx context.Context, o Options) (_ *Disk, failed error) {
-	if o.Domid == 0 {
-		o.Domid = 1
-	}
-	if o.Devid == 0 {
-		o.Devid = 51712
-	}
-	if o.Type == "" {
-		o.Type = Raw
-	}
-	if o.RingPages == 0 {
-		o.RingPages = 1
-	}
+	o.Domid = cmp.Or(o.Domid, 1)
+	o.Devid = cmp.Or(o.Devid, 51712)
+	o.Type = cmp.Or(o.Type, Raw)
+	o.RingPages = cmp.Or(o.RingPages, 1)
 	if o.RingPages&(o.RingPages-1) != 0 || o.RingPages > 8 || o.RingPages < 0 {
 		return nil, fmt.Errorf("a ring of %d pages", o.RingPages)
 	}
@@ -250,19 +243,12 @@ func start(ctx context.Context, o Options) (_ *Disk, failed error) {
 	if err != nil {
 		_ = d.cmd.Process.Kill()
 		<-d.ended
-		return nil, fmt.Errorf("%w: %s", cmpErr(ctx.Err(), errors.New("it did not start")), said.String())
+		return nil, fmt.Errorf("%w: %s", cmp.Or(ctx.Err(), errors.New("it did not start")), said.String())
 	}
 	d.pid = int(binary.NativeEndian.Uint32(up[:]))
 	d.guest.run()
 	d.grants = grants
 	return d, nil
-}
-
-func cmpErr(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // openGrants makes a device of grants that is as slow as it is told to be. The file

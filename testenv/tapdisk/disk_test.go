@@ -76,7 +76,8 @@ func TestLoads(t *testing.T) {
 	for name, l := range loads {
 		for kind, o := range map[string]tapdisk.Options{
 			"raw": {}, "select": {Select: true}, "ring": {RingPages: 8}, "polling": {Polling: time.Millisecond},
-			"vhd": {Type: tapdisk.VHD}, "chain": {Type: tapdisk.VHD, Chain: []string{"1", "2"}},
+			"crowded": {Type: tapdisk.VHD, RingPages: 8}, // more requests than bitmaps that can be cached
+			"vhd":     {Type: tapdisk.VHD}, "chain": {Type: tapdisk.VHD, Chain: []string{"1", "2"}},
 		} {
 			t.Run(kind+"/"+name, func(t *testing.T) {
 				l, o := l, o

@@ -3,6 +3,7 @@
 package tapdisk
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -27,7 +28,7 @@ type Op uint8
 const (
 	Read Op = iota
 	Write
-	Barrier // a write that is answered when all before it are; an empty one where its load is of reads only
+	Barrier // an empty write that is answered when all before it are
 	numOps
 )
 
@@ -50,7 +51,7 @@ type Load struct {
 	Span   int64   // bytes of that part; 16 MiB
 	Rate   float64 // requests a second at most; as many as can be
 	Align  int     // in bytes, of random places; Size, or 4096 when that is more
-	Seed   uint64
+	Seed   uint64  // of what happens and where: the n-th write goes to the same place, whatever is between
 
 	// Check has the data of reads compared with what this guest wrote before to the same
 	// places: Result.Wrong. They have to be on pages, of a disk that was empty.
@@ -110,8 +111,8 @@ type Result struct {
 	Requests []Request // in the order in which they were answered
 	Latency  [numOps]Latencies
 	Kicks    uint64 // of the event channel
-	Failed   int
-	Wrong    int
+	Failed   int    // requests, by their status
+	Wrong    int    // pages that Load.Check did not find as they were written
 	Took     time.Duration
 }
 
@@ -181,10 +182,10 @@ func monotonic() int64 {
 }
 
 func (l *Load) complete(slots int) error {
-	l.Depth = cmpZero(l.Depth, 1)
-	l.Size = cmpZero(l.Size, blkif.Page)
-	l.Span = cmpZero(l.Span, 16<<20)
-	l.Align = cmpZero(l.Align, max(l.Size/blkif.Page*blkif.Page, min(l.Size, blkif.Page)))
+	l.Depth = cmp.Or(l.Depth, 1)
+	l.Size = cmp.Or(l.Size, blkif.Page)
+	l.Span = cmp.Or(l.Span, 16<<20)
+	l.Align = cmp.Or(l.Align, max(l.Size/blkif.Page*blkif.Page, min(l.Size, blkif.Page)))
 	if l.Reads == 0 && l.Writes == 0 && l.Barriers == 0 {
 		l.Reads = 1
 	}
@@ -201,14 +202,6 @@ func (l *Load) complete(slots int) error {
 		return errors.New("requests that begin within a sector")
 	}
 	return nil
-}
-
-func cmpZero[T comparable](v, otherwise T) T {
-	var zero T
-	if v == zero {
-		return otherwise
-	}
-	return v
 }
 
 // Run puts a load on the disk, and returns what came of it when the last request has

@@ -345,13 +345,13 @@ func TestShape(t *testing.T) {
 				t.Logf("%d times, never recorded: %s", here[p], p)
 				qt.Check(t, qt.IsTrue(known.MatchString(p)), qt.Commentf("%s", p))
 			}
-			// What is ready at once depends on how fast everything is.
+			// What is ready at once, and so what follows, depends on how fast everything is.
 			usual := map[string]bool{}
 			for p := range here {
 				usual[ready.ReplaceAllString(p, ":")] = true
 			}
 			for p, n := range pairs(real) {
-				if n*100 > len(real) {
+				if n*100 > len(real) && !strings.HasPrefix(p, "select") {
 					qt.Check(t, qt.IsTrue(usual[ready.ReplaceAllString(p, ":")]), qt.Commentf("recorded %d times: %s", n, p))
 				}
 			}

@@ -71,7 +71,7 @@ func around(v *guestio.VBD, d *verdict.Disk) {
 		d.Ring = &verdict.Ring{Size: r.Size, Occupied: r.Occupied, Waiting: r.Waiting, Full: float64(r.Full) / float64(r.Samples), Samples: uint32(r.Samples)}
 	}
 	if t := v.Tapdisk; t != nil && t.Seconds > 0 {
-		d.Process = &verdict.Process{CPU: t.CPU, RunQueue: t.RunQueue, Paused: time.Duration(t.PausedSeconds * float64(time.Second))}
+		d.Process = &verdict.Process{CPU: t.CPU, RunQueue: t.RunQueue, Paused: time.Duration(t.PausedSeconds * float64(time.Second)), Polling: t.Polling}
 		d.Shm = &verdict.Shm{Outstanding: t.MeanInFlight, Samples: uint32(t.Busy)}
 		for op, p := range []*guestio.Processed{verdict.Read: &t.Read, verdict.Write: &t.Write} {
 			d.Shm.Mean[op], d.Shm.Done[op] = time.Duration(p.MeanUs*1e3), p.Done

@@ -81,12 +81,14 @@ type Knobs struct {
 
 // Truth is what the tapdisk knows of a request: times of CLOCK_MONOTONIC in ns.
 type Truth struct {
+	Woke     int64 // its loop begins the round in which it takes this one; the guest may enqueue it later
 	Taken    int64 // it takes requests off the ring, this among them
 	Queued   int64 // this one is taken and, when it is a write, copied
 	Submit   int64 // io_submit of its first I/O on data begins; 0: it needs none
 	Returned int64 // that io_submit has returned
 	Picked   int64 // its last I/O was seen to be done
 	Answered int64 // the guest can see the response
+	CopyNs   int64 // the GRANT_COPY took
 	BusyNs   int64 // of work that a knob made it do
 	IOs      int32 // on data
 	Metadata int32 // reads of a bitmap that it waited for

@@ -224,7 +224,7 @@ func (g *ring) take(final bool) (n int) {
 			g.free = g.free[:len(g.free)-1]
 			r.msg = *g.s.mem.Request(g.cons)
 			r.truth = g.s.mem.Truth(r.msg.ID)
-			*r.truth = blkif.Truth{Taken: now}
+			*r.truth = blkif.Truth{Woke: g.s.woke, Taken: now}
 			g.taken = append(g.taken, r)
 			n++
 			if r.msg.Operation == blkif.WriteBarrier {
@@ -320,7 +320,9 @@ func (g *ring) copy(r *request) (errno int) {
 		r.copies[i] = c
 	}
 	r.copyArg = copyArg{count: uint32(r.msg.NumSegments), segments: addr(&r.copies[0])}
+	begin := nanotime()
 	call(unix.SYS_IOCTL, uintptr(g.gntdev), grantCopy, addr(&r.copyArg))
+	r.truth.CopyNs += nanotime() - begin
 	for i, seg := range r.msg.Segments[:r.msg.NumSegments] {
 		page, ok := g.s.mem.Granted(seg.Gref)
 		if !ok {

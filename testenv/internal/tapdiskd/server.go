@@ -34,12 +34,13 @@ const (
 
 // Times in ns.
 const (
-	second    = int64(1e9)
-	never     = int64(1<<63 - 1)
-	idle      = 600 * second // SCHEDULER_MAX_TIMEOUT
-	watchdog  = 10 * second  // TD_VBD_WATCHDOG_TIMEOUT
-	retry     = 1 * second   // TD_VBD_RETRY_INTERVAL
-	forgetBuf = 3 * second   // TD_REQS_BUFCACHE_EXPIRE
+	second         = int64(1e9)
+	never          = int64(1<<63 - 1)
+	idle           = 600 * second // SCHEDULER_MAX_TIMEOUT
+	watchdog       = 10 * second  // TD_VBD_WATCHDOG_TIMEOUT
+	retry          = 1 * second   // TD_VBD_RETRY_INTERVAL
+	requestTimeout = 120 * second // TD_VBD_REQUEST_TIMEOUT
+	forgetBuf      = 3 * second   // TD_REQS_BUFCACHE_EXPIRE
 )
 
 // server is the process.
@@ -61,6 +62,7 @@ type server struct {
 	parent                    int // the process that started it
 
 	// The scheduler's.
+	woke              int64 // when it last had something to do
 	wait              [3]fdSet
 	timeout           [2]int64
 	checkRing, forget int64 // when to: never, or a time
@@ -153,12 +155,14 @@ func (s *server) iterate() {
 func (s *server) waitForEvents() {
 	wait := idle
 	now := nanotime()
-	for _, due := range []int64{s.checkRing, s.stopPolling, s.forget} {
-		if due != never && !(due == s.checkRing && s.suspended()) {
-			wait = min(wait, max(due-now, 0))
-		}
+	until := min(s.stopPolling, s.forget)
+	if !s.suspended() {
+		until = min(until, s.checkRing)
 	}
-	if s.failed.head != nil {
+	if until != never {
+		wait = min(wait, max(until-now, 0))
+	}
+	if s.failed.head != nil || s.fresh.head != nil {
 		wait = min(wait, retry)
 	}
 	if s.inflight > 0 {
@@ -195,6 +199,7 @@ func (s *server) waitForEvents() {
 		}
 	}
 	now = nanotime()
+	s.woke = now
 	read := &s.wait[0]
 	if n <= 0 {
 		*read, s.wait[1] = fdSet{}, fdSet{}
@@ -218,10 +223,10 @@ func (s *server) waitForEvents() {
 	if rw {
 		s.rw.event()
 	}
-	if kicked {
+	if kicked && !s.suspended() {
 		s.ring.event()
 	}
-	if check {
+	if check && !s.suspended() {
 		s.ring.check()
 	}
 	if stop {
@@ -365,9 +370,12 @@ func (s *server) complete(p piece, errno int) {
 func (s *server) ended(r *request) {
 	s.inflight--
 	r.truth.Picked = s.progress
-	if r.errno == int(unix.EBUSY) {
-		s.failed.push(r)
-		return
+	switch r.errno {
+	case int(unix.EAGAIN), int(unix.EBUSY), int(unix.EINTR):
+		if s.progress-r.begin < requestTimeout {
+			s.failed.push(r)
+			return
+		}
 	}
 	s.completed.push(r)
 }
