@@ -159,8 +159,19 @@ func (l *lab) add(ctx context.Context, i int, d *Disk, shm string) error {
 		}
 	}
 	o.Device = l.devices[len(l.devices)-1]
-	for range d.Parents { // each has nothing of what is looked for
-		o.Chain = append(o.Chain, o.Device.Path())
+	if d.Parents > 0 { // only the last one has what is looked for
+		root, err := fault.Open(ctx, l.c.Device, fault.Options{Size: diskSize * 3 / 2, Delay: l.c.Base})
+		if err != nil {
+			return err
+		}
+		l.devices = append(l.devices, root)
+		if err := tapdisk.CreateVHD(root.Path(), tapdisk.Content{Size: diskSize, Blocks: 1, Sectors: 1}); err != nil {
+			return err
+		}
+		for range d.Parents - 1 {
+			o.Chain = append(o.Chain, o.Device.Path())
+		}
+		o.Chain = append(o.Chain, root.Path())
 	}
 	vm := fmt.Sprintf("7e57%04x-0000-4000-8000-%012x", i, o.Domid)
 	l.store.SetAll(fmt.Sprintf("/local/domain/%d", o.Domid), map[string]string{"name": fmt.Sprintf("vm%d", i), "vm": "/vm/" + vm})
