@@ -25,6 +25,7 @@ RESULTS     ?=
 VMFLAGS     ?=
 XENFLAGS    ?=
 ACCURACYFLAGS ?=
+VERDICTFLAGS ?=
 
 .PHONY: help
 help: ## list the targets
@@ -111,8 +112,13 @@ demo: build ## trace a simulated dom0 with real eBPF and print the trees, or pla
 	$(GO) run ./testenv/cmd/demo --dtagent $(BINDIR)/dtagent --zipkin '$(ZIPKIN)' $(if $(filter-out 0 no,$(LIVE)),--live)
 
 .PHONY: accuracy
-accuracy: deps ## score the agent's links against ground truth under a mixed load, as root; ACCURACYFLAGS=-h lists options
+accuracy: deps ## score the agent's links and verdicts against ground truth, as root; ACCURACYFLAGS=-h, VERDICTFLAGS=-h list options
 	$(GO) run ./testenv/cmd/score $(ACCURACYFLAGS)
+	$(GO) run ./testenv/cmd/verdicts $(VERDICTFLAGS)
+
+.PHONY: verdicts
+verdicts: ## the second half of make accuracy: what holds up guests' disks, named and in the right layer
+	$(GO) run ./testenv/cmd/verdicts $(VERDICTFLAGS)
 
 .PHONY: rpm
 rpm: build ## build the RPMs for dom0 (el7) and for EL10 hosts into bin/; needs neither root nor rpmbuild

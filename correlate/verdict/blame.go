@@ -24,6 +24,9 @@ func (j *judge) blame(g *judged) verdict {
 	if s[event.LayerSubmit] >= 0.25 && (top == event.LayerPickup || top == event.LayerTapdisk) && !threadBusy(d) && !j.stolen() {
 		top = event.LayerSubmit // while it is blocked it does not see what else is done
 	}
+	if s[event.LayerCopy] >= 0.2 && (top == event.LayerPickup || top == event.LayerTapdisk) && !threadBusy(d) && !j.stolen() {
+		top = event.LayerCopy // as much: it copies for one while the others wait
+	}
 	if top == event.LayerMetadata && j.tablesSlow(g) {
 		top = event.LayerDevice
 	}
@@ -76,7 +79,9 @@ func (j *judge) blame(g *judged) verdict {
 			j.thread(g, &v)
 		case top == event.LayerCopy:
 			v.cause = Copy
-			v.share = s[event.LayerCopy]
+			if p := d.Process; p != nil {
+				v.add("its tapdisk ran for %.0f %% of the time", 100*p.CPU)
+			}
 		default:
 			v.cause = Tapdisk
 			if p := d.Process; p != nil {
@@ -432,14 +437,14 @@ func (j *judge) noisy(g *judged, v *verdict) bool {
 		}
 		was := around{}
 		if b := j.b.disks[o.d.ID]; b != nil && len(b.Around.Kept) > 0 {
-			was.Rate = float32(quantile(b.Around.Kept, 0.9, func(a *around) float64 { return float64(a.Rate) }))
-			was.Bytes = float32(quantile(b.Around.Kept, 0.9, func(a *around) float64 { return float64(a.Bytes) }))
+			was.Rate = float32(quantile(b.Around.Kept, 0.75, func(a *around) float64 { return float64(a.Rate) }))
+			was.Bytes = float32(quantile(b.Around.Kept, 0.75, func(a *around) float64 { return float64(a.Bytes) }))
 		}
 		part := max((o.rate-float64(was.Rate))/max(rate, 1), (o.bytes-float64(was.Bytes))/max(bytes, 1))
 		if part < neighbourPart || (o.rate < neighbourGrown*float64(was.Rate) && o.bytes < neighbourGrown*float64(was.Bytes)) {
 			continue
 		}
-		all = append(all, grown{o, part, fmt.Sprintf("%.0f requests and %.1f MB a second, before %.0f and %.1f at most: %.0f %% of the SR's load",
+		all = append(all, grown{o, part, fmt.Sprintf("%.0f requests and %.1f MB a second, before %.0f and %.1f as a rule: %.0f %% of the SR's load",
 			o.rate, o.bytes/1e6, was.Rate, was.Bytes/1e6, 100*max(o.rate/max(rate, 1), o.bytes/max(bytes, 1)))})
 	}
 	if len(all) == 0 {
@@ -550,8 +555,9 @@ func (j *judge) waits(g *judged, v *verdict) bool {
 	}
 	barriers := float64(d.Barriers) / j.w.Duration.Seconds()
 	manyBarriers := barriers >= barriersMany && float64(d.Barriers) >= barriersPart*float64(g.requests())
-	usual := 0.0
+	usual, known := 0.0, false
 	if b := j.b.disks[d.ID]; b != nil && len(b.Around.Kept) >= needWindows {
+		known = true
 		usual = quantile(b.Around.Kept, 0.9, func(a *around) float64 { return float64(a.Waiting) })
 		manyBarriers = manyBarriers && barriers >= 2*quantile(b.Around.Kept, 0.9, func(a *around) float64 { return float64(a.Barriers) })
 	}
@@ -561,7 +567,7 @@ func (j *judge) waits(g *judged, v *verdict) bool {
 	full := d.Ring.Full >= fullOften
 	// Barriers of a tapdisk's guest are not counted anywhere. When tapdisk leaves requests
 	// on the ring and nothing of dom0 keeps it from them, it waits for those before one.
-	guessed := d.Barriers == 0 && !full && usual > 0 && d.Ring.Waiting >= waitingRatio*max(usual, waitingLeast) && g.idleThread() && !j.stolen()
+	guessed := d.Barriers == 0 && !full && known && d.Ring.Waiting >= waitingRatio*max(usual, waitingLeast) && g.idleThread() && !j.stolen()
 	if !manyBarriers && !full && !guessed {
 		return false
 	}

@@ -168,3 +168,47 @@ func TestConfidence(t *testing.T) {
 	}) < sure))
 	qt.Check(t, qt.IsTrue(judge(func(d *Disk) { d.Shm, d.Ring = nil, nil }) < sure))
 }
+
+// A few windows in which a busy host was in the way do not hide what is slower than
+// any of them by far.
+func TestNoisyBaseline(t *testing.T) {
+	windows := make([]seen, 15)
+	for i := range windows {
+		windows[i].Mean[event.LayerTotal] = 1400
+	}
+	windows[3].Mean[event.LayerTotal], windows[7].Mean[event.LayerTotal] = 3000, 3400
+	u := usualOf(windows, 0)
+	for _, c := range []struct {
+		mean float64
+		want bool
+	}{{1.5e6, false}, {3.6e6, false}, {5.9e6, false}, {7.4e6, true}} {
+		qt.Check(t, qt.Equals(isMore(c.mean, &u, 300, 1e4), c.want), qt.Commentf("%v", time.Duration(c.mean)))
+	}
+}
+
+// Requests that a calm guest leaves on the ring for the first time are seen there, too.
+func TestRingOnceCalm(t *testing.T) {
+	base := &diskBase{}
+	for range needWindows {
+		base.Around.add(around{Rate: 80})
+	}
+	d := &Disk{ID: "d", Layered: true, Ring: &Ring{Size: 32, Occupied: 8, Waiting: 6, Samples: 6}, Process: &Process{CPU: 0.1}}
+	j := &judge{b: &Baselines{disks: map[string]*diskBase{"d": base}}, w: &Window{Duration: 30 * time.Second, Disks: []Disk{*d}}}
+	v := verdict{cause: Healthy}
+	qt.Check(t, qt.IsTrue(j.waits(&judged{d: d, rate: 80}, &v)))
+	qt.Check(t, qt.Equals(v.cause, FlushStorm))
+}
+
+// While tapdisk copies for one request the others wait in tapdisk: the copies are slow.
+func TestCopiesOfSeveral(t *testing.T) {
+	g := &judged{d: &Disk{Layered: true, Process: &Process{CPU: 0.01}}, main: &measure{}}
+	g.added[event.LayerTotal] = 1
+	g.share[event.LayerTapdisk], g.share[event.LayerCopy], g.share[event.LayerPickup] = 0.47, 0.27, 0.2
+	j := &judge{b: &Baselines{}, w: &Window{}}
+	v := j.blame(g)
+	qt.Check(t, qt.Equals(v.cause, Copy))
+	qt.Check(t, qt.Equals(v.place, "copy"))
+	g.share[event.LayerCopy], g.share[event.LayerDevice] = 0.05, 0.22
+	v = j.blame(g)
+	qt.Check(t, qt.Equals(v.cause, Tapdisk))
+}

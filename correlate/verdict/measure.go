@@ -19,6 +19,7 @@ const (
 	errorsOfMean    = 4.0  // of the window's own mean
 	leastDeviation  = 0.05 // of the mean
 	overHigh        = 1.2  // times the mean of the slowest tenth of the windows learned
+	farOverHigh     = 2.0  // the same, where it is more than chance whatever the deviations are
 	floorNeighbours = 1e6
 	ratioNeighbours = 3.0
 	ratioDefaults   = 2.0
@@ -339,7 +340,7 @@ func isMore(mean float64, u *usual, n uint64, errorOfMean float64) bool {
 		ratio = ratioDefaults
 	}
 	return added >= floor && mean >= ratio*expected && mean >= overHigh*u.high &&
-		added >= deviations*max(u.deviation, leastDeviation*expected) && added >= errorsOfMean*errorOfMean
+		(added >= deviations*max(u.deviation, leastDeviation*expected) || u.from == fromOwn && mean >= farOverHigh*u.high) && added >= errorsOfMean*errorOfMean
 }
 
 // loadFactor says how many times longer a request may wait since more are there at

@@ -45,6 +45,8 @@ type Options struct {
 	File  string        // that keeps what is usual; "": it ends with the agent
 	Step  time.Duration // between samples; 0: as usual
 	Log   *slog.Logger  // nil: discarded
+
+	Window time.Duration // what is learned at a time; 0: as usual
 }
 
 // Report is what Verdict answers.
@@ -84,6 +86,7 @@ func New(o Options) *Judge {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	o.Step = cmp.Or(o.Step, stepTime)
+	o.Window = cmp.Or(o.Window, windowTime)
 	j := &Judge{o: o}
 	if err := j.load(); err != nil {
 		o.Log.Warn("what is usual for disks is learned anew", "err", err)
@@ -209,7 +212,7 @@ func (j *Judge) learn(ctx context.Context, w Watch, ended chan struct{}) {
 	tick := time.NewTicker(j.o.Step)
 	defer tick.Stop()
 	var windows []*verdict.Window
-	n := max(int(windowTime/j.o.Step), 1)
+	n := max(int(j.o.Window/j.o.Step), 1)
 	for saved := time.Now(); ; {
 		select {
 		case <-ctx.Done():

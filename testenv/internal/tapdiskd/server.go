@@ -271,6 +271,7 @@ func (s *server) check() {
 		for _, i := range s.chain {
 			_ = i.reopen(false)
 		}
+		_ = s.shm.closeVDI()
 		s.pausing = false
 		s.control.reply(pauseAnswer)
 	}
@@ -283,6 +284,11 @@ func (s *server) suspended() bool { return s.pausing || s.paused }
 func (s *server) resume() error {
 	for _, i := range s.chain {
 		if err := i.reopen(true); err != nil {
+			return err
+		}
+	}
+	if s.paused {
+		if err := s.shm.openVDI(); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"unsafe"
 
@@ -49,6 +50,8 @@ type shm struct {
 	last     int64 // s, when ring was written
 	text     []byte
 	paths    []string // to be removed, the last first
+	vdiPath  string   // there while the images are open
+	vdiPage  []byte
 }
 
 func (m *shm) create(s *server) error {
@@ -62,8 +65,8 @@ func (m *shm) create(s *server) error {
 		return err
 	}
 	m.paths = append(m.paths, own)
-	vdi, _, err := m.page(filepath.Join(own, fmt.Sprintf("vdi-%d", s.Minor)))
-	if err != nil {
+	m.vdiPath = filepath.Join(own, fmt.Sprintf("vdi-%d", s.Minor))
+	if err := m.openVDI(); err != nil {
 		return err
 	}
 	vbd, _, err := m.page(filepath.Join(own, fmt.Sprintf("vbd-%d-%d", s.Domid, s.Devid)))
@@ -82,8 +85,8 @@ func (m *shm) create(s *server) error {
 	if err != nil {
 		return err
 	}
-	m.vbd, m.vdi, m.blkback = (*stats)(unsafe.Pointer(&vbd[0])), (*stats)(unsafe.Pointer(&vdi[0])), (*blkback)(unsafe.Pointer(&both[0]))
-	m.vbd.version, m.vdi.version = 1, 1
+	m.vbd, m.blkback = (*stats)(unsafe.Pointer(&vbd[0])), (*blkback)(unsafe.Pointer(&both[0]))
+	m.vbd.version = 1
 	m.text = make([]byte, 0, blkif.Page)
 	m.refresh(s)
 	finished := filepath.Join(disk, "io_ring")
@@ -99,6 +102,24 @@ func (m *shm) create(s *server) error {
 }
 
 // page makes a file of one, and maps it.
+// openVDI makes the figures of the images anew.
+func (m *shm) openVDI() error {
+	b, fd, err := m.page(m.vdiPath)
+	if err != nil {
+		return err
+	}
+	m.vdiPage, m.vdi = b, (*stats)(unsafe.Pointer(&b[0]))
+	m.vdi.version = 1
+	return unix.Close(fd)
+}
+
+// closeVDI takes them away: nothing is served until they are there again.
+func (m *shm) closeVDI() error {
+	m.vdi = nil
+	m.paths = slices.DeleteFunc(m.paths, func(p string) bool { return p == m.vdiPath })
+	return errors.Join(os.Remove(m.vdiPath), unix.Munmap(m.vdiPage))
+}
+
 func (m *shm) page(path string) ([]byte, int, error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
 	if err != nil {
