@@ -98,6 +98,7 @@ struct dt_aio_event {
 #ifdef DT_LEGACY
 #define DT_STEPS 20
 #define DT_MORE 40
+#define DT_ALL 56 /* of what is done, before the first of it is copied */
 #define DT_CLEANS 8
 #define DT_ANSWERS 11
 #define DT_FOR(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
@@ -108,6 +109,7 @@ struct dt_aio_event {
 #else
 #define DT_STEPS 512
 #define DT_MORE 1
+#define DT_ALL DT_STEPS
 #define DT_CLEANS DT_PICKED
 #define DT_ANSWERS DT_BATCH
 #define DT_FOR(i, n) for (int i = 0; i < (n); i++)
@@ -529,21 +531,27 @@ static __always_inline void dt_look(struct dt_ring *r)
 	r->head = ring.head;
 }
 
-/*
- * Takes note of what tapdisk has taken out of its AIO rings since they were looked at
- * last. That is done before all that may come of it: before an iocb is used again
- * in particular.
- */
-static __always_inline void dt_take_up(void *ctx, struct dt_tap *t)
+/* How far tapdisk has come in all its AIO rings. */
+static __always_inline void dt_look_all(struct dt_tap *t)
 {
 #pragma unroll
 	for (int i = 0; i < DT_RINGS; i++)
 		dt_look(&t->ring[i]);
 	t->taking = 0;
-	DT_FOR(i, DT_STEPS)
-		if (!DT_CALL(dt_t_done, ctx, t))
-			break;
 }
+
+/*
+ * Takes note of what tapdisk has taken out of its AIO rings since they were looked at
+ * last. That is done before all that may come of it: before an iocb is used again
+ * in particular.
+ */
+#define DT_TAKE_UP(ctx, t, steps)                         \
+	do {                                              \
+		dt_look_all(t);                           \
+		DT_FOR(i, steps)                          \
+			if (!DT_CALL(dt_t_done, ctx, t))  \
+				break;                    \
+	} while (0)
 
 /* The ring of a context that is used now. */
 static __always_inline void dt_ring(struct dt_tap *t, __u64 at)
@@ -702,7 +710,7 @@ static __always_inline int dt_submit(void *ctx, __u64 ring, __u32 n, __u64 iocbs
 
 	if (!t)
 		return 0;
-	dt_take_up(ctx, t);
+	DT_TAKE_UP(ctx, t, DT_STEPS);
 	t->now = bpf_ktime_get_ns();
 	dt_known(t, t->now);
 	dt_ring(t, ring);
@@ -788,7 +796,7 @@ static __always_inline int dt_copy(void *ctx, __u64 arg)
 
 	if (!t)
 		return 0;
-	dt_take_up(ctx, t);
+	DT_TAKE_UP(ctx, t, DT_ALL);
 	if (dt_read_user(&copy, sizeof(copy), arg)) {
 		dt_lost(DT_LOSS_FAULT);
 		return 0;
@@ -875,7 +883,7 @@ static __always_inline int dt_answered(void *ctx)
 
 	if (!t)
 		return 0;
-	dt_take_up(ctx, t);
+	DT_TAKE_UP(ctx, t, DT_STEPS);
 	dt_answer(ctx, t, bpf_ktime_get_ns());
 	return 0;
 }
@@ -913,7 +921,7 @@ static __always_inline int dt_doze(void *ctx)
 
 	if (!t || (__u32)bpf_get_current_pid_tgid() != bpf_get_current_pid_tgid() >> 32)
 		return 0;
-	dt_take_up(ctx, t);
+	DT_TAKE_UP(ctx, t, DT_STEPS);
 	now = bpf_ktime_get_ns();
 	dt_answer(ctx, t, now);
 	DT_FOR(i, DT_CLEANS)

@@ -5,7 +5,6 @@ package bpf
 import (
 	"errors"
 	"maps"
-	"slices"
 	"testing"
 	"time"
 
@@ -100,7 +99,7 @@ func (k *tapOf) round() {
 func (k *tapOf) check(res tapdisk.Result, recs []RequestRec) {
 	t := k.c.t
 	t.Helper()
-	reqs := slices.Clone(res.Requests)
+	reqs := res.Requests
 	done := func(q *tapdisk.Request) int64 {
 		if k.Type == tapdisk.VHD && q.Op == tapdisk.Write { // its bitmap may be written after its data, which is not seen
 			return q.Submit
@@ -108,6 +107,7 @@ func (k *tapOf) check(res tapdisk.Result, recs []RequestRec) {
 		return q.Answered
 	}
 	qt.Check(t, qt.HasLen(recs, len(reqs)))
+	fits := make([][]int, len(recs)) // the requests that each can be of
 	for i := range recs {
 		r := &recs[i]
 		var sum uint64
@@ -116,19 +116,42 @@ func (k *tapOf) check(res tapdisk.Result, recs []RequestRec) {
 		}
 		qt.Check(t, qt.Equals(r.Layer[0], r.Last-r.First))
 		qt.Check(t, qt.Equals(sum, r.Layer[0]), qt.Commentf("layers %v", r.Layer))
-		at := slices.IndexFunc(reqs, func(q tapdisk.Request) bool {
-			return (q.Op == tapdisk.Write) == (r.Flags&RequestWrite != 0) && uint32(q.Bytes) == r.Bytes &&
+		for j := range reqs {
+			q := &reqs[j]
+			if (q.Op == tapdisk.Write) == (r.Flags&RequestWrite != 0) && uint32(q.Bytes) == r.Bytes &&
 				(k.Type != tapdisk.Raw || r.Flags&RequestMerged != 0 || uint64(q.Offset) == r.Offset) &&
-				int64(r.First) <= q.Taken && done(&q) <= int64(r.Last) // the guest may see the answer before it is told of it
-		})
-		if at < 0 {
-			t.Errorf("no request is %+v", *r)
-			continue
+				int64(r.First) <= q.Taken && done(q) <= int64(r.Last) { // the guest may see the answer before it is told of it
+				fits[i] = append(fits[i], j)
+			}
 		}
-		reqs = slices.Delete(reqs, at, at+1)
 	}
-	for _, q := range reqs {
-		t.Errorf("not told of: %+v", q)
+	// One for each: who has none left takes another's that has a choice.
+	of := make([]int, len(reqs))
+	for j := range of {
+		of[j] = -1
+	}
+	var find func(i int, seen []bool) bool
+	find = func(i int, seen []bool) bool {
+		for _, j := range fits[i] {
+			if !seen[j] {
+				seen[j] = true
+				if of[j] < 0 || find(of[j], seen) {
+					of[j] = i
+					return true
+				}
+			}
+		}
+		return false
+	}
+	for i := range recs {
+		if !find(i, make([]bool, len(reqs))) {
+			t.Errorf("no request is %+v", recs[i])
+		}
+	}
+	for j, i := range of {
+		if i < 0 {
+			t.Errorf("not told of: %+v", reqs[j])
+		}
 	}
 }
 
