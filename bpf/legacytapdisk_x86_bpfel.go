@@ -420,13 +420,12 @@ const (
 	legacyTapdiskProgDtT_kdoze    = "dt_t_kdoze"
 	legacyTapdiskProgDtT_keventfd = "dt_t_keventfd"
 	legacyTapdiskProgDtT_kioctled = "dt_t_kioctled"
-	legacyTapdiskProgDtT_kmore    = "dt_t_kmore"
 	legacyTapdiskProgDtT_knotify  = "dt_t_knotify"
 	legacyTapdiskProgDtT_kselect  = "dt_t_kselect"
 	legacyTapdiskProgDtT_kselectd = "dt_t_kselectd"
 	legacyTapdiskProgDtT_ksubmit  = "dt_t_ksubmit"
 	legacyTapdiskProgDtT_ksubmitd = "dt_t_ksubmitd"
-	legacyTapdiskProgDtT_more     = "dt_t_more"
+	legacyTapdiskProgDtT_ktake    = "dt_t_ktake"
 	legacyTapdiskProgDtT_notify   = "dt_t_notify"
 	legacyTapdiskProgDtT_read     = "dt_t_read"
 	legacyTapdiskProgDtT_remap    = "dt_t_remap"
@@ -439,6 +438,7 @@ const (
 	legacyTapdiskProgDtT_submit   = "dt_t_submit"
 	legacyTapdiskProgDtT_submitd  = "dt_t_submitd"
 	legacyTapdiskProgDtT_switch   = "dt_t_switch"
+	legacyTapdiskProgDtT_take     = "dt_t_take"
 	legacyTapdiskProgDtT_wakeup   = "dt_t_wakeup"
 )
 
@@ -494,13 +494,12 @@ type legacyTapdiskProgramSpecs struct {
 	DtT_kdoze    *ebpf.ProgramSpec `ebpf:"dt_t_kdoze"`
 	DtT_keventfd *ebpf.ProgramSpec `ebpf:"dt_t_keventfd"`
 	DtT_kioctled *ebpf.ProgramSpec `ebpf:"dt_t_kioctled"`
-	DtT_kmore    *ebpf.ProgramSpec `ebpf:"dt_t_kmore"`
 	DtT_knotify  *ebpf.ProgramSpec `ebpf:"dt_t_knotify"`
 	DtT_kselect  *ebpf.ProgramSpec `ebpf:"dt_t_kselect"`
 	DtT_kselectd *ebpf.ProgramSpec `ebpf:"dt_t_kselectd"`
 	DtT_ksubmit  *ebpf.ProgramSpec `ebpf:"dt_t_ksubmit"`
 	DtT_ksubmitd *ebpf.ProgramSpec `ebpf:"dt_t_ksubmitd"`
-	DtT_more     *ebpf.ProgramSpec `ebpf:"dt_t_more"`
+	DtT_ktake    *ebpf.ProgramSpec `ebpf:"dt_t_ktake"`
 	DtT_notify   *ebpf.ProgramSpec `ebpf:"dt_t_notify"`
 	DtT_read     *ebpf.ProgramSpec `ebpf:"dt_t_read"`
 	DtT_remap    *ebpf.ProgramSpec `ebpf:"dt_t_remap"`
@@ -513,6 +512,7 @@ type legacyTapdiskProgramSpecs struct {
 	DtT_submit   *ebpf.ProgramSpec `ebpf:"dt_t_submit"`
 	DtT_submitd  *ebpf.ProgramSpec `ebpf:"dt_t_submitd"`
 	DtT_switch   *ebpf.ProgramSpec `ebpf:"dt_t_switch"`
+	DtT_take     *ebpf.ProgramSpec `ebpf:"dt_t_take"`
 	DtT_wakeup   *ebpf.ProgramSpec `ebpf:"dt_t_wakeup"`
 }
 
@@ -629,13 +629,12 @@ type legacyTapdiskPrograms struct {
 	DtT_kdoze    *ebpf.Program `ebpf:"dt_t_kdoze"`
 	DtT_keventfd *ebpf.Program `ebpf:"dt_t_keventfd"`
 	DtT_kioctled *ebpf.Program `ebpf:"dt_t_kioctled"`
-	DtT_kmore    *ebpf.Program `ebpf:"dt_t_kmore"`
 	DtT_knotify  *ebpf.Program `ebpf:"dt_t_knotify"`
 	DtT_kselect  *ebpf.Program `ebpf:"dt_t_kselect"`
 	DtT_kselectd *ebpf.Program `ebpf:"dt_t_kselectd"`
 	DtT_ksubmit  *ebpf.Program `ebpf:"dt_t_ksubmit"`
 	DtT_ksubmitd *ebpf.Program `ebpf:"dt_t_ksubmitd"`
-	DtT_more     *ebpf.Program `ebpf:"dt_t_more"`
+	DtT_ktake    *ebpf.Program `ebpf:"dt_t_ktake"`
 	DtT_notify   *ebpf.Program `ebpf:"dt_t_notify"`
 	DtT_read     *ebpf.Program `ebpf:"dt_t_read"`
 	DtT_remap    *ebpf.Program `ebpf:"dt_t_remap"`
@@ -648,6 +647,7 @@ type legacyTapdiskPrograms struct {
 	DtT_submit   *ebpf.Program `ebpf:"dt_t_submit"`
 	DtT_submitd  *ebpf.Program `ebpf:"dt_t_submitd"`
 	DtT_switch   *ebpf.Program `ebpf:"dt_t_switch"`
+	DtT_take     *ebpf.Program `ebpf:"dt_t_take"`
 	DtT_wakeup   *ebpf.Program `ebpf:"dt_t_wakeup"`
 }
 
@@ -663,13 +663,12 @@ func (p *legacyTapdiskPrograms) Close() error {
 		p.DtT_kdoze,
 		p.DtT_keventfd,
 		p.DtT_kioctled,
-		p.DtT_kmore,
 		p.DtT_knotify,
 		p.DtT_kselect,
 		p.DtT_kselectd,
 		p.DtT_ksubmit,
 		p.DtT_ksubmitd,
-		p.DtT_more,
+		p.DtT_ktake,
 		p.DtT_notify,
 		p.DtT_read,
 		p.DtT_remap,
@@ -682,6 +681,7 @@ func (p *legacyTapdiskPrograms) Close() error {
 		p.DtT_submit,
 		p.DtT_submitd,
 		p.DtT_switch,
+		p.DtT_take,
 		p.DtT_wakeup,
 	)
 }

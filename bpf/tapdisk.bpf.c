@@ -97,8 +97,8 @@ struct dt_aio_event {
  */
 #ifdef DT_LEGACY
 #define DT_STEPS 20
-#define DT_MORE 40
-#define DT_ALL 56 /* of what is done, before the first of it is copied */
+#define DT_SUBMIT 48
+#define DT_ALL 56 /* where nothing else is to be done, and nothing may be left */
 #define DT_CLEANS 8
 #define DT_ANSWERS 11
 #define DT_FOR(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
@@ -108,7 +108,7 @@ struct dt_aio_event {
 #define DT_CALL(name, ctx, t) name(ctx, t)
 #else
 #define DT_STEPS 512
-#define DT_MORE 1
+#define DT_SUBMIT DT_STEPS
 #define DT_ALL DT_STEPS
 #define DT_CLEANS DT_PICKED
 #define DT_ANSWERS DT_BATCH
@@ -704,13 +704,22 @@ DT_STEP(dt_t_vector)
 	return 1;
 }
 
+/* What was done before: the iocbs that it was done of are used again now. */
+static __always_inline int dt_before_submit(void *ctx)
+{
+	struct dt_tap *t = dt_tap();
+
+	if (t)
+		DT_TAKE_UP(ctx, t, DT_ALL);
+	return 0;
+}
+
 static __always_inline int dt_submit(void *ctx, __u64 ring, __u32 n, __u64 iocbs)
 {
 	struct dt_tap *t = dt_tap();
 
 	if (!t)
 		return 0;
-	DT_TAKE_UP(ctx, t, DT_STEPS);
 	t->now = bpf_ktime_get_ns();
 	dt_known(t, t->now);
 	dt_ring(t, ring);
@@ -723,20 +732,7 @@ static __always_inline int dt_submit(void *ctx, __u64 ring, __u32 n, __u64 iocbs
 	t->vectors = 0;
 	t->of_at = 0;
 	t->of_left = 0;
-	DT_FOR(i, DT_STEPS)
-		if (!DT_CALL(dt_t_vector, ctx, t))
-			break;
-	return 0;
-}
-
-/* The rest of what is too much for one program. */
-static __always_inline int dt_submit_more(void *ctx)
-{
-	struct dt_tap *t = dt_tap();
-
-	if (!t || !t->iocbs)
-		return 0;
-	DT_FOR(i, DT_MORE)
+	DT_FOR(i, DT_SUBMIT)
 		if (!DT_CALL(dt_t_vector, ctx, t))
 			break;
 	return 0;
@@ -1147,16 +1143,17 @@ int dt_t_ioctled(void *ctx)
 	return dt_copied(ctx);
 }
 
+/* Before dt_t_submit */
+SEC("tracepoint/syscalls/sys_enter_io_submit")
+int dt_t_take(void *ctx)
+{
+	return dt_before_submit(ctx);
+}
+
 SEC("tracepoint/syscalls/sys_enter_io_submit")
 int dt_t_submit(struct dt_sys_enter *ctx)
 {
 	return dt_submit(ctx, ctx->arg[0], ctx->arg[1], ctx->arg[2]);
-}
-
-SEC("tracepoint/syscalls/sys_enter_io_submit")
-int dt_t_more(void *ctx)
-{
-	return dt_submit_more(ctx);
 }
 
 SEC("tracepoint/syscalls/sys_exit_io_submit")
@@ -1230,6 +1227,13 @@ int dt_t_kioctled(void *ctx)
 	return dt_copied(ctx);
 }
 
+/* Before dt_t_ksubmit */
+SEC("kprobe/__x64_sys_io_submit")
+int dt_t_ktake(void *ctx)
+{
+	return dt_before_submit(ctx);
+}
+
 SEC("kprobe/__x64_sys_io_submit")
 int dt_t_ksubmit(struct dt_pt_regs *ctx)
 {
@@ -1242,12 +1246,6 @@ int dt_t_ksubmit(struct dt_pt_regs *ctx)
 	n = DT_SYS_ARG2(ctx);
 	iocbs = DT_SYS_ARG3(ctx);
 	return dt_submit(ctx, ring, n, iocbs);
-}
-
-SEC("kprobe/__x64_sys_io_submit")
-int dt_t_kmore(void *ctx)
-{
-	return dt_submit_more(ctx);
 }
 
 SEC("kretprobe/__x64_sys_io_submit")
