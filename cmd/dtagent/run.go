@@ -50,7 +50,7 @@ func (s *runSettings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.experimental, "experimental-components", "", "components left out even when an Observer names them, separated by commas; xapi.conf: those that XAPI leaves out")
 	f.StringVar(&c.BugtoolDir, "bugtool-dir", bugtool.DefaultDir, "directory of the bugtool's files")
 	f.BoolVar(&c.Legacy, "legacy", false, "load the programs for Linux 4.19 even where the modern ones work")
-	f.StringVar(&c.Xenstore, "xenstore", "", "xenstored's socket or device, for dtagent io; empty: the first that is there of "+strings.Join(xenstore.Paths, ", "))
+	f.StringVar(&c.Xenstore, "xenstore", "", "xenstored's socket or device, for dtagent io and the component tapdisk; empty: the first that is there of "+strings.Join(xenstore.Paths, ", "))
 	f.StringVar(&c.SMDir, "sm-dir", "", "further directory of SM scripts")
 	f.StringVar(&c.Proc, "proc", "/proc", "proc file system, or a directory of links to the processes in it that may be traced")
 	f.StringVar(&c.Host.UUID, "host-uuid", "", "uuid of this host (default: INSTALLATION_UUID in "+agent.Inventory+")")

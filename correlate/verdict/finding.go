@@ -57,9 +57,9 @@ type Who struct {
 	Name   string `json:"vm_name"`
 	Domid  uint32 `json:"domid"`
 	Device string `json:"device"`
-	VBD    string `json:"vbd,omitempty"`
-	VDI    string `json:"vdi,omitempty"`
-	SR     string `json:"sr,omitempty"`
+	VBD    string `json:"vbd_uuid,omitempty"`
+	VDI    string `json:"vdi_uuid,omitempty"`
+	SR     string `json:"sr_uuid,omitempty"`
 	SRType string `json:"sr_type,omitempty"`
 }
 

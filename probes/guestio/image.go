@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xenserver/dtagent/probes/event"
+	"github.com/xenserver/dtagent/probes/guestio/stat"
 )
 
 // image is a file of a disk's data that its tapdisk has open.
@@ -40,7 +41,7 @@ var notImages = []string{"/proc/", "/sys/", "/var/log/", "/run/blktap-control/",
 // images returns the files of a tapdisk's chain: first the one that it writes to, the
 // leaf, then in the order in which they were opened, in which each is the parent of
 // the one before, and how many more there are.
-func (h host) images(pid uint32) (out []image, more int, err error) {
+func (h host) images(pid uint32, mounts []stat.Mount) (out []image, more int, err error) {
 	at := filepath.Join(h.proc, strconv.FormatUint(uint64(pid), 10))
 	dir, err := os.Open(filepath.Join(at, "fd"))
 	if err != nil {
@@ -58,14 +59,20 @@ func (h host) images(pid uint32) (out []image, more int, err error) {
 		if strings.HasPrefix(link, string(h.shm)+"/") || slices.ContainsFunc(notImages, func(p string) bool { return strings.HasPrefix(link, p) }) {
 			continue
 		}
+		im := image{path: cut(link), fd: fd, write: h.writes(at, n)}
+		if m := onNetwork(mounts, link); m != nil {
+			im.on, _ = parseDevice(m.Dev, 10)
+			out = append(out, im)
+			continue
+		}
 		var st unix.Stat_t
 		if unix.Stat(filepath.Join(dir.Name(), n), &st) != nil {
 			continue
 		}
-		im := image{path: h.imageName(link, &st), fd: fd, write: h.writes(at, n)}
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFBLK:
 			im.on, im.block = deviceOf(st.Rdev), true
+			im.path = h.imageName(link, im.on)
 		case unix.S_IFREG:
 			im.on = deviceOf(st.Dev)
 			im.block = im.on.major != 0
@@ -113,18 +120,27 @@ func (h host) writes(process, fd string) bool {
 	return false
 }
 
-// imageName returns the name of an image as the storage manager has it: that of a
-// logical volume where the link shows a number only.
-func (h host) imageName(link string, st *unix.Stat_t) string {
-	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
-		at := filepath.Join(h.sys, "dev/block", deviceOf(st.Rdev).String(), "dm/name")
-		if b, err := readSome(at); err == nil {
-			if vg, lv, ok := volume(strings.TrimSpace(string(b))); ok {
-				return cut("/dev/" + vg + "/" + lv)
-			}
+// imageName returns the name of an image that is a block device as the storage manager
+// has it: that of a logical volume where the link shows a number only.
+func (h host) imageName(link string, on device) string {
+	if b, err := readSome(filepath.Join(h.sys, "dev/block", on.String(), "dm/name")); err == nil {
+		if vg, lv, ok := volume(strings.TrimSpace(string(b))); ok {
+			return cut("/dev/" + vg + "/" + lv)
 		}
 	}
 	return cut(link)
+}
+
+// onNetwork returns the mount that a file is on, if its files are on another host: such
+// a file is not looked at, since that takes for ever while the host does not answer.
+func onNetwork(mounts []stat.Mount, path string) *stat.Mount {
+	if rest, ok := strings.CutPrefix(path, "/var/run/"); ok { // a link, as paths of the toolstack have it
+		path = "/run/" + rest
+	}
+	if m := stat.Under(mounts, path); m != nil && m.Network() {
+		return m
+	}
+	return nil
 }
 
 func cut(s string) string { return s[:min(len(s), maxText)] }

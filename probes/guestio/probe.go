@@ -425,13 +425,14 @@ func (p *Probe) look(ctx context.Context, c *xenstore.Client, changed map[key]bo
 		p.o.Log.Debug("tapdisks are known by xenstore only", "err", err)
 	}
 	p.leaveOut("tapdisks in shared memory", more)
-	plans := p.host.plans(order, taps)
+	mounts, _ := stat.Mounts(p.host.proc) // what it says is left out then
+	plans := p.host.plans(order, taps, mounts)
 	more = 0
 	for _, pl := range plans {
 		more += pl.more
 	}
 	p.leaveOut("images of tapdisks", more)
-	places := p.host.places(order, plans)
+	places := p.host.places(order, plans, mounts)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.trouble = nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/xenserver/dtagent/bpf"
 	"github.com/xenserver/dtagent/probes/guestio/shm"
+	"github.com/xenserver/dtagent/probes/guestio/stat"
 )
 
 // plan is whose I/O a disk's is.
@@ -29,6 +30,7 @@ type plan struct {
 // planner makes the plans of all disks that there are, for one depends on the others.
 type planner struct {
 	host
+	mounts  []stat.Mount
 	users   map[device]int    // how many disks are on a device, or on its partitions
 	qemuOf  map[uint32]uint32 // by domain; nil: not looked for yet
 	claimed map[claim]*vbd
@@ -41,9 +43,9 @@ type planner struct {
 type claim struct{ tgid, dev uint32 }
 
 // plans returns the plan of each disk. They are to be in order.
-func (h host) plans(all []*vbd, taps []tapdisk) map[key]plan {
+func (h host) plans(all []*vbd, taps []tapdisk, mounts []stat.Mount) map[key]plan {
 	p := planner{
-		host: h, users: map[device]int{}, claimed: map[claim]*vbd{}, taps: map[uint32]*tapdisk{}, byVBD: map[shm.VBD][]uint32{}, served: map[uint32]*vbd{},
+		host: h, mounts: mounts, users: map[device]int{}, claimed: map[claim]*vbd{}, taps: map[uint32]*tapdisk{}, byVBD: map[shm.VBD][]uint32{}, served: map[uint32]*vbd{},
 	}
 	for i := range taps {
 		t := &taps[i]
@@ -89,7 +91,7 @@ func (p *planner) own(v *vbd) (device, bool) {
 		return parseDevice(v.physical, 16)
 	case Qdisk:
 		var st unix.Stat_t
-		if unix.Stat(imagePath(v.params), &st) != nil {
+		if path := imagePath(v.params); onNetwork(p.mounts, path) != nil || unix.Stat(path, &st) != nil {
 			return device{}, false
 		}
 		d, itself, err := behind(&st)
@@ -165,6 +167,9 @@ func (p *planner) qdisk(v *vbd) plan {
 	if !isPath(path) {
 		return plan{why: fmt.Sprintf("what QEMU has opened is no file: %s", shownParams(v.params))}
 	}
+	if onNetwork(p.mounts, path) != nil {
+		return plan{why: fmt.Sprintf("%s is %s", path, errNoDevice)}
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return plan{why: (&os.PathError{Op: "stat", Path: path, Err: err}).Error()}
@@ -213,7 +218,7 @@ func (p *planner) tapdisk(v *vbd) plan {
 	}
 	p.served[t.TGID] = v
 	var err error
-	if pl.images, pl.more, err = p.images(t.TGID); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if pl.images, pl.more, err = p.images(t.TGID, p.mounts); err != nil && !errors.Is(err, os.ErrNotExist) {
 		pl.why = err.Error()
 		return pl
 	}

@@ -111,6 +111,26 @@ func (l *lab) until(what string, f func() bool) {
 	}
 }
 
+// Files of a server that may not answer are not looked at: these are not even there.
+func TestSilentServer(t *testing.T) {
+	l := newLab(t)
+	at := "/run/sr-mount/" + srUUID + "/"
+	l.write(filepath.Join(l.proc, "1", "mountinfo"), "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 21 0:45 / /run/sr-mount/"+srUUID+" rw - nfs 10.0.0.7:/x rw,addr=10.0.0.7\n")
+	l.tapdisk(77, 5, 51712, counters{})
+	l.opens(77, 9, at+vdiUUID+".vhd", unix.O_RDWR|unix.O_DIRECT)
+	l.guest(5, "web", vmUUID)
+	l.vbd(Tapdisk, 5, 51712, "xvda", nil)
+	l.vbd(Qdisk, 5, 51728, "xvdb", map[string]string{"params": "aio:/var" + at + oldUUID})
+	s := l.watch().Sample()
+	qt.Assert(t, qt.HasLen(s.VBDs, 2))
+	v := s.VBDs[0]
+	qt.Check(t, qt.DeepEquals(v.Images, []string{at + vdiUUID + ".vhd"}))
+	qt.Check(t, qt.Equals(v.Server, "10.0.0.7:/x"))
+	qt.Check(t, qt.Equals(v.SRType, "nfs"))
+	qt.Check(t, qt.Equals(v.Why, "tapdisk 77 has its images on no block device"))
+	qt.Check(t, qt.Equals(s.VBDs[1].Why, "/var"+at+oldUUID+" is on a file system without a block device"))
+}
+
 // A disk on NFS: who is who, without anything but names, paths and figures.
 func TestWhose(t *testing.T) {
 	l := newLab(t)

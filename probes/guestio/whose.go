@@ -65,8 +65,8 @@ func (p *Probe) publish() {
 }
 
 // places finds out where the disks' data are.
-func (h host) places(all []*vbd, plans map[key]plan) map[key]whose {
-	mounts, _ := stat.Mounts(h.proc) // what it says is left out then
+func (h host) places(all []*vbd, plans map[key]plan, on []stat.Mount) map[key]whose {
+	mounts := stat.ByDev(on)
 	out := make(map[key]whose, len(all))
 	below := map[device]below{}
 	for _, v := range all {

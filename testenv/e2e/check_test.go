@@ -61,21 +61,11 @@ func TestCheck(t *testing.T) {
 	}
 	qt.Check(t, qt.StringContains(got.Agent[2].Detail, "runs, pid "))
 	// What the agent says of the kernel is what check says.
-	var restrictions []string
-	for _, i := range append([]check.Item{}, got.Kernel...) {
-		if i.State == check.Wider {
-			restrictions = append(restrictions, i.Name)
-		}
-	}
-	for _, h := range got.Hooks {
-		if h.State == check.Wider {
-			restrictions = append(restrictions, h.Name)
-		}
-	}
+	restrictions := check.Kernel{Items: got.Kernel, Hooks: got.Hooks}.Restrictions()
 	s := l.status()
-	qt.Check(t, qt.HasLen(s.Restrictions, len(restrictions)))
-	for i := range s.Restrictions {
-		qt.Check(t, qt.Equals(s.Restrictions[i].Name, restrictions[i]))
+	qt.Assert(t, qt.HasLen(s.Restrictions, len(restrictions)))
+	for i, r := range s.Restrictions {
+		qt.Check(t, qt.Equals(r.Name+": "+r.Why, restrictions[i].Name+": "+restrictions[i].Why))
 	}
 
 	r.srv.Listener.Close()

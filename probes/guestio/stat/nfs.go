@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/procfs"
@@ -35,9 +36,8 @@ const (
 	maxText   = 512
 )
 
-// Mounts returns the mounts of this process by Dev; of those that have the same, the
-// first.
-func Mounts(proc string) (map[string]Mount, error) {
+// Mounts returns the mounts of this process.
+func Mounts(proc string) ([]Mount, error) {
 	fs, err := procfs.NewFS(proc)
 	if err != nil {
 		return nil, err
@@ -46,17 +46,37 @@ func Mounts(proc string) (map[string]Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]Mount{}
-	for _, m := range all {
-		if _, ok := out[m.MajorMinorVer]; ok || len(out) >= maxMounts {
-			continue
-		}
-		out[m.MajorMinorVer] = Mount{
+	var out []Mount
+	for _, m := range all[:min(len(all), maxMounts)] {
+		out = append(out, Mount{
 			Point: cut(m.MountPoint), Source: cut(m.Source), Type: cut(m.FSType), Dev: m.MajorMinorVer,
 			Server: nfsServer(m.FSType, m.SuperOptions),
-		}
+		})
 	}
 	return out, nil
+}
+
+// ByDev returns mounts by Dev; of those that have the same, the first.
+func ByDev(all []Mount) map[string]Mount {
+	out := map[string]Mount{}
+	for _, m := range all {
+		if _, ok := out[m.Dev]; !ok {
+			out[m.Dev] = m
+		}
+	}
+	return out
+}
+
+// Under returns the mount that a path without links is on, nil if it is on none. It asks
+// nobody: to look at a file of a server that does not answer takes until it does.
+func Under(all []Mount, path string) (m *Mount) {
+	for i := range all {
+		rest, ok := strings.CutPrefix(path, all[i].Point)
+		if ok && (rest == "" || rest[0] == '/' || all[i].Point == "/") && (m == nil || len(all[i].Point) >= len(m.Point)) {
+			m = &all[i] // of those at one place the last is on top
+		}
+	}
+	return m
 }
 
 func cut(s string) string { return s[:min(len(s), maxText)] }

@@ -74,8 +74,9 @@ const mountInfo = `21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 `
 
 func TestMounts(t *testing.T) {
-	m, err := Mounts(root(t, map[string]string{"mountinfo": mountInfo}))
+	all, err := Mounts(root(t, map[string]string{"mountinfo": mountInfo}))
 	qt.Assert(t, qt.IsNil(err))
+	m := ByDev(all)
 	nfs := m["0:45"]
 	qt.Check(t, qt.Equals(nfs, Mount{
 		Point: "/run/sr-mount/5f2a", Source: "10.0.0.7:/export/5f2a", Type: "nfs", Dev: "0:45", Server: netip.MustParseAddrPort("10.0.0.7:2049"),
@@ -88,9 +89,18 @@ func TestMounts(t *testing.T) {
 	qt.Check(t, qt.IsFalse(local.Network()))
 	_, err = Mounts(root(t, nil))
 	qt.Check(t, qt.ErrorIs(err, os.ErrNotExist))
-	m, err = Mounts("/proc")
+	for path, dev := range map[string]string{
+		"/run/sr-mount/5f2a/x.vhd": "0:45", "/run/sr-mount/5f2a": "0:45", "/run/sr-mount/5f2ab/x": "8:1", "/run/sr-mount/SMB/h/7/a/b": "0:47", "/": "8:1",
+	} {
+		on := Under(all, path)
+		qt.Assert(t, qt.IsNotNil(on), qt.Commentf("%s", path))
+		qt.Check(t, qt.Equals(on.Dev, dev), qt.Commentf("%s", path))
+	}
+	qt.Check(t, qt.IsNil(Under(all, "relative")))
+	qt.Check(t, qt.IsNil(Under(nil, "/")))
+	all, err = Mounts("/proc")
 	qt.Check(t, qt.IsNil(err))
-	qt.Check(t, qt.IsTrue(len(m) > 0))
+	qt.Check(t, qt.IsTrue(len(all) > 0))
 }
 
 const mountStats = `device proc mounted on /proc with fstype proc
