@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 // A slow device is named, and copies that are slow are, in the small. What is said
 // while nothing is injected is for the command: a machine may be busy.
 func TestVerdictsKernel(t *testing.T) {
-	r, err := verdicts.Run(t.Context(), verdicts.Options{Cases: []string{"device", "copy"}, Times: []int{50}, Window: 2 * time.Second, Windows: 9, Look: 4 * time.Second, Tell: t.Logf})
+	r, err := verdicts.Run(t.Context(), verdicts.Options{Cases: []string{"device", "copy"}, Times: []int{50}, Window: time.Second, Windows: 14, Look: 3 * time.Second, Tell: t.Logf})
 	if errors.Is(err, bpf.ErrKernel) {
 		t.Skip("needs eBPF: " + strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
