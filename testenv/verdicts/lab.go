@@ -175,7 +175,7 @@ func (l *lab) add(ctx context.Context, i int, d *Disk, shm string) error {
 	}
 	vm := fmt.Sprintf("7e57%04x-0000-4000-8000-%012x", i, o.Domid)
 	l.store.SetAll(fmt.Sprintf("/local/domain/%d", o.Domid), map[string]string{"name": fmt.Sprintf("vm%d", i), "vm": "/vm/" + vm})
-	l.store.Set(fmt.Sprintf("/xapi/%s/private/vbd3/%d/vdi-id", vm, devid), fmt.Sprintf("5e5e5e5e-0000-4000-8000-000000000001/d15c%04x-0000-4000-8000-%012x", i, o.Domid))
+	l.store.Set(fmt.Sprintf("/xapi/%s/private/vbd3/%d/vdi-id", vm, devid), fmt.Sprintf(`["VDI","5e5e5e5e-0000-4000-8000-000000000001/d15c%04x-0000-4000-8000-%012x"]`, i, o.Domid))
 	l.store.SetAll(fmt.Sprintf("/local/domain/0/backend/vbd3/%d/%d", o.Domid, devid), map[string]string{"dev": device, "mode": "w", "frontend-id": fmt.Sprint(o.Domid)})
 	t, err := tapdisk.Start(ctx, o)
 	if err != nil {

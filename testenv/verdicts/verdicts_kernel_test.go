@@ -21,10 +21,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A slow device is named, and copies that are slow are, in the small. What is said
+// A slow device is named, and a pause is, in the small. What is said
 // while nothing is injected is for the command: a machine may be busy.
 func TestVerdictsKernel(t *testing.T) {
-	r, err := verdicts.Run(t.Context(), verdicts.Options{Cases: []string{"device", "copy"}, Times: []int{50}, Window: 2 * time.Second, Windows: 9, Look: 4 * time.Second, Tell: t.Logf})
+	r, err := verdicts.Run(t.Context(), verdicts.Options{Cases: []string{"device", "pause"}, Times: []int{50}, Window: time.Second, Windows: 9, Look: 4 * time.Second, Tell: t.Logf})
 	if errors.Is(err, bpf.ErrKernel) {
 		t.Skip("needs eBPF: " + strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
@@ -37,6 +37,6 @@ func TestVerdictsKernel(t *testing.T) {
 	}
 	for _, trial := range r.Trials {
 		qt.Check(t, qt.IsTrue(trial.Right), qt.Commentf("%s: %s", trial.Case, trial.Finding.Text()))
-		qt.Check(t, qt.IsTrue(trial.Inside >= 0.9), qt.Commentf("%s: %s", trial.Case, trial.Finding.Text()))
+		qt.Check(t, qt.IsTrue(!trial.Told || trial.Inside >= 0.9), qt.Commentf("%s: %s", trial.Case, trial.Finding.Text()))
 	}
 }
