@@ -298,11 +298,15 @@ func TestTapdiskDeviceKernel(t *testing.T) {
 						t.Errorf("%+v", r)
 					}
 				}
-				var unseen uint64 // in the legacy tier the end of a piece can be missed, see inFlight
-				for _, slot := range k.slots {
-					unseen += c.inFlight(slot, DiskRead) + c.inFlight(slot, DiskWrite)
+				var unseen uint64 // ends that the legacy tier missed, see inFlight; the modern one misses none
+				if c.s.tier == Legacy {
+					for _, slot := range k.slots {
+						unseen += c.inFlight(slot, DiskRead) + c.inFlight(slot, DiskWrite)
+					}
 				}
-				qt.Check(t, qt.Equals(unsplit, unseen))
+				if unsplit > unseen {
+					t.Errorf("%d requests are not split, and the ends of %d pieces of I/O were missed", unsplit, unseen)
+				}
 				c.noLosses()
 			})
 		})

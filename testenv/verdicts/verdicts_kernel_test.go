@@ -33,7 +33,7 @@ func TestVerdictsKernel(t *testing.T) {
 		t.Logf("%s: %s", c, why)
 	}
 	if len(r.Skipped) == 2 {
-		t.Skip("needs slow devices")
+		t.Skip("needs devices that can be made slow: ", r.Skipped)
 	}
 	for _, trial := range r.Trials {
 		qt.Check(t, qt.IsTrue(trial.Right), qt.Commentf("%s: %s", trial.Case, trial.Finding.Text()))

@@ -47,7 +47,7 @@ func TestSched(t *testing.T) {
 	}
 	all, err := ReadSched("/proc", uint32(os.Getpid()))
 	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("no schedstat in this kernel")
+		t.Skip("needs /proc/PID/schedstat (CONFIG_SCHED_INFO)")
 	}
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.IsTrue(len(all) > 1))
@@ -177,7 +177,7 @@ func TestConnections(t *testing.T) {
 	m := NewMeter()
 	all, err := m.Read(map[netip.AddrPort]bool{to: true})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EPERM) {
-		t.Skip(err)
+		t.Skip("needs inet_diag (CONFIG_INET_DIAG): ", err)
 	}
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(all[to].Connections, 1))
