@@ -119,8 +119,9 @@ func (j *Judge) load() error {
 	return nil
 }
 
-// save writes the file when there is something new.
-func (j *Judge) save() error {
+// save writes the file when there is something new. What it could not write it
+// tries again the next time.
+func (j *Judge) save() (err error) {
 	if j.o.File == "" {
 		return nil
 	}
@@ -132,6 +133,13 @@ func (j *Judge) save() error {
 	text, err := json.Marshal(&j.base)
 	j.fresh = false
 	j.mu.Unlock()
+	defer func() {
+		if err != nil {
+			j.mu.Lock()
+			j.fresh = true
+			j.mu.Unlock()
+		}
+	}()
 	if err != nil {
 		return err
 	}

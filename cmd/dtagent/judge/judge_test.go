@@ -2,6 +2,7 @@ package judge
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -107,6 +108,23 @@ func TestLearn(t *testing.T) {
 	r, err = New(Options{Watch: d.watch, File: file, Step: time.Millisecond}).Verdict(t.Context(), 30*time.Second, nil)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.IsTrue(strings.HasPrefix(r.Findings[0].Against, "defaults")))
+}
+
+// What could not be written, since the disk was full, say, is written the next time.
+func TestSaveAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	d := &disks{now: time.Unix(1e9, 0)}
+	j := New(Options{Watch: d.watch, File: filepath.Join(dir, "disks.json")})
+	d.learned(j, 1)
+	qt.Assert(t, qt.ErrorIs(j.save(), os.ErrNotExist))
+	qt.Assert(t, qt.IsNil(os.Mkdir(dir, 0o700)))
+	qt.Assert(t, qt.IsNil(j.save()))
+	again := New(Options{Watch: d.watch, File: j.o.File})
+	a, err := json.Marshal(&j.base)
+	qt.Assert(t, qt.IsNil(err))
+	b, err := json.Marshal(&again.base)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(string(b), string(a)))
 }
 
 func (d *disks) learned(j *Judge, windows int) *verdict.Window {
